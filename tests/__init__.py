@@ -1,0 +1,1 @@
+"""The tests mirror the package; `integration` is for real processes and real engines."""
