@@ -1,0 +1,130 @@
+"""The way of an object out of a bucket."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support import BytesSource, Consumer, RunLater, result, run_now
+from twisted_storaged.buckets.delivery import BUDGET, CHUNK, MIN_CHUNK, Deliveries, ObjectReader
+from twisted_storaged.buckets.interface import ObjectInfo
+from twisted_storaged.deferreds import ConsumerGone
+from twisted_storaged.errors import BucketError, DamagedObject
+
+
+def reader(source: object, size: int, run: object = run_now) -> ObjectReader:
+    return ObjectReader(ObjectInfo("key", size, "etag", 0), source, Deliveries(run))  # type: ignore[arg-type]
+
+
+class DeliverTests:
+    """Writing an object to a consumer."""
+
+    @pytest.mark.parametrize("size", [0, 1, CHUNK, CHUNK + 1, 3 * CHUNK])
+    def test_all_bytes_arrive(self, size: int) -> None:
+        """And then the source is closed and the consumer free."""
+        source, consumer = BytesSource(b"x" * size), Consumer()
+        result(reader(source, size).deliver(consumer))
+        assert consumer.data == b"x" * size
+        assert source.closed
+        assert consumer.producer is None
+
+    def test_no_read_is_spent_on_learning_the_end(self) -> None:
+        """The size is known: a small object is one read."""
+        source = BytesSource(b"x" * 10)
+        result(reader(source, 10).deliver(Consumer()))
+        assert source.reads == 1
+
+    def test_reads_ahead_by_one_chunk_and_no_more(self) -> None:
+        """A client that stops reading costs two chunks, and no thread."""
+        source, consumer, run = BytesSource(b"x" * 4 * CHUNK), Consumer(), RunLater()
+        outcome = reader(source, 4 * CHUNK, run).deliver(consumer)
+        consumer.producer.pauseProducing()
+        run.run()
+        assert (len(consumer.data), source.reads) == (CHUNK, 2)
+        assert run.names == []
+        consumer.producer.resumeProducing()
+        run.run()
+        result(outcome)
+        assert len(consumer.data) == 4 * CHUNK
+
+    def test_waits_until_the_last_chunk_has_left(self) -> None:
+        """What comes after, the end of the answer, starts the idle timer."""
+        consumer, run = Consumer(), RunLater()
+        outcome = reader(BytesSource(b"x"), 1, run).deliver(consumer)
+        consumer.producer.pauseProducing()
+        run.step()
+        assert consumer.data == b"x"
+        assert not outcome.called
+        consumer.producer.resumeProducing()
+        result(outcome)
+
+    @pytest.mark.parametrize("there", [0, 1, CHUNK, 2 * CHUNK - 1])
+    def test_an_object_that_ends_short_fails(self, there: int) -> None:
+        """It must never look whole."""
+        source, consumer = BytesSource(b"x" * there), Consumer()
+        with pytest.raises(DamagedObject, match=f"{there} bytes of {2 * CHUNK}"):
+            result(reader(source, 2 * CHUNK).deliver(consumer))
+        assert source.closed
+
+    def test_an_object_that_is_too_long_fails(self) -> None:
+        """Its bytes would be taken for the next answer."""
+        consumer = Consumer()
+        with pytest.raises(DamagedObject):
+            result(reader(BytesSource(b"x" * 3), 2).deliver(consumer))
+        assert consumer.data == b""
+
+    def test_a_failed_read_is_passed_on(self) -> None:
+        """After the source was closed."""
+
+        class Broken(BytesSource):
+            def read(self, size: int) -> bytes:
+                raise BucketError("gone")
+
+        source = Broken(b"")
+        with pytest.raises(BucketError, match="gone"):
+            result(reader(source, 1).deliver(Consumer()))
+        assert source.closed
+
+    def test_a_client_that_leaves_closes_the_source(self) -> None:
+        """But not under a read that is under way."""
+        source, consumer, run = BytesSource(b"x" * 3 * CHUNK), Consumer(), RunLater()
+        outcome = reader(source, 3 * CHUNK, run).deliver(consumer)
+        producer = consumer.producer
+        producer.pauseProducing()
+        run.step()
+        producer.stopProducing()
+        assert run.names == ["read"]
+        run.run()
+        with pytest.raises(ConsumerGone):
+            result(outcome)
+        assert source.closed
+
+
+class DeliveriesTests:
+    """Memory, when there are many."""
+
+    def test_few_read_in_large_chunks(self) -> None:
+        """One GET is as fast as it can be."""
+        deliveries = Deliveries(run_now)
+        assert deliveries.chunk == CHUNK
+        deliveries.count = 16
+        assert deliveries.chunk == CHUNK
+
+    def test_many_share_the_budget(self) -> None:
+        """However slow their clients are."""
+        deliveries = Deliveries(run_now)
+        for deliveries.count in (17, 64, 200):
+            assert deliveries.count * 2 * deliveries.chunk <= BUDGET
+        deliveries.count = 10_000
+        assert deliveries.chunk == MIN_CHUNK
+
+    def test_those_under_way_are_counted(self) -> None:
+        """Until they end, in whatever way."""
+        deliveries, run = Deliveries(run_now), RunLater()
+        deliveries.run = run
+        open_reader = ObjectReader(ObjectInfo("key", 2, "etag", 0), BytesSource(b"x"), deliveries)
+        outcome = open_reader.deliver(Consumer())
+        assert deliveries.count == 1
+        run.run()
+        with pytest.raises(DamagedObject):
+            result(outcome)
+        assert deliveries.count == 0
