@@ -1,0 +1,76 @@
+"""The embedded bucket's files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from twisted_storaged.buckets.directory import Directory
+from twisted_storaged.errors import StartError
+
+
+class DirectoryTests:
+    """Contents under names of their own."""
+
+    def test_writes_anywhere_in_any_order(self, tmp_path: Path) -> None:
+        """Parts overlap."""
+        directory = Directory(tmp_path / "new" / "data")
+        content = directory.create()
+        content.write(bytearray(b"world"), 5)
+        content.write(bytearray(b"hello"), 0)
+        assert content.seal() == 10
+        descriptor = directory.open(content.name)
+        assert os.read(descriptor, 100) == b"helloworld"
+        os.close(descriptor)
+
+    def test_who_has_it_open_reads_on(self, tmp_path: Path) -> None:
+        """After it was removed, too."""
+        directory = Directory(tmp_path)
+        content = directory.create()
+        content.write(bytearray(b"old"), 0)
+        content.seal()
+        descriptor = directory.open(content.name)
+        directory.remove(content.name)
+        assert os.read(descriptor, 100) == b"old"
+        os.close(descriptor)
+        with pytest.raises(FileNotFoundError):
+            directory.open(content.name)
+
+    def test_discarding_leaves_nothing(self, tmp_path: Path) -> None:
+        """Also when it is done twice."""
+        directory = Directory(tmp_path)
+        content = directory.create()
+        content.discard()
+        content.discard()
+        assert directory.sweep(iter([])) == 0
+
+    def test_sweep_removes_what_nobody_names(self, tmp_path: Path) -> None:
+        """And nothing else, wherever names fall in the order."""
+        directory = Directory(tmp_path)
+        names = []
+        for _ in range(50):
+            content = directory.create()
+            content.seal()
+            names.append(content.name)
+        named = sorted([*names[:20], "0" * 32, "f" * 32])
+        assert directory.sweep(iter(named)) == 30
+        left = {path.name for path in (tmp_path / "objects").glob("*/*")}
+        assert left == set(names[:20])
+
+    def test_one_daemon_per_directory(self, tmp_path: Path) -> None:
+        """The second is told which directory it is about."""
+        first = Directory(tmp_path)
+        with pytest.raises(StartError, match=f"{tmp_path} is in use by another storaged"):
+            Directory(tmp_path)
+        first.close()
+        Directory(tmp_path)
+
+    def test_contents_are_for_the_daemon_alone(self, tmp_path: Path) -> None:
+        """Other users of the host go through storaged."""
+        directory = Directory(tmp_path / "data")
+        content = directory.create()
+        content.seal()
+        assert (tmp_path / "data").stat().st_mode & 0o077 == 0
+        assert next((tmp_path / "data" / "objects").glob("*/*")).stat().st_mode & 0o077 == 0

@@ -1,0 +1,255 @@
+"""LocalBucket: the order of a PUT on the disk, what a crash leaves, and on which threads the disk is touched."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.task import deferLater
+
+from tests.support import BytesBody, Consumer, reactor
+from twisted_storaged.buckets import directory, local
+from twisted_storaged.buckets.index import Entry, Index
+from twisted_storaged.buckets.interface import ObjectInfo
+from twisted_storaged.buckets.local import PART_SIZE, LocalBucket, LocalSettings
+from twisted_storaged.errors import BucketError, StartError
+
+
+def make(path: Path) -> LocalBucket:
+    return LocalBucket("local", LocalSettings(path), reactor, 4)
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Generator[LocalBucket, None, None]:
+    bucket = make(tmp_path)
+    bucket.start()
+    yield bucket
+    pytest_twisted.blockon(bucket.stop())
+
+
+async def put(bucket: LocalBucket, key: str, data: bytes) -> ObjectInfo:
+    return await bucket.put(key, BytesBody(data, chunk=1 << 20), 1 << 30)
+
+
+async def read(bucket: LocalBucket, key: str) -> bytes:
+    consumer = Consumer()
+    reader = await bucket.get(key)
+    await reader.deliver(consumer)
+    return consumer.data
+
+
+def contents(path: Path) -> set[str]:
+    return {file.name for file in (path / "objects").glob("*/*")}
+
+
+class DurabilityTests:
+    """What has happened when a PUT is answered."""
+
+    @pytest.mark.parametrize("size", [10, PART_SIZE * 2 + 1])
+    @pytest_twisted.ensureDeferred
+    async def test_the_bytes_then_the_name_then_the_key(
+        self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch, size: int
+    ) -> None:
+        """Each is on the disk before the next, so that no crash between two shows half an object."""
+        order: list[str] = []
+        fsync, index_put = os.fsync, Index.put
+
+        def recording_fsync(descriptor: int) -> None:
+            order.append(
+                "folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else f"{os.fstat(descriptor).st_size} bytes"
+            )
+            fsync(descriptor)
+
+        def recording_put(self: Index, entry: Entry) -> str | None:
+            order.append("key")
+            return index_put(self, entry)
+
+        monkeypatch.setattr(os, "fsync", recording_fsync)
+        monkeypatch.setattr(Index, "put", recording_put)
+        await put(bucket, "a", b"x" * size)
+        assert order == [f"{size} bytes", "folder", "key"]
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_failed_fsync_is_a_failed_put(
+        self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """The old object stays, and the new file goes."""
+        await put(bucket, "a", b"old")
+        before = contents(tmp_path)
+
+        def broken(descriptor: int) -> None:
+            raise OSError(5, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", broken)
+            for size in (10, PART_SIZE * 2 + 1):
+                with pytest.raises(BucketError, match="Input/output error"):
+                    await put(bucket, "a", b"x" * size)
+        assert contents(tmp_path) == before
+        assert await read(bucket, "a") == b"old"
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_failed_commit_leaves_the_file_to_the_sweep(
+        self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """A commit that was reported as failed may yet be found done: its file must be there then."""
+        await put(bucket, "a", b"old")
+
+        def broken(self: Index, entry: Entry) -> None:
+            raise sqlite3.OperationalError("disk I/O error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Index, "put", broken)
+            with pytest.raises(BucketError, match="disk I/O error"):
+                await put(bucket, "a", b"new")
+        assert len(contents(tmp_path)) == 2
+        assert await read(bucket, "a") == b"old"
+
+    @pytest_twisted.ensureDeferred
+    async def test_an_overwritten_file_goes(self, bucket: LocalBucket, tmp_path: Path) -> None:
+        """As does a deleted one."""
+        for data in (b"one", b"two", b"three"):
+            await put(bucket, "a", data)
+        await bucket.delete("a")
+        await bucket.get("b").addErrback(lambda _: None)
+        assert await _until(lambda: contents(tmp_path) == set())
+
+
+class StartTests:
+    """What is found at the start."""
+
+    @pytest_twisted.ensureDeferred
+    async def test_everything_is_there_again(self, tmp_path: Path) -> None:
+        """And what a crash left is not."""
+        first = make(tmp_path)
+        first.start()
+        await put(first, "a", b"kept")
+        await first.stop()
+        leftover = tmp_path / "objects" / "00" / ("00" * 16)
+        leftover.write_bytes(b"half an obj")
+        second = make(tmp_path)
+        second.start()
+        assert not leftover.exists()
+        assert await read(second, "a") == b"kept"
+        await second.stop()
+
+    def test_a_directory_in_use(self, bucket: LocalBucket, tmp_path: Path) -> None:
+        """Is refused, by name."""
+        with pytest.raises(StartError, match="is in use by another storaged"):
+            make(tmp_path).start()
+
+    def test_a_directory_that_cannot_be(self, tmp_path: Path) -> None:
+        """Is refused, with the reason."""
+        (tmp_path / "file").touch()
+        with pytest.raises(StartError, match=r"bucket local: .*/file/data cannot be used: .*Not a directory"):
+            make(tmp_path / "file" / "data").start()
+
+    def test_an_index_that_is_none(self, tmp_path: Path) -> None:
+        """Is refused, and left as it is."""
+        (tmp_path / "index.sqlite").write_bytes(b"somebody's only copy" * 1000)
+        with pytest.raises(StartError, match="file is not a database"):
+            make(tmp_path).start()
+        assert (tmp_path / "index.sqlite").read_bytes() == b"somebody's only copy" * 1000
+
+
+class ReadersTests:
+    """Reading while others write."""
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_reader_never_meets_a_removed_file(
+        self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The key was overwritten between the look into the index and the opening: it looks again."""
+        await put(bucket, "a", b"old")
+        opened = directory.Directory.open
+        replaced: list[str] = []
+
+        def overwritten_first(self: directory.Directory, name: str) -> int:
+            if not replaced:
+                replaced.append(name)
+                content = self.create()
+                content.write(bytearray(b"new"), 0)
+                content.seal()
+                bucket._index.put(Entry("a", content.name, 3, 0))
+                self.remove(name)
+            return opened(self, name)
+
+        monkeypatch.setattr(directory.Directory, "open", overwritten_first)
+        assert await read(bucket, "a") == b"new"
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_file_that_is_gone_is_trouble(self, bucket: LocalBucket, tmp_path: Path) -> None:
+        """Not an object that never was."""
+        info = await put(bucket, "a", b"x")
+        (tmp_path / "objects" / info.etag[:2] / info.etag).unlink()
+        with pytest.raises(BucketError, match="No such file"):
+            await bucket.get("a")
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_file_that_was_cut_is_trouble(self, bucket: LocalBucket, tmp_path: Path) -> None:
+        """The client must not take the rest for all."""
+        info = await put(bucket, "a", b"x" * 100)
+        os.truncate(tmp_path / "objects" / info.etag[:2] / info.etag, 50)
+        with pytest.raises(BucketError, match="has 50 bytes of 100"):
+            await read(bucket, "a")
+
+
+class ThreadsTests:
+    """Who touches the disk."""
+
+    @pytest_twisted.ensureDeferred
+    async def test_never_the_reactors_thread(self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One slow disk must not stop every request."""
+        callers: dict[str, set[str]] = {}
+
+        def watch(place: Any, name: str) -> None:
+            original = getattr(place, name)
+
+            def watched(*args: Any, **kwargs: Any) -> Any:
+                callers.setdefault(name, set()).add(threading.current_thread().name)
+                return original(*args, **kwargs)
+
+            monkeypatch.setattr(place, name, watched)
+
+        for name in ("open", "close", "pwrite", "fsync", "fstat"):
+            watch(os, name)
+        watch(local._FileSource, "read")  # the reactor reads its own wake-up pipe with os.read
+        for name in ("put", "get", "delete", "page"):
+            watch(Index, name)
+        watch(directory.Directory, "remove")
+        for data in (b"small", b"x" * (PART_SIZE + 1)):
+            await put(bucket, "a", data)
+        await read(bucket, "a")
+        await bucket.list("")
+        await bucket.delete("a")
+        assert await _until(lambda: "remove" in callers)
+        assert set(callers) == {
+            "open",
+            "close",
+            "read",
+            "pwrite",
+            "fsync",
+            "fstat",
+            "put",
+            "get",
+            "delete",
+            "page",
+            "remove",
+        }
+        strangers = {(call, name) for call, names in callers.items() for name in names if "bucket local" not in name}
+        assert strangers == set()
+
+
+async def _until(condition: Any) -> bool:
+    """Wait, for as long as a slow machine might take, until something that was started has happened."""
+    for _ in range(1000):
+        if condition():
+            return True
+        await deferLater(reactor, 0.01)
+    return False

@@ -1,0 +1,131 @@
+"""The embedded bucket's files: immutable contents, each written once under a name of its own. Blocking.
+
+A file is visible only once the index names it, so a new one is written in its final place. What the index does not
+name is what a crash left behind.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+from twisted_storaged.errors import StartError
+
+_FOLDERS = [f"{number:02x}" for number in range(256)]
+
+
+class Directory:
+    """A folder that one daemon has for itself, with contents in 256 folders below it."""
+
+    def __init__(self, path: Path) -> None:
+        """Make it if need be, and lock it.
+
+        Raises:
+            StartError: another daemon has it.
+            OSError: it cannot be made or used.
+        """
+        self.index_path = path / "index.sqlite"
+        self._objects = path / "objects"
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = _lock(path)
+        self._make_folders()
+
+    def create(self) -> ContentFile:
+        """A new, empty content with a name that no other ever had."""
+        name = uuid4().hex
+        return ContentFile(name, self._folder(name))
+
+    def open(self, name: str) -> int:
+        """A descriptor for reading a content. Raises FileNotFoundError."""
+        return os.open(self._folder(name) / name, os.O_RDONLY | os.O_CLOEXEC)
+
+    def remove(self, name: str) -> None:
+        """Remove a content; who has it open reads on."""
+        (self._folder(name) / name).unlink(missing_ok=True)
+
+    def sweep(self, named: Iterator[str]) -> int:
+        """Remove every content that is not in `named`, which comes in order; returns how many those were."""
+        removed = 0
+        kept = next(named, None)
+        for name in self._names():
+            while kept is not None and kept < name:
+                kept = next(named, None)
+            if name != kept:
+                self.remove(name)
+                removed += 1
+        return removed
+
+    def close(self) -> None:
+        """Let another daemon have it."""
+        os.close(self._lock)
+
+    def _folder(self, name: str) -> Path:
+        return self._objects / name[:2]
+
+    def _names(self) -> Iterator[str]:
+        for folder in _FOLDERS:
+            yield from sorted(os.listdir(self._objects / folder))
+
+    def _make_folders(self) -> None:
+        for folder in _FOLDERS:
+            (self._objects / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder_with_new_names in (self._objects, self._objects.parent):
+            sync_folder(folder_with_new_names)
+
+
+class ContentFile:
+    """A content while it is written."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self._folder = folder
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._descriptor = os.open(folder / name, flags, 0o600)
+
+    def write(self, data: bytearray, offset: int) -> None:
+        """Write all of `data` at `offset`; safe beside other calls, at other offsets."""
+        rest = memoryview(data)
+        while rest:
+            written = os.pwrite(self._descriptor, rest, offset)
+            offset += written
+            rest = rest[written:]
+
+    def seal(self) -> int:
+        """Bring the bytes, and then the name, to the disk; returns the size in bytes."""
+        os.fsync(self._descriptor)
+        size = os.fstat(self._descriptor).st_size
+        self._close()
+        sync_folder(self._folder)
+        return size
+
+    def discard(self) -> None:
+        """Remove it again."""
+        self._close()
+        (self._folder / self.name).unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Bring the names in a folder to the disk: fsync of a file does not. See fsync(2)."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StartError(f"{path} is in use by another storaged; give this one a --data of its own") from None
+    return descriptor
