@@ -1,0 +1,138 @@
+"""Real S3 engines on loopback, and how to start each: moto in this process, rclone and Ceph as processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import boto3
+from botocore.config import Config
+from moto.server import ThreadedMotoServer
+
+from twisted_storaged.buckets.s3 import S3Settings
+
+FOLDER = Path(__file__).parent
+READY_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine that runs."""
+
+    name: str
+    endpoint: str
+    access_key: str
+    secret_key: str
+
+    def client(self) -> Any:
+        """boto3's client for it, to look behind storaged's back."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name="us-east-1",
+            config=Config(s3={"addressing_style": "path"}, response_checksum_validation="when_required"),
+        )
+
+    def new_bucket(self) -> str:
+        """Make a bucket, and give its name."""
+        name = f"test-{uuid4().hex[:12]}"
+        self.client().create_bucket(Bucket=name)
+        return name
+
+    def settings(self, bucket: str, prefix: str = "") -> S3Settings:
+        """The settings of a bucket in it."""
+        return S3Settings(bucket, prefix, self.endpoint, "us-east-1", True, self.access_key, self.secret_key)
+
+    def toml(self, bucket: str) -> str:
+        """The same, as a section of a configuration."""
+        return (
+            f'[s3]\nendpoint = "{self.endpoint}"\nregion = "us-east-1"\nbucket = "{bucket}"\nuse_path_style = true\n'
+            f'access_key_id = "{self.access_key}"\nsecret_access_key = "{self.secret_key}"\n'
+        )
+
+
+@contextmanager
+def moto() -> Iterator[Engine]:
+    """moto, in a thread of this process: takes any credentials, and keeps everything in memory."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        yield Engine("moto", f"http://{host}:{port}", "any", "any")
+    finally:
+        server.stop()
+
+
+@contextmanager
+def rclone(folder: Path) -> Iterator[Engine]:
+    """`rclone serve s3` over a folder."""
+    binary = shutil.which("rclone", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    with _script("rclone", folder, free_ports(1), RCLONE=binary or "rclone") as engine:
+        yield engine
+
+
+@contextmanager
+def ceph(folder: Path) -> Iterator[Engine]:
+    """Ceph's radosgw over one OSD in memory."""
+    with _script("ceph", folder, free_ports(60), OSDS="1", STORE="memstore", OSD_GB="4") as engine:
+        yield engine
+
+
+def has_ceph() -> bool:
+    """Whether Ceph's packages are installed; see the head of ceph.sh."""
+    return all(shutil.which(name) for name in ("radosgw", "ceph-mon", "ceph-osd", "curl"))
+
+
+def free_ports(count: int) -> int:
+    """The first of `count` ports in a row that nobody listens on."""
+    for first in range(20000 + os.getpid() % 100 * 60, 32000, 60):
+        if all(_is_free(port) for port in range(first, first + count)):
+            return first
+    raise RuntimeError("no free ports")
+
+
+def _is_free(port: int) -> bool:
+    with closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+@contextmanager
+def _script(name: str, folder: Path, port: int, **environ: str) -> Iterator[Engine]:
+    data = folder / name
+    log = folder / f"{name}.log"
+    with log.open("wb") as output:
+        command = ["bash", str(FOLDER / f"{name}.sh"), str(data), str(port)]
+        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **environ})
+    try:
+        ready = _wait_until_ready(process, data / "ready.env", log)
+        yield Engine(name, ready["S3_ENDPOINT"], ready["S3_ACCESS_KEY"], ready["S3_SECRET_KEY"])
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], ready: Path, log: Path) -> dict[str, str]:
+    end = time.monotonic() + READY_SECONDS
+    while not ready.exists():
+        if process.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(f"{process.args!r} did not start: {log.read_text('utf-8', 'replace')[-2000:]}")
+        time.sleep(0.05)
+    return dict(line.split("=", 1) for line in ready.read_text("utf-8").splitlines())

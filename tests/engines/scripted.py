@@ -1,0 +1,155 @@
+"""An S3 endpoint of a few calls, in a thread, that answers as a test says: with faults no engine makes on demand."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.engines import Engine
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request that came: `name` is S3's name of the operation."""
+
+    name: str
+    key: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a script answers instead of S3; `drop` closes the connection without a word."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    drop: bool = False
+    do_it_first: bool = False
+
+
+Script = Callable[[Call], Answer | None]
+
+ERROR = b"<Error><Code>%s</Code><Message>scripted</Message></Error>"
+
+
+class Scripted:
+    """The endpoint: a dict of objects, the uploads that are open, and the calls that came."""
+
+    def __init__(self) -> None:
+        self.script: Script = lambda _: None
+        self.calls: list[Call] = []
+        self.objects: dict[str, tuple[bytes, str]] = {}
+        self.uploads: dict[str, dict[int, bytes]] = {}
+        self._lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        """The operations that were called, in order."""
+        return [call.name for call in self.calls]
+
+    def answer(self, call: Call, query: dict[str, list[str]]) -> Answer:
+        """What comes back for a call."""
+        with self._lock:
+            self.calls.append(call)
+        scripted = self.script(call)
+        if scripted is None or scripted.do_it_first:
+            with self._lock:
+                done = getattr(self, f"_{call.name}")(call, query)
+        return scripted or done
+
+    def _PutObject(self, call: Call, query: dict[str, list[str]]) -> Answer:
+        etag = hashlib.md5(call.body).hexdigest()
+        self.objects[call.key] = call.body, etag
+        return Answer(headers={"ETag": f'"{etag}"'})
+
+    def _GetObject(self, call: Call, query: dict[str, list[str]]) -> Answer:
+        if call.key not in self.objects:
+            return Answer(404, ERROR % b"NoSuchKey")
+        body, etag = self.objects[call.key]
+        return Answer(body=body, headers={"ETag": f'"{etag}"', "Last-Modified": "Tue, 14 Nov 2023 22:13:20 GMT"})
+
+    _HeadObject = _GetObject
+
+    def _CreateMultipartUpload(self, call: Call, query: dict[str, list[str]]) -> Answer:
+        upload = f"upload-{len(self.calls)}"
+        self.uploads[upload] = {}
+        xml = f"<InitiateMultipartUploadResult><UploadId>{upload}</UploadId></InitiateMultipartUploadResult>"
+        return Answer(body=xml.encode())
+
+    def _UploadPart(self, call: Call, query: dict[str, list[str]]) -> Answer:
+        self.uploads[query["uploadId"][0]][int(query["partNumber"][0])] = call.body
+        return Answer(headers={"ETag": f'"{hashlib.md5(call.body).hexdigest()}"'})
+
+    def _CompleteMultipartUpload(self, call: Call, query: dict[str, list[str]]) -> Answer:
+        parts = self.uploads.pop(query["uploadId"][0], None)
+        if parts is None:
+            return Answer(404, ERROR % b"NoSuchUpload")
+        digests = b"".join(hashlib.md5(parts[number]).digest() for number in sorted(parts))
+        etag = f"{hashlib.md5(digests).hexdigest()}-{len(parts)}"
+        self.objects[call.key] = b"".join(parts[number] for number in sorted(parts)), etag
+        xml = f"<CompleteMultipartUploadResult><ETag>&quot;{etag}&quot;</ETag></CompleteMultipartUploadResult>"
+        return Answer(body=xml.encode())
+
+    def _AbortMultipartUpload(self, call: Call, query: dict[str, list[str]]) -> Answer:
+        gone = self.uploads.pop(query["uploadId"][0], None) is None
+        return Answer(404, ERROR % b"NoSuchUpload") if gone else Answer(204)
+
+    def _DeleteObject(self, call: Call, query: dict[str, list[str]]) -> Answer:
+        self.objects.pop(call.key, None)
+        return Answer(204)
+
+
+def _operation(method: str, query: dict[str, list[str]]) -> str:
+    if method == "POST":
+        return "CreateMultipartUpload" if "uploads" in query else "CompleteMultipartUpload"
+    if "uploadId" in query:
+        return {"PUT": "UploadPart", "DELETE": "AbortMultipartUpload"}[method]
+    return f"{method.capitalize()}Object"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    endpoint: ClassVar[Scripted]
+
+    def _answer(self) -> None:
+        parts = urlsplit(self.path)
+        query = parse_qs(parts.query, keep_blank_values=True)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        key = unquote(parts.path).removeprefix("/bucket/")
+        answer = self.endpoint.answer(Call(_operation(self.command, query), key, headers, body), query)
+        if answer.drop:
+            self.close_connection = True
+            return
+        self.send_response(answer.status)
+        for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
+        if "Content-Length" in answer.headers:
+            self.close_connection = True  # it lied
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _answer
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (http.server's name)
+        pass
+
+
+@contextmanager
+def scripted() -> Iterator[tuple[Scripted, Engine]]:
+    """The endpoint, running, with one bucket named `bucket`."""
+    endpoint = Scripted()
+    handler = type("Handler", (_Handler,), {"endpoint": endpoint})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield endpoint, Engine("scripted", f"http://127.0.0.1:{server.server_port}", "id", "hunter2")
+        server.shutdown()
