@@ -1,0 +1,70 @@
+"""One space of keys over several buckets."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+
+from tests.support import MemoryBucket, result
+from twisted_storaged.buckets.registry import Registry
+from twisted_storaged.errors import BucketError, UnknownBucket
+from twisted_storaged.namespace import Namespace
+from twisted_storaged.policy import Policy, Rule
+
+RULES = [Rule("a/", 1, "one"), Rule("a/b/", 1, "two"), Rule("c", 1, "one")]
+
+
+def listed(namespace: Namespace, prefix: str) -> list[str]:
+    async def collect() -> list[str]:
+        return [item.key async for page in namespace.pages(prefix) for item in page]
+
+    return result(Deferred.fromCoroutine(collect()))
+
+
+class NamespaceTests:
+    """Where keys live."""
+
+    def test_a_key_lives_where_the_policy_says(self) -> None:
+        """By its longest prefix."""
+        buckets = [MemoryBucket(name) for name in ("primary", "one", "two")]
+        namespace = Namespace(Policy(RULES), Registry(buckets))
+        assert [namespace.bucket_for(key).name for key in ("x", "a/x", "a/b/x", "cx")] == [
+            "primary",
+            "one",
+            "two",
+            "one",
+        ]
+
+    def test_an_unknown_bucket_is_named(self) -> None:
+        """A registry raises its own error."""
+        with pytest.raises(UnknownBucket, match="one"):
+            Namespace(Policy(RULES), Registry([MemoryBucket()])).bucket_for("a/x")
+
+    @given(
+        keys=st.sets(st.text("abc/é😀\uffff", min_size=1, max_size=5), max_size=30),
+        strays=st.sets(st.text("abc/", min_size=1, max_size=4), max_size=5),
+        prefix=st.text("abc/", max_size=3),
+        page=st.integers(1, 4),
+    )
+    def test_a_list_is_as_of_one_bucket(self, keys: set[str], strays: set[str], prefix: str, page: int) -> None:
+        """All keys in one order, each once, none that the policy finds elsewhere."""
+        buckets = {name: MemoryBucket(name, page) for name in ("primary", "one", "two")}
+        namespace = Namespace(Policy(RULES), Registry(buckets.values()))
+        for key in keys:
+            buckets[namespace.rule_for(key).bucket].objects[key] = b""
+        for key in strays:
+            wrong = "two" if namespace.rule_for(key).bucket == "primary" else "primary"
+            buckets[wrong].objects[key] = b""
+        expected = sorted((key for key in keys if key.startswith(prefix)), key=str.encode)
+        assert listed(namespace, prefix) == expected
+
+    def test_trouble_of_any_bucket_is_trouble(self) -> None:
+        """A list with a hole is no list."""
+        buckets = [MemoryBucket(name) for name in ("primary", "one", "two")]
+        buckets[2].failing = BucketError("down")
+        namespace = Namespace(Policy(RULES), Registry(buckets))
+        with pytest.raises(BucketError):
+            listed(namespace, "")
+        assert listed(namespace, "x") == []

@@ -1,0 +1,479 @@
+"""What the connection does: when it reads, when it does not, and how it ends."""
+
+from __future__ import annotations
+
+import pytest
+from twisted.internet.error import ConnectionLost
+from twisted.web.http import HTTPChannel
+
+from tests.support import MemoryBucket, RunLater
+from tests.web.wire import Server, chunk, chunked_put, put, request
+from twisted_storaged.policy import DEFAULT_MAX_PUT, Policy, Rule
+from twisted_storaged.web.body import READ_SIZE
+from twisted_storaged.web.streaming import IDLE_SECONDS, LINGER_BYTES, LINGER_SECONDS
+
+TOO_LONG = DEFAULT_MAX_PUT + 1
+EXPECT = "Expect: 100-continue"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def slow_server(size: int = 100) -> tuple[Server, RunLater]:
+    """A server whose bucket makes its calls when told to, in parts of `size` bytes."""
+    run = RunLater()
+    bucket = MemoryBucket(part_size=size)
+    bucket.run = run
+    return Server(bucket), run
+
+
+class PrivateNamesTests:
+    """What we use of Twisted's insides."""
+
+    def test_twisted_still_has_them(self) -> None:
+        """At the end of the headers, the request line is found in these three; a rename must fail here, by name."""
+        seen = []
+
+        class Channel(HTTPChannel):
+            def allHeadersReceived(self) -> None:
+                seen.append((self._command, self._path, self._version))
+
+        server = Server()
+        server.site.protocol = Channel
+        server.connect().send(b"PUT /a?b HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n")
+        assert seen == [(b"PUT", b"/a?b", b"HTTP/1.1")]
+
+
+class ContinueTests:
+    """`Expect: 100-continue`."""
+
+    def test_is_asked_for_when_the_body_is_wanted(self) -> None:
+        """Then, and not before."""
+        connection = Server().connect()
+        connection.send(put("a", b"", EXPECT, length=5))
+        assert connection.received() == CONTINUE
+        connection.send(b"hello")
+        assert connection.response().status == 200
+
+    @pytest.mark.parametrize(("key", "length", "status"), [("/a", 5, 400), ("a", TOO_LONG, 413)])
+    def test_is_never_sent_with_a_refusal(self, key: str, length: int, status: int) -> None:
+        """The client sends not one byte."""
+        connection = Server().connect()
+        connection.send(put(key, b"", EXPECT, length=length))
+        assert connection.response().status == status
+
+    def test_is_not_sent_when_there_is_no_slot(self) -> None:
+        """503 comes first."""
+        server = Server(put_slots=1)
+        holder = server.connect()
+        holder.send(put("a", length=1))
+        connection = server.connect()
+        connection.send(put("a", b"", EXPECT, length=5))
+        assert connection.response().status == 503
+        holder.lose()
+
+    def test_is_not_sent_to_who_did_not_ask(self) -> None:
+        """Nor to HTTP/1.0, which does not know it."""
+        server = Server()
+        for head in (put("a", b"hello"), put("a", b"hello", EXPECT).replace(b"HTTP/1.1", b"HTTP/1.0")):
+            connection = server.connect()
+            connection.send(head)
+            assert b"100 Continue" not in connection.received()
+
+    def test_is_case_insensitive(self) -> None:
+        """RFC 9110, 10.1.1."""
+        connection = Server().connect()
+        connection.send(put("a", b"", "expect: 100-Continue", length=5))
+        assert connection.received() == CONTINUE
+        connection.lose()
+
+
+class EarlyAnswerTests:
+    """An answer that is given before the body is in."""
+
+    @pytest.mark.parametrize(
+        ("head", "status"),
+        [
+            (put("/a", length=TOO_LONG), 400),
+            (put("a", length=TOO_LONG), 413),
+            (request("GET", "/storage/get/a", "Content-Length: 9999999"), 404),
+            (request("POST", "/storage/get/a", "Content-Length: 9999999"), 405),
+            (chunked_put("/a"), 400),
+        ],
+    )
+    def test_closes_so_that_the_client_sees_it(self, head: bytes, status: int) -> None:
+        """It says so, half-closes, and reads on for a while."""
+        connection = Server().connect()
+        connection.send(head + b"x" * 100)
+        response = connection.response()
+        assert (response.status, response.headers["connection"]) == (status, "close")
+        assert connection.transport.half_closed
+        assert not connection.transport.disconnecting
+        assert connection.reading
+
+    def test_no_body_is_read_before_the_decision(self) -> None:
+        """What came in one read with the headers is all."""
+        server = Server()
+        holders = [server.connect() for _ in range(4)]
+        for holder in holders:
+            holder.send(put("a", length=1))
+        connection = server.connect()
+        connection.channel.transport.producerState = "producing"
+        reads: list[bytes] = []
+        data_received, connection.channel.dataReceived = connection.channel.dataReceived, reads.append
+        connection.send(put("a", length=10))
+        data_received(reads[0])
+        assert connection.response().status == 503
+        for holder in holders:
+            holder.lose()
+
+    def test_what_comes_after_is_dropped(self) -> None:
+        """It is not taken for the next request."""
+        server = Server()
+        connection = server.connect()
+        connection.send(put("/a", length=TOO_LONG) + request("DELETE", "/storage/delete/a"))
+        connection.send(request("GET", "/health"))
+        assert connection.received().count(b"HTTP/1.1") == 1
+
+    def test_only_so_many_bytes_are_dropped(self) -> None:
+        """Then the connection is closed."""
+        connection = Server().connect()
+        connection.send(put("/a", length=TOO_LONG))
+        connection.send(b"x" * LINGER_BYTES)
+        assert not connection.transport.disconnecting
+        connection.send(b"x")
+        assert connection.transport.disconnecting
+
+    def test_only_for_so_long(self) -> None:
+        """A client that sends and sends does not reset the time."""
+        server = Server()
+        connection = server.connect()
+        connection.send(put("/a", length=TOO_LONG))
+        for _ in range(LINGER_SECONDS):
+            assert not connection.transport.disconnecting
+            server.clock.advance(1)
+            connection.send(b"x")
+        assert connection.transport.disconnecting
+
+    def test_the_timer_goes_with_the_connection(self) -> None:
+        """Nothing is left behind when the client has gone."""
+        server = Server()
+        connection = server.connect()
+        connection.send(put("/a", length=TOO_LONG))
+        connection.lose()
+        assert server.clock.getDelayedCalls() == []
+
+    def test_over_tls_there_is_no_half_close(self) -> None:
+        """There, it would close the socket beneath."""
+        connection = Server().connect()
+        connection.channel.isSecure = lambda: True
+        connection.send(put("/a", length=TOO_LONG))
+        assert connection.response().status == 400
+        assert not connection.transport.half_closed
+        assert not connection.transport.disconnecting
+
+    def test_a_whole_body_keeps_the_connection(self) -> None:
+        """Only an early answer ends it."""
+        connection = Server().connect()
+        connection.send(put("a", b"hello"))
+        assert "connection" not in connection.response().headers
+        connection.send(request("GET", "/storage/get/a"))
+        assert connection.response().body == b"hello"
+        assert not connection.transport.disconnecting
+
+
+class BackPressureTests:
+    """The peer's socket is read as fast as the bucket takes it, and no faster."""
+
+    def test_reading_stops_while_the_bucket_is_full(self) -> None:
+        """And goes on when it is not."""
+        server, run = slow_server()
+        connection = server.connect()
+        connection.send(put("a", length=100_000))
+        connection.send(b"x" * 100_000)
+        assert not connection.reading
+        assert connection.unread == 100_000 - connection.transport.bufferSize
+        while run.calls:
+            run.step()
+            connection.flow()
+        assert connection.response().status == 200
+        assert len(server.bucket.objects["a"]) == 100_000
+
+    def test_large_bodies_are_read_in_large_pieces(self) -> None:
+        """Only while they are: other requests need no such buffers."""
+        server = Server(MemoryBucket(part_size=4 << 20))
+        connection = server.connect()
+        assert connection.transport.bufferSize == 1 << 16
+        connection.send(put("a", length=READ_SIZE + 1))
+        assert connection.transport.bufferSize == READ_SIZE
+        connection.send(b"x" * (READ_SIZE + 1))
+        assert connection.response().status == 200
+        assert connection.transport.bufferSize == 1 << 16
+
+    def test_a_body_is_stored_as_it_comes(self) -> None:
+        """Parts leave long before its end."""
+        server, run = slow_server()
+        connection = server.connect()
+        connection.send(put("a", length=1000))
+        connection.send(b"x" * 101)
+        assert run.names == ["begin"]
+        run.step()
+        assert run.names == ["part"]
+        connection.lose()
+        run.run()
+
+    def test_the_peers_leaving_is_noticed_after_the_body(self) -> None:
+        """While the bucket completes, the socket is read."""
+        server, run = slow_server()
+        connection = server.connect()
+        connection.send(put("a", b"x" * 350))
+        assert run.calls
+        assert connection.reading
+        connection.lose()
+        run.run()
+        assert server.bucket.objects == {"a": b"x" * 350}
+        assert connection.received() == b""
+        assert server.slots.free == 4
+
+
+class PeerGoneTests:
+    """A peer that leaves in the middle."""
+
+    @pytest.mark.parametrize("reason", [None, ConnectionLost()])
+    @pytest.mark.parametrize("sent", [0, 50, 350])
+    def test_nothing_is_stored_and_the_slot_is_free(self, sent: int, reason: Exception | None) -> None:
+        """Also when it closed politely, with a FIN."""
+        server = Server(MemoryBucket(part_size=100))
+        connection = server.connect()
+        connection.send(put("a", length=1000))
+        connection.send(b"x" * sent)
+        assert server.slots.free == 3
+        connection.lose(reason)
+        assert server.bucket.objects == {}
+        assert server.slots.free == 4
+
+    def test_the_slot_is_free_only_after_the_abort(self) -> None:
+        """Until then its memory and its upload are there."""
+        server, run = slow_server()
+        connection = server.connect()
+        connection.send(put("a", length=1000))
+        connection.send(b"x" * 101)
+        run.step()
+        connection.lose()
+        assert run.names == ["part"]
+        run.step()
+        assert run.names == ["abort"]
+        assert server.slots.free == 3
+        run.step()
+        assert server.slots.free == 4
+
+    def test_a_chunked_body_that_just_ends_is_not_whole(self) -> None:
+        """Without the last chunk, there is no knowing."""
+        server = Server()
+        connection = server.connect()
+        connection.send(chunked_put("a") + chunk(b"hello"))
+        connection.lose()
+        assert server.bucket.objects == {}
+
+    def test_the_old_object_stays(self) -> None:
+        """An overwrite that did not happen changes nothing."""
+        server = Server()
+        server.ask(put("a", b"old"))
+        connection = server.connect()
+        connection.send(put("a", b"new", length=10))
+        connection.lose()
+        assert server.bucket.objects == {"a": b"old"}
+
+    def test_a_reader_that_leaves_frees_the_object(self) -> None:
+        """And nobody is the worse for it."""
+        server, run = slow_server()
+        server.bucket.objects["a"] = b"x" * 3_000_000
+        connection = server.connect()
+        connection.send(request("GET", "/storage/get/a"))
+        run.step()
+        connection.channel.stopProducing()
+        connection.lose()
+        run.run()
+        assert server.ask(request("GET", "/health")).status == 200
+
+
+class MalformedTests:
+    """What is no HTTP."""
+
+    @pytest.mark.parametrize("bad", [b"zz\r\n", b"-1\r\n", b"5\r\nhelloXX", b"5;\x00\r\nhello\r\n"])
+    def test_bad_chunks(self, bad: bytes) -> None:
+        """400, nothing stored, the slot free, and nothing that comes after is taken for a request."""
+        server = Server()
+        connection = server.connect()
+        connection.send(chunked_put("a") + chunk(b"hello"))
+        connection.send(bad)
+        data = connection.received()
+        assert data.startswith(b"HTTP/1.1 400 ")
+        assert data.count(b"HTTP/1.1") == 1
+        assert connection.transport.half_closed
+        assert (server.bucket.objects, server.slots.free) == ({}, 4)
+        connection.send(request("GET", "/health"))
+        assert connection.received() == b""
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            ("Content-Length: 5",),
+            ("Transfer-Encoding: chunked",),
+            ("Transfer-Encoding: gzip",),
+        ],
+    )
+    def test_a_body_of_two_lengths(self, headers: tuple[str, ...]) -> None:
+        """Who is right? Nobody: 400. See RFC 9112, 6.3."""
+        server = Server()
+        connection = server.connect()
+        connection.send(put("a", b"", *headers, length=3) + b"abc" + request("GET", "/health"))
+        data = connection.received()
+        assert data.startswith(b"HTTP/1.1 400 ")
+        assert data.count(b"HTTP/1.1") == 1
+        assert server.bucket.objects == {}
+        assert server.slots.free == 4
+
+    @pytest.mark.parametrize("length", ["-1", "abc", "1e3", " "])
+    def test_a_length_that_is_no_number(self, length: str) -> None:
+        """400."""
+        connection = Server().connect()
+        connection.send(f"PUT /storage/put/a HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode())
+        assert connection.received().startswith(b"HTTP/1.1 400 ")
+
+
+class TimeoutTests:
+    """Clients that do nothing."""
+
+    def test_idle_connections_are_closed(self) -> None:
+        """After a minute."""
+        server = Server()
+        connection = server.connect()
+        connection.send(request("GET", "/health"))
+        server.clock.advance(IDLE_SECONDS - 1)
+        assert not connection.transport.disconnecting
+        server.clock.advance(1)
+        assert connection.transport.disconnecting
+
+    def test_a_body_that_stalls_is_given_up(self) -> None:
+        """408, nothing stored, the slot free."""
+        server = Server()
+        connection = server.connect()
+        connection.send(put("a", b"hello", length=10))
+        server.clock.advance(IDLE_SECONDS)
+        response = connection.response()
+        assert (response.status, response.line) == (408, "body stalled")
+        assert response.headers["connection"] == "close"
+        assert (server.bucket.objects, server.slots.free) == ({}, 4)
+
+    def test_a_body_that_waits_for_us_is_not(self) -> None:
+        """However long the bucket takes."""
+        server, run = slow_server()
+        connection = server.connect()
+        connection.send(put("a", length=400))
+        connection.send(b"x" * 350)
+        assert not connection.reading
+        server.clock.advance(IDLE_SECONDS * 3)
+        connection.send(b"x" * 50)
+        while run.calls:
+            run.step()
+            connection.flow()
+        assert connection.response().status == 200
+
+    def test_a_stall_after_that_is_noticed_again(self) -> None:
+        """The timer was put off, not lost."""
+        server, run = slow_server()
+        connection = server.connect()
+        connection.send(put("a", length=4000))
+        connection.send(b"x" * 350)
+        server.clock.advance(IDLE_SECONDS * 3)
+        run.run()
+        assert connection.reading
+        server.clock.advance(IDLE_SECONDS)
+        run.run()
+        assert connection.response().status == 408
+
+    def test_headers_that_never_end_are_given_up(self) -> None:
+        """As are half request lines."""
+        server = Server()
+        connection = server.connect()
+        connection.send(b"PUT /storage/put/a HTTP/1.1\r\nHost: x\r\n")
+        server.clock.advance(IDLE_SECONDS)
+        connection.lose()
+        assert server.clock.getDelayedCalls() == []
+
+    def test_a_long_answer_has_no_time_limit(self) -> None:
+        """A reader may compute between two reads."""
+        server, run = slow_server()
+        server.bucket.objects["a"] = b"x" * 10
+        connection = server.connect()
+        connection.send(request("GET", "/storage/get/a"))
+        server.clock.advance(IDLE_SECONDS * 10)
+        run.run()
+        assert connection.response().body == b"x" * 10
+
+
+class DrainTests:
+    """A site that stops."""
+
+    def test_idle_connections_close_at_once(self) -> None:
+        """And then it is drained."""
+        server = Server()
+        connection = server.connect()
+        drained = server.site.drain()
+        assert connection.transport.disconnecting
+        assert not drained.called
+        connection.lose()
+        assert drained.called
+
+    def test_a_request_under_way_is_answered(self) -> None:
+        """Its connection closes after that."""
+        server = Server()
+        connection = server.connect()
+        connection.send(put("a", length=5))
+        server.site.drain()
+        assert not connection.transport.disconnecting
+        connection.send(b"hello")
+        response = connection.response()
+        assert (response.status, response.headers["connection"]) == (200, "close")
+        assert connection.transport.disconnecting
+        connection.lose()
+
+    def test_a_request_that_comes_late_is_the_last(self) -> None:
+        """Its headers were on the way."""
+        server = Server()
+        connection = server.connect()
+        connection.send(b"GET /health HTTP/1.1\r\n")
+        server.site.drain()
+        connection.send(b"Host: x\r\n\r\n")
+        assert connection.response().headers["connection"] == "close"
+        assert connection.transport.disconnecting
+        connection.lose()
+
+    def test_the_rest_is_dropped(self) -> None:
+        """When the time is up."""
+        server = Server()
+        connection = server.connect()
+        connection.send(put("a", length=5))
+        drained = server.site.drain()
+        server.site.abort()
+        assert connection.transport.aborted
+        connection.lose()
+        assert drained.called
+        assert server.slots.free == 4
+
+    def test_nothing_to_drain(self) -> None:
+        """Is drained."""
+        assert Server().site.drain().called
+
+
+class ProtocolsTests:
+    """What is spoken."""
+
+    def test_no_http2(self) -> None:
+        """There, one paused body stalls all others on its connection."""
+        assert Server().site.acceptableProtocols() == [b"http/1.1"]
+
+    def test_a_rule_may_allow_nothing(self) -> None:
+        """A cap of 0 still takes empty objects."""
+        server = Server(policy=Policy([Rule("", 0)]))
+        assert server.ask(put("a")).status == 200
+        assert server.ask(put("a", b"x")).status == 413

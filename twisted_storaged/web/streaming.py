@@ -1,0 +1,241 @@
+"""twisted.web, taught to dispatch a request when its headers are in, and to answer before its body is.
+
+Stock twisted.web collects a body before it lets anybody see the request. Here the request is handed over at the end
+of its headers, with the transport paused, and its `RequestBody` reads when somebody wants it. An answer that is
+given before the body is in ends the connection, in such a way that the client sees it: see `StreamingChannel._linger`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel
+from twisted.web.http_headers import Headers
+from twisted.web.resource import IResource
+from twisted.web.server import Request, Site
+
+from twisted_storaged.errors import BodyLost, BodyStalled
+from twisted_storaged.web.body import RequestBody
+
+#: After an early answer, so many bytes of the body are read and dropped, for so many seconds, before the connection
+#: is closed. Closing it at once makes TCP reset it, and the client lose the answer.
+LINGER_BYTES = 16 << 20
+LINGER_SECONDS = 5
+#: Seconds without a byte, between requests or inside one, after which a client is given up.
+IDLE_SECONDS = 60
+
+
+class StreamingRequest(Request):
+    """A request whose body is a producer.
+
+    Attributes:
+        body: its RequestBody.
+        gone: whether the peer is: no answer can reach it.
+    """
+
+    channel: StreamingChannel
+    defaultContentType = b"text/plain; charset=utf-8"
+
+    def __init__(self, channel: StreamingChannel, *args: Any, **kwargs: Any) -> None:
+        super().__init__(channel, *args, **kwargs)
+        self.body = RequestBody(channel)
+        self.gone = False
+        self.dispatched = False
+
+    def gotLength(self, length: int | None) -> None:
+        """No file is made for the body: nobody collects it."""
+
+    def dispatch(self, command: bytes, path: bytes, version: bytes) -> None:
+        """Let the resource tree see the request."""
+        self.dispatched = True
+        self.method, self.uri, self.clientproto = command, path, version
+        self.path = path.partition(b"?")[0]
+        self.process()
+
+    def handleContentChunk(self, data: bytes) -> None:
+        self.body.received(data)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        self.body.arrived()
+        if not self.dispatched:
+            self.dispatch(command, path, version)
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.gone = True
+        super().connectionLost(reason)
+        self.body.fail(BodyLost("the peer went away before its body was whole"))
+
+    def unregisterProducer(self) -> None:
+        if self.gone:
+            self.producer = None
+        else:
+            super().unregisterProducer()
+
+    def abort(self) -> None:
+        """Drop the connection, so that what was sent until now cannot look whole."""
+        if not self.gone:
+            self.channel.transport.abortConnection()
+
+
+class StreamingChannel(HTTPChannel):
+    """One connection."""
+
+    site: StorageSite
+    transport: Any
+    requests: list[StreamingRequest]
+    _lingering: IDelayedCall | None = None
+    _dropped = 0
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self._default_read_size = getattr(self.transport, "bufferSize", None)
+        set_keep_alive = getattr(self.transport, "setTcpKeepAlive", None)
+        if set_keep_alive is not None:
+            # A client that computes for an hour between two reads is fine; one whose host is dead is not.
+            set_keep_alive(True)
+        self.site.channels.add(self)
+
+    def allHeadersReceived(self) -> None:
+        request = self.requests[-1]
+        # Taken away, or Twisted would send the 100 now.
+        expect = request.requestHeaders.getRawHeaders(b"Expect", [b""])[0].lower()
+        request.requestHeaders.removeHeader(b"Expect")
+        super().allHeadersReceived()
+        if self.length != 0:
+            expects_continue = expect == b"100-continue" and self._version == b"HTTP/1.1"
+            request.body.announce(self.length, expects_continue)
+            request.dispatch(self._command, self._path, self._version)
+
+    def allContentReceived(self) -> None:
+        if self.length != 0:
+            # From here on reading is for one thing: to learn that the peer is gone.
+            self.read_in_chunks_of(self._default_read_size)
+            self.resume_reading()
+        super().allContentReceived()
+
+    def checkPersistence(self, request: StreamingRequest, version: bytes) -> bool:
+        return bool(super().checkPersistence(request, version)) and not self.site.draining
+
+    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
+        if not self.requests[0].body.complete:
+            self.persistent = False
+        if not self.persistent:
+            headers.setRawHeaders(b"Connection", [b"close"])
+        super().writeHeaders(version, code, reason, headers)
+
+    def requestDone(self, request: StreamingRequest) -> None:
+        if request.body.complete:
+            super().requestDone(request)
+        else:
+            self.requests.remove(request)
+            self._linger()
+
+    def loseConnection(self) -> None:
+        if self.requests and not self.requests[-1].body.complete:
+            # What comes cannot be understood, or came too slowly; its request is over.
+            for request in self.requests:
+                request.connectionLost(Failure(BodyLost()))
+            self.requests.clear()
+            self._linger()
+        else:
+            super().loseConnection()
+
+    def timeoutConnection(self) -> None:
+        request = self.requests[-1] if self.requests else None
+        if request is None or not request.dispatched:
+            super().timeoutConnection()
+        elif request.body.paused:
+            self.setTimeout(self.site.timeOut)
+        else:
+            request.body.fail(BodyStalled(f"no byte came for {self.site.timeOut} s"))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.site.forget(self)
+        if self._lingering is not None and self._lingering.active():
+            self._lingering.cancel()
+        super().connectionLost(reason)
+
+    def close_when_done(self) -> None:
+        """Close, now or after the answer that is under way."""
+        self.persistent = False
+        if not self.requests:
+            self.loseConnection()
+
+    def pause_reading(self) -> None:
+        """Let the peer's bytes wait in the socket; our own `pauseProducing` is the transport's word to us."""
+        self.transport.pauseProducing()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        self.transport.resumeProducing()
+
+    def read_in_chunks_of(self, size: int | None) -> None:
+        """How much one read may bring, in bytes."""
+        if size is not None and not self.isSecure():
+            self.transport.bufferSize = size
+
+    def call_soon(self, call: Callable[..., object], *args: object) -> None:
+        """Make a call after what is on the stack now."""
+        self.callLater(0, call, *args)
+
+    def _linger(self) -> None:
+        """The answer is written, the body is not in: half-close, drop a bounded amount for a bounded time, close."""
+        self.setTimeout(None)
+        self.clearLineBuffer()
+        self.dataReceived = self._drop  # type: ignore[method-assign]
+        self._lingering = self.callLater(LINGER_SECONDS, self.transport.loseConnection)
+        self.transport.unregisterProducer()
+        # Over TLS this would close the socket beneath it.
+        half_close = getattr(self.transport, "loseWriteConnection", None)
+        if half_close is not None and not self.isSecure():
+            half_close()
+        self.resume_reading()
+
+    def _drop(self, data: bytes) -> None:
+        self._dropped += len(data)
+        if self._dropped > LINGER_BYTES:
+            self.transport.loseConnection()
+
+
+class StorageSite(Site):
+    """The factory of channels, which knows those that are open."""
+
+    protocol = StreamingChannel  # type: ignore[assignment]
+    requestFactory = StreamingRequest
+
+    def __init__(self, resource: IResource, reactor: IReactorTime) -> None:
+        super().__init__(resource, timeout=IDLE_SECONDS, reactor=reactor)
+        self.channels: set[StreamingChannel] = set()
+        self.draining = False
+        self._drained: Deferred[None] = Deferred()
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """HTTP/2 stays off: there, one paused body stalls its whole connection."""
+        return [b"http/1.1"]
+
+    def drain(self) -> Deferred[None]:
+        """Take no more requests; fires when every connection has closed by itself."""
+        self.draining = True
+        for channel in list(self.channels):
+            channel.close_when_done()
+        self._check_drained()
+        return self._drained
+
+    def abort(self) -> None:
+        """Drop the connections that are still open."""
+        for channel in list(self.channels):
+            channel.transport.abortConnection()
+
+    def forget(self, channel: StreamingChannel) -> None:
+        """A connection has closed."""
+        self.channels.discard(channel)
+        self._check_drained()
+
+    def _check_drained(self) -> None:
+        if self.draining and not self.channels and not self._drained.called:
+            self._drained.callback(None)
