@@ -1,0 +1,92 @@
+"""A real `twistd storaged`, as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+ROOT = Path(__file__).parent.parent
+TWISTD = Path(sys.executable).parent / "twistd"
+START_SECONDS = 60
+STOP_SECONDS = 30
+
+_LISTENS = re.compile(r"listens on ([\d.]+):(\d+)")
+
+
+class Daemon:
+    """`with Daemon(folder) as daemon:` runs one on a free port; on the embedded bucket, unless a config says else."""
+
+    def __init__(self, folder: Path, *options: str, config: str | None = None) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        self.log_path = folder / "storaged.log"
+        self._options = [*options, "--secrets", str(folder / "no-secrets.toml")]
+        if config is not None:
+            path = folder / "lakehouse.toml"
+            path.write_text(config, "utf-8")
+            self._options += ["--config", str(path)]
+        if config is None or ("[s3]" not in config and "[buckets.primary]" not in config):
+            self._options += ["--data", str(self.data)]
+
+    def __enter__(self) -> Daemon:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.kill()
+
+    @property
+    def log(self) -> str:
+        """What it has logged since it was started last."""
+        return self.log_path.read_text("utf-8", "replace")
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def spawn(self, bind: str = "tcp:0:interface=127.0.0.1") -> subprocess.Popen[bytes]:
+        """Start it, and do not wait."""
+        command = [str(TWISTD), "-n", "--pidfile=", "storaged", "--bind", bind, *self._options]
+        environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        with self.log_path.open("wb") as log:
+            return subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, env=environ)
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        self.process = self.spawn()
+        end = time.monotonic() + START_SECONDS
+        while not (match := _LISTENS.search(self.log)):
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"storaged did not start:\n{self.log}")
+            time.sleep(0.02)
+        self.port = int(match[2])
+
+    def kill(self) -> None:
+        """Kill -9."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(STOP_SECONDS)
+
+    def connect(self) -> socket.socket:
+        """A bare connection to it."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+    def peak_rss(self) -> int:
+        """The most memory it had, in bytes."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text("utf-8")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024

@@ -1,0 +1,1 @@
+"""Whole daemons and real clients."""

@@ -1,0 +1,210 @@
+"""The daemon as a process: how it starts, how it stops, and what it refuses."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import ROOT, TWISTD, Daemon
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    with Daemon(tmp_path) as daemon:
+        yield daemon
+
+
+def ask(daemon: Daemon, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    """One request on a connection of its own."""
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=30)
+    connection.request(method, path, body)
+    response = connection.getresponse()
+    answer = response.status, response.read()
+    connection.close()
+    return answer
+
+
+def head(key: str, length: int) -> bytes:
+    return f"PUT /storage/put/{key} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+def wait_for(condition: object, seconds: float = 30) -> None:
+    """Wait until something that was set off has happened."""
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+class LifeTests:
+    """From start to stop."""
+
+    def test_serves_objects(self, daemon: Daemon) -> None:
+        """All verbs, in a process that nobody configured."""
+        status, body = ask(daemon, "PUT", "/storage/put/a/b%20c", b"hello")
+        assert (status, json.loads(body)["size"]) == (200, 5)
+        assert ask(daemon, "GET", "/storage/get/a/b%20c") == (200, b"hello")
+        assert [item["key"] for item in json.loads(ask(daemon, "GET", "/storage/list?prefix=a")[1])["objects"]] == [
+            "a/b c"
+        ]
+        assert ask(daemon, "DELETE", "/storage/delete/a/b%20c") == (204, b"")
+        assert ask(daemon, "GET", "/storage/get/a/b%20c") == (404, b"not found\n")
+        assert ask(daemon, "GET", "/health")[0] == 200
+
+    def test_sigterm_ends_it_within_seconds(self, daemon: Daemon) -> None:
+        """With status 0, also while a client holds a connection and another hangs in a PUT."""
+        idle, busy = daemon.connect(), daemon.connect()
+        idle.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert idle.recv(100).startswith(b"HTTP/1.1 200")
+        busy.sendall(head("a", 100) + b"x")
+        start = time.monotonic()
+        assert daemon.stop() == 0
+        assert time.monotonic() - start < 15
+        assert "storaged has stopped" in daemon.log
+        assert list((daemon.data / "objects").glob("*/*")) == []
+
+    def test_a_put_under_way_is_finished_first(self, daemon: Daemon) -> None:
+        """It was admitted."""
+        client = daemon.connect()
+        client.sendall(head("a", 5) + b"he")
+        wait_for(lambda: ask(daemon, "GET", "/health")[0] == 200)
+        with ThreadPoolExecutor() as pool:
+            stopped = pool.submit(daemon.stop)
+            wait_for(lambda: "Port" in daemon.log.partition("listens on")[2])
+            client.sendall(b"llo")
+            assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
+            assert stopped.result() == 0
+        daemon.start()
+        assert ask(daemon, "GET", "/storage/get/a") == (200, b"hello")
+
+    def test_what_was_answered_survives_kill_9(self, daemon: Daemon) -> None:
+        """And what was not is not to be seen, nor left on the disk."""
+        for number in range(5):
+            half = daemon.connect()
+            half.sendall(head("half", 10_000_000) + b"x" * 5_000_000)
+            assert ask(daemon, "PUT", f"/storage/put/{number}", b"%d" % number)[0] == 200
+            daemon.kill()
+            daemon.start()
+            half.close()
+        keys = [item["key"] for item in json.loads(ask(daemon, "GET", "/storage/list")[1])["objects"]]
+        assert keys == ["0", "1", "2", "3", "4"]
+        assert [ask(daemon, "GET", f"/storage/get/{key}")[1] for key in keys] == [key.encode() for key in keys]
+        assert len(list((daemon.data / "objects").glob("*/*"))) == 5
+
+    def test_no_traceback_and_no_credential_leaves_it(self, tmp_path: Path) -> None:
+        """When S3 is not there, the client hears `internal`, and the log the key and the cause."""
+        config = (
+            '[s3]\nendpoint = "http://127.0.0.1:9"\nregion = "r"\nbucket = "b"\nuse_path_style = true\n'
+            'access_key_id = "AKIAID"\nsecret_access_key = "hunter2"\n'
+        )
+        with Daemon(tmp_path, config=config) as daemon:
+            assert ask(daemon, "GET", "/storage/get/some/key") == (500, b"internal\n")
+            assert ask(daemon, "PUT", "/storage/put/some/key", b"x") == (500, b"internal\n")
+            assert "/storage/get/some/key" in daemon.log
+            assert "EndpointConnectionError" in daemon.log
+            assert "hunter2" not in daemon.log
+            assert "Traceback" not in daemon.log
+
+
+class RefusalToStartTests:
+    """What ends with status 1, and a line that says why, before anything listens."""
+
+    def refused(self, daemon: Daemon, bind: str = "tcp:0:interface=127.0.0.1") -> str:
+        process = daemon.spawn(bind)
+        assert process.wait(60) == 1
+        assert "listens on" not in daemon.log
+        return daemon.log
+
+    def test_a_directory_in_use(self, daemon: Daemon, tmp_path: Path) -> None:
+        """One daemon per directory."""
+        folder = tmp_path / "second"
+        folder.mkdir()
+        second = Daemon(folder)
+        second._options = daemon._options
+        assert f"{daemon.data} is in use by another storaged" in self.refused(second)
+        assert ask(daemon, "GET", "/health")[0] == 200
+
+    def test_a_taken_port(self, daemon: Daemon, tmp_path: Path) -> None:
+        """It does not run on, deaf."""
+        folder = tmp_path / "second"
+        folder.mkdir()
+        log = self.refused(Daemon(folder), f"127.0.0.1:{daemon.port}")
+        assert f"cannot listen on tcp:{daemon.port}:interface=127.0.0.1" in log
+        assert "Address already in use" in log
+
+    def test_a_bad_config(self, tmp_path: Path) -> None:
+        """The last line names the place; there is no traceback to read it out of."""
+        log = self.refused(Daemon(tmp_path, config="[storaged]\nput_slots = 'four'\n"))
+        expected = f"{tmp_path}/lakehouse.toml: [storaged] put_slots is 'four': expected a whole number of at least 1"
+        assert log.splitlines()[-1] == expected
+        assert "Traceback" not in log
+
+    def test_the_network(self, tmp_path: Path) -> None:
+        """There is no authentication."""
+        log = self.refused(Daemon(tmp_path), "0.0.0.0:0")
+        assert "expected a loopback address or a unix socket" in log
+
+    def test_daemonized_it_says_so_too(self, daemon: Daemon, tmp_path: Path) -> None:
+        """Without -n, twistd forks: the parent still exits 1, and no pid file is left."""
+        command = [str(TWISTD), "--logfile", "log", "--pidfile", "pid", "storaged", *daemon._options]
+        environ = {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+        ended = subprocess.run(command, cwd=tmp_path, env=environ, timeout=60, capture_output=True, check=False)
+        assert ended.returncode == 1
+        assert b"StartError" in ended.stderr
+        assert "is in use by another storaged" in (tmp_path / "log").read_text()
+        assert not (tmp_path / "pid").exists()
+
+
+class AdmissionTests:
+    """Put slots, in the real thing."""
+
+    def test_five_puts_at_once(self, daemon: Daemon) -> None:
+        """Four 200 and one 503."""
+        clients = [daemon.connect() for _ in range(5)]
+        for number, client in enumerate(clients):
+            client.sendall(head(f"a{number}", 10) + b"x")
+            # In this order: the fifth is the one that is refused.
+            wait_for(lambda: ask(daemon, "GET", "/health")[0] == 200)
+        refusal = clients[4].recv(1000)
+        assert refusal.startswith(b"HTTP/1.1 503 ")
+        assert b"Retry-After: 5\r\n" in refusal
+        assert refusal.endswith(b"\r\n\r\nstoraged: put concurrency cap reached\n")
+        for client in clients[:4]:
+            client.sendall(b"x" * 9)
+            assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert ask(daemon, "PUT", "/storage/put/b", b"x")[0] == 200
+
+    def test_an_early_answer_is_always_seen(self, daemon: Daemon) -> None:
+        """By a client that sends its whole body before it looks: 50 times of 50."""
+        seen = 0
+        for _ in range(50):
+            connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=30)
+            connection.putrequest("PUT", "/storage/put/a")
+            connection.putheader("Content-Length", str((256 << 20) + 1))
+            connection.endheaders()
+            for _ in range(8):
+                connection.send(b"x" * 1_000_000)
+            seen += connection.getresponse().status == 413
+            connection.close()
+        assert seen == 50
+
+    def test_the_peer_dies_in_mid_body(self, daemon: Daemon) -> None:
+        """Nothing visible, nothing left, the slots free: with a FIN, and with a reset."""
+        for reset in (False, True):
+            for _ in range(4):
+                client = daemon.connect()
+                client.sendall(head("a", 20_000_000) + b"x" * 10_000_000)
+                if reset:
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                client.close()
+            wait_for(lambda: ask(daemon, "PUT", "/storage/put/b", b"x")[0] == 200)
+        wait_for(lambda: len(list((daemon.data / "objects").glob("*/*"))) == 1)
+        assert ask(daemon, "GET", "/storage/get/a")[0] == 404

@@ -1,0 +1,102 @@
+"""makeService, whole: from options to a service that listens, on an endpoint without a port."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.application.service import IServiceMaker
+from twisted.internet.testing import MemoryReactorClock
+from twisted.plugin import getPlugins
+from twisted.python.usage import UsageError
+
+from twisted_storaged import tap
+from twisted_storaged.buckets.local import LocalSettings
+from twisted_storaged.buckets.s3 import S3Settings
+from twisted_storaged.errors import StartError
+
+
+def options(*arguments: str) -> tap.Options:
+    parsed = tap.Options()
+    parsed.parseOptions([*arguments, "--secrets", "/nonexistent/secrets.toml"])
+    return parsed
+
+
+class PluginTests:
+    """What twistd finds."""
+
+    def test_storaged_is_a_command(self) -> None:
+        """By this name, and these two functions."""
+        (maker,) = (plugin for plugin in getPlugins(IServiceMaker) if plugin.tapname == "storaged")
+        assert maker.options is tap.Options
+        assert maker.makeService is tap.makeService
+
+
+class OptionsTests:
+    """The command line."""
+
+    def test_an_argument_too_many(self) -> None:
+        """Is a usage error."""
+        with pytest.raises(UsageError):
+            options("extra")
+
+    def test_secrets_have_a_default(self) -> None:
+        """The Go daemon's."""
+        parsed = tap.Options()
+        parsed.parseOptions([])
+        assert parsed["secrets"] == "/etc/lakehouse/secrets-go.toml"
+
+
+class MakeServiceTests:
+    """The service."""
+
+    def test_listens_when_started(self, tmp_path: Path) -> None:
+        """And not before; nothing is made on the disk before either."""
+        reactor: Any = MemoryReactorClock()
+        data = tmp_path / "data"
+        service = tap.makeService(options("--data", str(data), "--bind", "127.0.0.1:7"), reactor, {})
+        assert reactor.tcpServers == []
+        assert not data.exists()
+        service.startService()
+        (server,) = reactor.tcpServers
+        assert (server[0], server[3]) == (7, "127.0.0.1")
+        assert (data / "index.sqlite").exists()
+
+    def test_unix_socket(self, tmp_path: Path) -> None:
+        """Any Twisted endpoint will do."""
+        reactor: Any = MemoryReactorClock()
+        tap.makeService(options("--data", str(tmp_path), "--bind", "unix:/run/s.sock"), reactor, {}).startService()
+        assert reactor.unixServers[0][0] == "/run/s.sock"
+
+    @pytest.mark.parametrize(
+        ("bind", "error"),
+        [
+            ("tcp:x:interface=127.0.0.1", "cannot listen on tcp:x:interface=127.0.0.1"),
+            ("ssl:1:privateKey=/none.pem:interface=127.0.0.1", "cannot listen on ssl:1"),
+        ],
+    )
+    def test_an_endpoint_that_is_none(self, tmp_path: Path, bind: str, error: str) -> None:
+        """Is refused in one line."""
+        reactor: Any = MemoryReactorClock()
+        service = tap.makeService(options("--data", str(tmp_path), "--bind", bind), reactor, {})
+        with pytest.raises(StartError, match=error):
+            service.startService()
+
+    def test_buckets_are_made_of_their_kind(self, tmp_path: Path) -> None:
+        """Several at once."""
+        config = tmp_path / "lakehouse.toml"
+        config.write_text('[s3]\nbucket = "b"\n[buckets.fast]\nkind = "local"\npath = "/x"\n')
+        seen: list[tuple[str, object]] = []
+
+        class Registry:
+            def __init__(self, buckets: Any) -> None:
+                seen.extend(
+                    (bucket.name, bucket._settings if hasattr(bucket, "_settings") else bucket._path)
+                    for bucket in buckets
+                )
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tap, "Registry", Registry)
+            tap.makeService(options("--config", str(config)), MemoryReactorClock(), {})
+        assert dict(seen) == {"primary": S3Settings("b"), "fast": LocalSettings(Path("/x")).path}

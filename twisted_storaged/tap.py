@@ -1,0 +1,72 @@
+"""What `twistd storaged` runs: the command line to a Config, and a Config to the service."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.python import usage
+
+from twisted_storaged.admission import PutSlots
+from twisted_storaged.buckets.interface import IBucket
+from twisted_storaged.buckets.local import LocalBucket, LocalSettings
+from twisted_storaged.buckets.registry import Registry
+from twisted_storaged.buckets.s3 import S3Bucket
+from twisted_storaged.config import BucketSettings, Config, Overrides, load_config
+from twisted_storaged.namespace import Namespace
+from twisted_storaged.secrets import DEFAULT_SECRETS, read_secrets
+from twisted_storaged.service import StorageService
+from twisted_storaged.web.resources import make_tree
+from twisted_storaged.web.streaming import StorageSite
+
+
+class Options(usage.Options):
+    """The command line."""
+
+    synopsis = "[options]"
+    longdesc = "Stores and serves objects over plain HTTP: in a folder of this machine, or in S3."
+    optParameters: ClassVar = [
+        ["config", "c", None, "TOML file to go by; without one, objects are kept in the data folder."],
+        ["secrets", "s", str(DEFAULT_SECRETS), "TOML file with the credentials; it need not be there."],
+        ["data", "d", None, "Folder of the embedded bucket [default: $STATE_DIRECTORY, else $XDG_DATA_HOME/storaged]."],
+        ["bind", "b", None, "host:port or Twisted endpoint to listen on [default: 127.0.0.1:3211]."],
+    ]
+
+    def parseArgs(self) -> None:
+        """There are no arguments beside the options."""
+
+
+def makeService(
+    options: Mapping[str, Any], reactor: Any = None, environ: Mapping[str, str] = os.environ
+) -> StorageService:
+    """The service that the command line asks for. Nothing is opened yet, and nothing listens.
+
+    Raises:
+        ConfigError: the command line, the configuration or the secrets cannot be gone by.
+    """
+    if reactor is None:
+        from twisted.internet import reactor  # noqa: PLC0415 (who imports it at the top installs it)
+    overrides = Overrides(_path(options["config"]), _path(options["data"]), options["bind"])
+    config = load_config(overrides, read_secrets(Path(options["secrets"])), environ)
+    return assemble(config, reactor)
+
+
+def assemble(config: Config, reactor: Any) -> StorageService:
+    """Put the house together."""
+    slots = PutSlots(config.put_slots)
+    registry = Registry(_make_bucket(name, settings, reactor, slots) for name, settings in config.buckets.items())
+    tree = make_tree(Namespace(config.policy, registry), slots)
+    return StorageService(config.endpoint, StorageSite(tree, reactor), registry, slots, reactor)
+
+
+def _make_bucket(name: str, settings: BucketSettings, reactor: IReactorFromThreads, slots: PutSlots) -> IBucket:
+    if isinstance(settings, LocalSettings):
+        return LocalBucket(name, settings, reactor, slots.limit)
+    return S3Bucket(name, settings, reactor, slots.limit)
+
+
+def _path(option: str | None) -> Path | None:
+    return Path(option) if option else None
