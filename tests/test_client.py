@@ -1,0 +1,167 @@
+"""The client, against the whole HTTP side on a real port."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Generator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import pytest_twisted
+import treq
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.task import deferLater
+from twisted.web.client import Agent, HTTPConnectionPool
+
+from tests.buckets.test_contract import ODD_KEYS
+from tests.support import BytesBody, Consumer, MemoryBucket, reactor
+from twisted_storaged.admission import PutSlots
+from twisted_storaged.buckets.registry import Registry
+from twisted_storaged.client import Busy, ListedObject, NotFound, StorageClient, StorageFailed, TooLarge
+from twisted_storaged.errors import BucketError
+from twisted_storaged.namespace import Namespace
+from twisted_storaged.policy import DEFAULT_MAX_PUT, Policy
+from twisted_storaged.web.resources import make_tree
+from twisted_storaged.web.streaming import StorageSite
+
+
+class Served:
+    """A bucket in memory, behind a port, and a client of it."""
+
+    def __init__(self) -> None:
+        self.bucket = MemoryBucket(part_size=1 << 20)
+        self.slots = PutSlots()
+        tree = make_tree(Namespace(Policy(), Registry([self.bucket])), self.slots)
+        site: Any = StorageSite(tree, reactor)
+        endpoint = serverFromString(reactor, "tcp:0:interface=127.0.0.1")
+        self._port = pytest_twisted.blockon(endpoint.listen(site))
+        self._pool = HTTPConnectionPool(reactor)
+        http = treq.client.HTTPClient(Agent(reactor, pool=self._pool))
+        self.client = StorageClient(f"http://127.0.0.1:{self._port.getHost().port}/", http)
+
+    def stop(self) -> None:
+        pytest_twisted.blockon(self._pool.closeCachedConnections())
+        pytest_twisted.blockon(self._port.stopListening())
+
+
+@pytest.fixture
+def served() -> Generator[Served, None, None]:
+    served = Served()
+    yield served
+    served.stop()
+
+
+class PutTests:
+    """Storing."""
+
+    @pytest.mark.parametrize("make", [bytes, io.BytesIO, BytesBody])
+    @pytest.mark.parametrize("size", [0, 5, 3_000_000])
+    @pytest_twisted.ensureDeferred
+    async def test_bytes_files_and_producers(self, served: Served, make: Any, size: int) -> None:
+        """All are streamed."""
+        data = b"x" * size
+        stored = await served.client.put("a", make(data))
+        assert served.bucket.objects == {"a": data}
+        assert (stored.key, stored.size, stored.etag) == ("a", size, served.bucket.info("a").etag)
+
+    @pytest.mark.parametrize("key", ODD_KEYS)
+    @pytest_twisted.ensureDeferred
+    async def test_odd_keys(self, served: Served, key: str) -> None:
+        """The client escapes what needs it."""
+        await served.client.put(key, b"x")
+        assert list(served.bucket.objects) == [key]
+        assert await served.client.get(key) == b"x"
+        assert [item.key for item in await served.client.list(key)] == [key]
+        await served.client.delete(key)
+        assert served.bucket.objects == {}
+
+    @pytest_twisted.ensureDeferred
+    async def test_too_large(self, served: Served) -> None:
+        """Its own error, though the body was still being sent; with the seconds to wait."""
+
+        class Endless(BytesBody):
+            length = DEFAULT_MAX_PUT + 1
+
+            def __init__(self) -> None:
+                super().__init__(b"x" * 20_000_000)
+                self.length = DEFAULT_MAX_PUT + 1
+
+        with pytest.raises(TooLarge) as caught:
+            await served.client.put("a", Endless())
+        assert (caught.value.status, caught.value.retry_after) == (413, 5)
+
+    @pytest_twisted.ensureDeferred
+    async def test_busy(self, served: Served) -> None:
+        """Its own error, with the seconds to wait."""
+        for _ in range(4):
+            served.slots.acquire()
+        with pytest.raises(Busy, match="put concurrency cap reached") as caught:
+            await served.client.put("a", b"x")
+        assert (caught.value.status, caught.value.retry_after) == (503, 5)
+
+
+class GetTests:
+    """Reading."""
+
+    @pytest_twisted.ensureDeferred
+    async def test_bytes(self, served: Served) -> None:
+        """All at once."""
+        served.bucket.objects["a"] = b"hello"
+        assert await served.client.get("a") == b"hello"
+
+    @pytest_twisted.ensureDeferred
+    async def test_to_a_consumer(self, served: Served) -> None:
+        """Which may pause it."""
+        served.bucket.objects["a"] = b"x" * 20_000_000
+        consumer = Consumer(paused=True)
+        outcome = served.client.get_to("a", consumer)
+        while consumer.producer is None:
+            await _soon()
+        await _soon()
+        assert len(consumer.data) < 10_000_000
+        consumer.producer.resumeProducing()
+        await outcome
+        assert consumer.data == served.bucket.objects["a"]
+
+    @pytest_twisted.ensureDeferred
+    async def test_an_answer_that_ends_short_fails(self, served: Served) -> None:
+        """Half an object is none."""
+        served.bucket.objects["a"] = b"x" * 3_000_000
+        info = served.bucket.info
+        served.bucket.info = lambda key: info(key).__class__(key, 3_000_001, "e", 0.0)  # type: ignore[method-assign]
+        with pytest.raises(Exception, match=r"ResponseFailed|ConnectionLost|PartialDownload|response"):
+            await served.client.get("a")
+
+    @pytest_twisted.ensureDeferred
+    async def test_not_found(self, served: Served) -> None:
+        """Its own error."""
+        with pytest.raises(NotFound) as caught:
+            await served.client.get("a")
+        assert (caught.value.status, caught.value.retry_after) == (404, None)
+        with pytest.raises(NotFound):
+            await served.client.get_to("a", Consumer())
+
+    @pytest_twisted.ensureDeferred
+    async def test_trouble(self, served: Served) -> None:
+        """The common error of all of them."""
+        served.bucket.failing = BucketError("down")
+        with pytest.raises(StorageFailed, match="500 internal"):
+            await served.client.get("a")
+
+
+class ListTests:
+    """Listing."""
+
+    @pytest_twisted.ensureDeferred
+    async def test_objects(self, served: Served) -> None:
+        """As values."""
+        served.bucket.objects = {"a/1": b"x", "b": b""}
+        etag = served.bucket.info("a/1").etag
+        when = datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
+        assert await served.client.list("a/") == [ListedObject("a/1", 1, etag, when)]
+        assert len(await served.client.list()) == 2
+
+
+async def _soon() -> None:
+    await deferLater(reactor, 0.05)

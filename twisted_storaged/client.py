@@ -1,0 +1,178 @@
+"""The client for Twisted services: objects in and out of a storaged, streamed both ways, with errors one can catch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, BinaryIO, Protocol
+from urllib.parse import quote
+
+from twisted.internet import protocol
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IConsumer
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.iweb import IBodyProducer, IResponse
+
+from twisted_storaged.deferreds import deferred
+
+
+class StorageFailed(Exception):
+    """storaged answered with an error.
+
+    Attributes:
+        status: of the answer.
+        retry_after: seconds to wait before the same may be tried again; None if storaged did not say.
+    """
+
+    def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
+        super().__init__(f"{status} {message}")
+        self.status = status
+        self.retry_after = retry_after
+
+
+class NotFound(StorageFailed):
+    """404: no object has this key."""
+
+
+class TooLarge(StorageFailed):
+    """413: the body is over the cap of its key."""
+
+
+class Busy(StorageFailed):
+    """503: all put slots are taken; `retry_after` says when to try again."""
+
+
+_FAILURES = {404: NotFound, 413: TooLarge, 503: Busy}
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """What storaged says of an object: its key, size in bytes, and ETag (without quotes)."""
+
+    key: str
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True)
+class ListedObject(StoredObject):
+    """An object in a list."""
+
+    last_modified: datetime
+
+
+class HTTPClient(Protocol):
+    """What is needed of treq: the module, an HTTPClient, or a StubTreq."""
+
+    def request(self, method: str, url: str, *args: Any, **kwargs: Any) -> Deferred[Any]:
+        """Send a request; the Deferred has an IResponse."""
+
+
+class StorageClient:
+    """The objects of the storaged at `url`, for example `http://127.0.0.1:3211`.
+
+    Every Deferred may fail with StorageFailed (or NotFound, TooLarge, Busy), and with whatever treq fails with when
+    there is no answer.
+    """
+
+    def __init__(self, url: str, treq: HTTPClient) -> None:
+        self._storage = url.rstrip("/") + "/storage"
+        self._treq = treq
+
+    @deferred
+    async def put(self, key: str, body: bytes | BinaryIO | IBodyProducer) -> StoredObject:
+        """Store `body` under `key`; a file or a producer is streamed. Fires when the object is durable."""
+        response = await self._request("PUT", f"/put/{_quoted(key)}", data=body)
+        answer = json.loads(await _collect(response))
+        return StoredObject(answer["key"], answer["size"], answer["etag"])
+
+    @deferred
+    async def get(self, key: str) -> bytes:
+        """All bytes of an object."""
+        return await _collect(await self._request("GET", f"/get/{_quoted(key)}"))
+
+    @deferred
+    async def get_to(self, key: str, consumer: IConsumer) -> None:
+        """Write an object to `consumer`, which may pause it. Fires only when all of it was written."""
+        response = await self._request("GET", f"/get/{_quoted(key)}")
+        await _deliver(response, consumer)
+
+    @deferred
+    async def list(self, prefix: str = "") -> list[ListedObject]:
+        """The objects whose keys start with `prefix`, in key order."""
+        response = await self._request("GET", f"/list?prefix={quote(prefix, safe='')}")
+        return [_listed(item) for item in json.loads(await _collect(response))["objects"]]
+
+    @deferred
+    async def delete(self, key: str) -> None:
+        """See to it that no object has `key`."""
+        await _collect(await self._request("DELETE", f"/delete/{_quoted(key)}"))
+
+    async def _request(self, method: str, path: str, **kwargs: Any) -> IResponse:
+        response: IResponse = await self._treq.request(method, self._storage + path, unbuffered=True, **kwargs)
+        if response.code < 300:
+            return response
+        message = (await _collect(response)).decode("utf-8", "replace").strip()
+        (retry_after,) = response.headers.getRawHeaders("Retry-After", [None])
+        seconds = None if retry_after is None else int(retry_after)
+        raise _FAILURES.get(response.code, StorageFailed)(response.code, message, seconds)
+
+
+class _Delivery(protocol.Protocol):
+    """Hands a response's bytes to a consumer, and its back-pressure to the transport."""
+
+    transport: Any
+
+    def __init__(self, consumer: IConsumer, done: Deferred[None]) -> None:
+        self._consumer = consumer
+        self._done = done
+
+    def connectionMade(self) -> None:
+        self._consumer.registerProducer(self.transport, True)
+
+    def dataReceived(self, data: bytes) -> None:
+        self._consumer.write(data)
+
+    def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
+        self._consumer.unregisterProducer()
+        # Anything else, also an end that nobody announced, may be half an object.
+        self._done.callback(None if reason.check(ResponseDone) else reason)
+
+
+class _Collector:
+    """The consumer that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+
+    def registerProducer(self, producer: object, streaming: bool) -> None:
+        pass
+
+    def unregisterProducer(self) -> None:
+        pass
+
+    def write(self, data: bytes) -> None:
+        self.chunks.append(data)
+
+
+def _deliver(response: IResponse, consumer: Any) -> Deferred[None]:
+    done: Deferred[None] = Deferred()
+    response.deliverBody(_Delivery(consumer, done))
+    return done
+
+
+async def _collect(response: IResponse) -> bytes:
+    collector = _Collector()
+    await _deliver(response, collector)
+    return b"".join(collector.chunks)
+
+
+def _quoted(key: str) -> str:
+    return quote(key, safe="/")
+
+
+def _listed(item: Mapping[str, Any]) -> ListedObject:
+    return ListedObject(item["key"], item["size"], item["etag"], datetime.fromisoformat(item["last_modified"]))
