@@ -197,6 +197,18 @@ class BackPressureTests:
         assert connection.response().status == 200
         assert len(server.bucket.objects["a"]) == 100_000
 
+    def test_a_body_that_nobody_wants_yet_stays_in_the_socket(self) -> None:
+        """Beyond what came in one read with the headers."""
+        server, run = slow_server()
+        server.bucket.objects["a"] = b"x"
+        connection = server.connect()
+        connection.send(request("GET", "/storage/get/a", "Content-Length: 9999999"))
+        connection.send(b"x" * 100_000)
+        assert not connection.reading
+        assert connection.unread == 100_000
+        run.run()
+        assert connection.response().body == b"x"
+
     def test_large_bodies_are_read_in_large_pieces(self) -> None:
         """Only while they are: other requests need no such buffers."""
         server = Server(MemoryBucket(part_size=4 << 20))
