@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from tests.support import Body, BytesBody, RunLater, result, run_now
 from twisted_storaged.buckets.buffers import Buffers
 from twisted_storaged.buckets.interface import ObjectInfo
-from twisted_storaged.buckets.multipart import Uploader
+from twisted_storaged.buckets.multipart import InThreads, Uploader
 from twisted_storaged.errors import BodyLost, BucketError
 
 PART = 10
@@ -54,8 +54,8 @@ class Sink:
 
 
 def upload(body: object, sink: Sink, run: object = run_now, window: int = 2) -> Deferred[ObjectInfo]:
-    uploader = Uploader(run, Buffers(PART, keep=2), window)  # type: ignore[arg-type]
-    return Deferred.fromCoroutine(uploader.store(body, sink))  # type: ignore[arg-type]
+    uploader = Uploader(Buffers(PART, keep=2), window)
+    return Deferred.fromCoroutine(uploader.store(body, InThreads(sink, run)))  # type: ignore[arg-type]
 
 
 class WholeTests:

@@ -27,22 +27,55 @@ _log = Logger()
 
 
 class PartSink(Protocol):
-    """Where the parts of one body go. Every call blocks and is made in a thread; `part` calls may overlap."""
+    """Where the parts of one body go. `part` calls may overlap; a part's memory is its own until its call has ended."""
 
-    def whole(self, body: bytearray) -> ObjectInfo:
-        """Store a body that fits one part. When it raises, nothing is left of it."""
+    def whole(self, body: bytearray) -> Deferred[ObjectInfo]:
+        """Store a body that fits one part. When it fails, nothing is left of it."""
 
-    def begin(self) -> None:
+    def begin(self) -> Deferred[None]:
         """Get ready for parts."""
 
-    def part(self, number: int, body: bytearray) -> None:
+    def part(self, number: int, body: bytearray) -> Deferred[None]:
         """Take part `number`, counted from 1. All parts but the last have the same size."""
 
-    def complete(self) -> ObjectInfo:
+    def complete(self) -> Deferred[ObjectInfo]:
         """All parts are in: make the object durable and visible."""
 
-    def abort(self) -> None:
-        """Forget all parts. Also called when `begin` or `complete` raised."""
+    def abort(self) -> Deferred[None]:
+        """Forget all parts. Also called when `begin` or `complete` failed."""
+
+
+class BlockingSink(Protocol):
+    """The same, in calls that block and raise."""
+
+    def whole(self, body: bytearray) -> ObjectInfo: ...
+    def begin(self) -> None: ...
+    def part(self, number: int, body: bytearray) -> None: ...
+    def complete(self) -> ObjectInfo: ...
+    def abort(self) -> None: ...
+
+
+class InThreads:
+    """A PartSink out of a blocking one, whose calls are made by `run`."""
+
+    def __init__(self, sink: BlockingSink, run: Run) -> None:
+        self._sink = sink
+        self._run = run
+
+    def whole(self, body: bytearray) -> Deferred[ObjectInfo]:
+        return self._run(self._sink.whole, body)
+
+    def begin(self) -> Deferred[None]:
+        return self._run(self._sink.begin)
+
+    def part(self, number: int, body: bytearray) -> Deferred[None]:
+        return self._run(self._sink.part, number, body)
+
+    def complete(self) -> Deferred[ObjectInfo]:
+        return self._run(self._sink.complete)
+
+    def abort(self) -> Deferred[None]:
+        return self._run(self._sink.abort)
 
 
 @implementer(IConsumer)
@@ -195,9 +228,8 @@ class InFlight:
 
 @dataclass(frozen=True)
 class Uploader:
-    """How a bucket uploads: calls are made by `run`, in parts of `buffers.size` bytes, at most `window` at once."""
+    """How a bucket uploads: in parts of `buffers.size` bytes, at most `window` of them at once."""
 
-    run: Run
     buffers: Buffers
     window: int
 
@@ -213,7 +245,7 @@ class Uploader:
             first = await stream.next()
             if not stream.exhausted:
                 return await self._store_parts(first, stream, sink)
-            info = await self.run(sink.whole, first)
+            info = await sink.whole(first)
             self.buffers.give_back(first)
             return info
         finally:
@@ -221,10 +253,10 @@ class Uploader:
 
     async def _store_parts(self, first: bytearray, stream: PartStream, sink: PartSink) -> ObjectInfo:
         try:
-            await self.run(sink.begin)
+            await sink.begin()
             await self._send(first, stream, sink)
             stream.check()
-            return await self.run(sink.complete)
+            return await sink.complete()
         except BaseException:
             await self._abort(sink)
             raise
@@ -233,7 +265,7 @@ class Uploader:
         in_flight = InFlight(self.window)
 
         def send(number: int, part: bytearray) -> None:
-            sent = self.run(sink.part, number, part)
+            sent = sink.part(number, part)
             in_flight.add(sent.addCallbacks(lambda _: self.buffers.give_back(part), stream.fail))
 
         try:
@@ -249,6 +281,6 @@ class Uploader:
 
     async def _abort(self, sink: PartSink) -> None:
         try:
-            await self.run(sink.abort)
+            await sink.abort()
         except Exception as error:  # noqa: BLE001 (what the upload failed with is what the client hears)
             _log.error("an upload could not be aborted: {error}", error=error)

@@ -22,7 +22,7 @@ from zope.interface import implementer
 from twisted_storaged.buckets.buffers import Buffers
 from twisted_storaged.buckets.delivery import Deliveries, ObjectReader
 from twisted_storaged.buckets.interface import IBucket, IObjectReader, ListPage, ObjectInfo
-from twisted_storaged.buckets.multipart import Uploader
+from twisted_storaged.buckets.multipart import InThreads, Uploader
 from twisted_storaged.buckets.s3upload import S3Upload
 from twisted_storaged.buckets.threads import Threads
 from twisted_storaged.deferreds import deferred
@@ -98,7 +98,7 @@ class S3Bucket:
     async def put(self, key: str, body: IBodyProducer, max_length: int) -> ObjectInfo:
         longest = max_length if body.length is UNKNOWN_LENGTH else body.length
         upload = S3Upload(self._client, self._address(key), key)
-        return await Uploader(self._run, self._buffers_for(longest), WINDOW).store(body, upload)
+        return await Uploader(self._buffers_for(longest), WINDOW).store(body, InThreads(upload, self._run))
 
     @deferred
     async def get(self, key: str) -> IObjectReader:
