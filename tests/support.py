@@ -14,7 +14,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
 from twisted_storaged.buckets.buffers import Buffers
-from twisted_storaged.buckets.delivery import Deliveries, ObjectReader
+from twisted_storaged.buckets.delivery import ChunkBudget, ObjectReader
 from twisted_storaged.buckets.interface import IBucket, IObjectReader, ListPage, ObjectInfo
 from twisted_storaged.buckets.multipart import InThreads, Uploader
 from twisted_storaged.deferreds import deferred
@@ -209,7 +209,7 @@ class MemoryBucket:
             return fail(self.failing)
         if key not in self.objects:
             return fail(ObjectNotFound(key))
-        return succeed(ObjectReader(self.info(key), BytesSource(self.objects[key]), Deliveries(self.run)))
+        return succeed(ObjectReader(self.info(key), BytesSource(self.objects[key]), ChunkBudget(), self.run))
 
     def list(self, prefix: str, token: str | None = None) -> Deferred[ListPage]:
         if self.failing is not None:

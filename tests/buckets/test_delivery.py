@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.support import BytesSource, Consumer, RunLater, result, run_now
-from twisted_storaged.buckets.delivery import BUDGET, CHUNK, MIN_CHUNK, Deliveries, ObjectReader
+from twisted_storaged.buckets.delivery import BUDGET, CHUNK, MIN_CHUNK, ChunkBudget, ObjectReader
 from twisted_storaged.buckets.interface import ObjectInfo
 from twisted_storaged.deferreds import ConsumerGone
 from twisted_storaged.errors import BucketError, DamagedObject
 
 
 def reader(source: object, size: int, run: object = run_now) -> ObjectReader:
-    return ObjectReader(ObjectInfo("key", size, "etag", 0), source, Deliveries(run))  # type: ignore[arg-type]
+    return ObjectReader(ObjectInfo("key", size, "etag", 0), source, ChunkBudget(), run)  # type: ignore[arg-type]
 
 
 class DeliverTests:
@@ -99,32 +99,31 @@ class DeliverTests:
         assert source.closed
 
 
-class DeliveriesTests:
+class ChunkBudgetTests:
     """Memory, when there are many."""
 
     def test_few_read_in_large_chunks(self) -> None:
         """One GET is as fast as it can be."""
-        deliveries = Deliveries(run_now)
-        assert deliveries.chunk == CHUNK
-        deliveries.count = 16
-        assert deliveries.chunk == CHUNK
+        chunks = ChunkBudget()
+        assert chunks.chunk() == CHUNK
+        chunks.readers = 8
+        assert chunks.chunk() == CHUNK
 
     def test_many_share_the_budget(self) -> None:
         """However slow their clients are."""
-        deliveries = Deliveries(run_now)
-        for deliveries.count in (17, 64, 200):
-            assert deliveries.count * 2 * deliveries.chunk <= BUDGET
-        deliveries.count = 10_000
-        assert deliveries.chunk == MIN_CHUNK
+        chunks = ChunkBudget()
+        for chunks.readers in (17, 64, 200):
+            assert chunks.readers * 2 * chunks.chunk() <= BUDGET
+        chunks.readers = 10_000
+        assert chunks.chunk() == MIN_CHUNK
 
     def test_those_under_way_are_counted(self) -> None:
         """Until they end, in whatever way."""
-        deliveries, run = Deliveries(run_now), RunLater()
-        deliveries.run = run
-        open_reader = ObjectReader(ObjectInfo("key", 2, "etag", 0), BytesSource(b"x"), deliveries)
+        chunks, run = ChunkBudget(), RunLater()
+        open_reader = ObjectReader(ObjectInfo("key", 2, "etag", 0), BytesSource(b"x"), chunks, run)
         outcome = open_reader.deliver(Consumer())
-        assert deliveries.count == 1
+        assert chunks.readers == 1
         run.run()
         with pytest.raises(DamagedObject):
             result(outcome)
-        assert deliveries.count == 0
+        assert chunks.readers == 0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import zlib
-from base64 import b64encode
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -104,7 +102,7 @@ class SentTests:
         assert made.names() == ["PutObject"]
         headers = made.calls[0].headers
         assert headers["x-amz-content-sha256"] == "UNSIGNED-PAYLOAD"
-        assert headers["x-amz-checksum-crc32"] == b64encode(zlib.crc32(b"hello").to_bytes(4, "big")).decode()
+        assert headers["x-amz-checksum-crc32c"] == "mnG7TA=="
         assert "expect" not in headers
         assert "content-md5" not in headers
         assert "aws-chunked" not in headers.get("content-encoding", "")
@@ -118,7 +116,7 @@ class SentTests:
         assert made.names()[-1] == "CompleteMultipartUpload"
         parts = [call for call in made.calls if call.name == "UploadPart"]
         assert sorted(len(call.body) for call in parts) == [2 * MiB, 5 * MiB, 5 * MiB]
-        assert all("x-amz-checksum-crc32" in call.headers for call in parts)
+        assert all("x-amz-checksum-crc32c" in call.headers for call in parts)
         assert all(call.headers["x-amz-content-sha256"] == "UNSIGNED-PAYLOAD" for call in parts)
         assert made.objects["key"] == (BIG, info.etag)
         assert (info.size, made.uploads) == (len(BIG), {})
@@ -258,7 +256,7 @@ class FaultTests:
         """Is trouble, named."""
         nobody = S3Bucket("primary", S3Settings("b", "", "http://127.0.0.1:9", "r", True, "a", "b"), reactor, 4)
         nobody.start()
-        with pytest.raises(BucketError, match="EndpointConnectionError"):
+        with pytest.raises(BucketError, match=r"no connection to S3: .*refused"):
             await nobody.get("key")
         await nobody.stop()
 
@@ -343,13 +341,13 @@ class AddressingTests:
     )
     def test_path_style_or_virtual_hosted(self, path_style: bool, url: str) -> None:
         """As the configuration says."""
-        client = s3.make_client(S3Settings("bucket", "", "https://s3.example.org", "eu-1", path_style, "a", "b"))
+        client, _ = s3.make_client(S3Settings("bucket", "", "https://s3.example.org", "eu-1", path_style, "a", "b"))
         signed = client.generate_presigned_url("get_object", Params={"Bucket": "bucket", "Key": "key"})
         assert signed.startswith(url + "?")
 
     def test_timeouts_and_retries(self) -> None:
         """A hung engine does not hang a request for ever."""
-        config = s3.make_client(S3Settings("b", region="eu-1", access_key_id="a", secret_access_key="b")).meta.config
+        config = s3.make_client(S3Settings("b", region="eu-1", access_key_id="a", secret_access_key="b"))[0].meta.config
         assert (config.connect_timeout, config.read_timeout) == (s3.CONNECT_TIMEOUT, s3.READ_TIMEOUT)
         assert config.retries["mode"] == "standard"
 

@@ -5,6 +5,8 @@ The thread reads one chunk and returns; no thread waits for a client. While one 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -38,42 +40,49 @@ class Source(Protocol):
         """Let go of it, wherever reading stopped."""
 
 
-class Deliveries:
-    """How a bucket delivers: reads are made by `run`, and all that are under way share the memory."""
+class ChunkBudget:
+    """The memory that all deliveries of a bucket share."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.count = 0
+    def __init__(self) -> None:
+        self.readers = 0
 
-    @property
     def chunk(self) -> int:
-        """How many bytes a delivery may read now."""
-        return max(MIN_CHUNK, min(CHUNK, BUDGET // (2 * max(self.count, 1))))
+        """How many bytes a delivery may read at once, now."""
+        return max(MIN_CHUNK, min(CHUNK, BUDGET // (2 * max(self.readers, 1))))
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Count one more delivery."""
+        self.readers += 1
+        try:
+            yield
+        finally:
+            self.readers -= 1
 
 
 @implementer(IObjectReader)
 class ObjectReader:
     """An open object of any bucket that has a `Source` for it."""
 
-    def __init__(self, info: ObjectInfo, source: Source, deliveries: Deliveries) -> None:
+    def __init__(self, info: ObjectInfo, source: Source, chunks: ChunkBudget, run: Run) -> None:
         self.info = info
         self._source = source
-        self._deliveries = deliveries
+        self._chunks = chunks
+        self._run = run
 
     @deferred
     async def deliver(self, consumer: IConsumer) -> None:
         gate = Gate()
         consumer.registerProducer(gate, True)
-        self._deliveries.count += 1
         try:
-            await self._pump(consumer, gate)
+            with self._chunks.reading():
+                await self._pump(consumer, gate)
         finally:
-            self._deliveries.count -= 1
             consumer.unregisterProducer()
             self.close()
 
     def close(self) -> None:
-        self._deliveries.run(self._source.close).addErrback(self._close_failed)
+        self._run(self._source.close).addErrback(self._close_failed)
 
     async def _pump(self, consumer: IConsumer, gate: Gate) -> None:
         left = self.info.size
@@ -97,4 +106,4 @@ class ObjectReader:
         _log.warn("{key!r} was not closed: {failure.value}", key=self.info.key, failure=failure)
 
     def _read(self) -> Deferred[bytes]:
-        return self._deliveries.run(self._source.read, self._deliveries.chunk)
+        return self._run(self._source.read, self._chunks.chunk())

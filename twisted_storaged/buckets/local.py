@@ -23,7 +23,7 @@ from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
 from twisted_storaged.buckets.buffers import Buffers
-from twisted_storaged.buckets.delivery import Deliveries, ObjectReader
+from twisted_storaged.buckets.delivery import ChunkBudget, ObjectReader
 from twisted_storaged.buckets.directory import ContentFile, Directory
 from twisted_storaged.buckets.index import Entry, Index
 from twisted_storaged.buckets.interface import IBucket, IObjectReader, ListPage, ObjectInfo
@@ -60,7 +60,7 @@ class LocalBucket:
         self.name = name
         self._path = settings.path
         self._threads = Threads(reactor, put_slots * WINDOW + READERS, f"bucket {name}")
-        self._deliveries = Deliveries(self._run)
+        self._chunks = ChunkBudget()
         self._uploader = Uploader(Buffers(PART_SIZE, keep=put_slots), WINDOW)
 
     def start(self) -> None:
@@ -90,7 +90,7 @@ class LocalBucket:
     @deferred
     async def get(self, key: str) -> IObjectReader:
         entry, descriptor = await self._run(self._open, key)
-        return ObjectReader(_info(entry), _FileSource(descriptor), self._deliveries)
+        return ObjectReader(_info(entry), _FileSource(descriptor), self._chunks, self._run)
 
     @deferred
     async def list(self, prefix: str, token: str | None = None) -> ListPage:

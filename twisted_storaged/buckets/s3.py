@@ -1,33 +1,36 @@
-"""S3Bucket: a bucket of AWS or of any engine that speaks S3, through boto3 in a thread pool of its own.
+"""S3Bucket: a bucket of AWS or of any engine that speaks S3.
 
-What is sent: payloads unsigned (hashing them with SHA-256 costs more than all the rest together), each with a CRC-32
-that engines verify on arrival, in a header rather than a trailer, which not all engines understand.
+Objects go through the thin data plane of `twisted_storaged.s3`; boto3 knows the configuration and the credentials, and
+makes the rare calls around a multipart upload. What is sent: payloads unsigned (hashing them with SHA-256 costs more
+than all the rest together), each with a CRC-32C that engines verify on arrival, in a header rather than a trailer,
+which not all engines understand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-from twisted.internet.interfaces import IReactorFromThreads
+from botocore.exceptions import BotoCoreError
 from twisted.logger import Logger
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
 from twisted_storaged.buckets.buffers import Buffers
-from twisted_storaged.buckets.delivery import Deliveries, ObjectReader
+from twisted_storaged.buckets.delivery import ChunkBudget
 from twisted_storaged.buckets.interface import IBucket, IObjectReader, ListPage, ObjectInfo
-from twisted_storaged.buckets.multipart import InThreads, Uploader
+from twisted_storaged.buckets.multipart import Uploader
+from twisted_storaged.buckets.s3reader import S3Reader
 from twisted_storaged.buckets.s3upload import S3Upload
 from twisted_storaged.buckets.threads import Threads
 from twisted_storaged.deferreds import deferred
-from twisted_storaged.errors import BucketError, InvalidKey, ObjectNotFound, StartError
+from twisted_storaged.errors import InvalidKey, ObjectNotFound, StartError
 from twisted_storaged.keys import MAX_KEY_BYTES
+from twisted_storaged.s3.answers import etag_of, last_modified_of, parse_list, storage_errors
+from twisted_storaged.s3.setup import make_data_plane
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -41,13 +44,11 @@ MIN_PART_SIZE = 5 << 20
 MAX_PARTS = 10_000
 #: Parts of one body in flight. With the one being filled and the one that waits, a PUT holds 30 MiB.
 WINDOW = 4
-#: Threads beside the uploading ones: for GETs, lists and deletes.
-READERS = 8
+#: Threads beside the uploading ones: for the calls that boto3 makes.
+SPARE_THREADS = 4
 #: Seconds for a connection, or a blocked send; and for the next bytes of an answer.
 CONNECT_TIMEOUT = 10
 READ_TIMEOUT = 60
-
-_NOT_FOUND = {"NoSuchKey", "404", "NotFound"}
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,19 @@ class S3Bucket:
 
     _log = Logger()
 
-    def __init__(self, name: str, settings: S3Settings, reactor: IReactorFromThreads, put_slots: int) -> None:
+    def __init__(self, name: str, settings: S3Settings, reactor: Any, put_slots: int) -> None:
         self.name = name
         self._settings = settings
-        self._threads = Threads(reactor, put_slots * WINDOW + READERS, f"bucket {name}")
-        self._deliveries = Deliveries(self._run)
+        self._reactor = reactor
+        self._threads = Threads(reactor, put_slots * WINDOW + SPARE_THREADS, f"bucket {name}")
+        self._chunks = ChunkBudget()
         self._buffers = Buffers(MIN_PART_SIZE, keep=put_slots * WINDOW)
 
     def start(self) -> None:
         try:
-            self._client = make_client(self._settings)
+            self._client, credentials = make_client(self._settings)
+            bucket = self._settings.bucket
+            self._objects = make_data_plane(self._client, credentials, bucket, self._threads.run, self._reactor)
         except (BotoCoreError, ValueError) as error:
             raise StartError(f"bucket {self.name}: {error}") from error
         self._log.info(
@@ -87,64 +91,52 @@ class S3Bucket:
             settings=self._settings,
             endpoint=self._client.meta.endpoint_url,
         )
+        self._objects.start()
         self._threads.start()
 
     @deferred
     async def stop(self) -> None:
+        self._objects.stop()
         await self._threads.stop()
         self._client.close()
 
     @deferred
     async def put(self, key: str, body: IBodyProducer, max_length: int) -> ObjectInfo:
         longest = max_length if body.length is UNKNOWN_LENGTH else body.length
-        upload = S3Upload(self._client, self._address(key), key)
-        return await Uploader(self._buffers_for(longest), WINDOW).store(body, InThreads(upload, self._run))
+        address = {"Bucket": self._settings.bucket, "Key": self._s3_key(key)}
+        upload = S3Upload(self._objects, self._client, self._threads.run, address, key)
+        with storage_errors():
+            return await Uploader(self._buffers_for(longest), WINDOW).store(body, upload)
 
     @deferred
     async def get(self, key: str) -> IObjectReader:
-        answer = await self._run(self._client.get_object, **self._address(key))
-        info = ObjectInfo(key, answer["ContentLength"], _etag(answer), answer["LastModified"].timestamp())
-        return ObjectReader(info, answer["Body"], self._deliveries)
+        with storage_errors():
+            answer, body = await self._objects.get_object(self._s3_key(key))
+        info = ObjectInfo(key, int(answer.headers["content-length"]), etag_of(answer), last_modified_of(answer))
+        return S3Reader(info, body, self._chunks)
 
     @deferred
     async def list(self, prefix: str, token: str | None = None) -> ListPage:
-        more = {} if token is None else {"ContinuationToken": token}
-        where = {"Bucket": self._settings.bucket, "Prefix": self._settings.prefix + prefix}
-        page = await self._run(self._client.list_objects_v2, **where, **more)
-        objects = [self._listed(item) for item in page.get("Contents", [])]
-        return ListPage(objects, page.get("NextContinuationToken"))
+        with storage_errors():
+            answer = await self._objects.list_objects(self._settings.prefix + prefix, token)
+            return parse_list(answer, self._settings.prefix)
 
     @deferred
     async def delete(self, key: str) -> None:
-        with suppress(ObjectNotFound):  # S3 itself would not say so, some engines do
-            await self._run(self._client.delete_object, **self._address(key))
+        with suppress(ObjectNotFound), storage_errors():  # S3 itself would not say so, some engines do
+            await self._objects.delete_object(self._s3_key(key))
 
-    def _address(self, key: str) -> dict[str, str]:
+    def _s3_key(self, key: str) -> str:
         s3_key = self._settings.prefix + key
         excess = len(s3_key.encode("utf-8")) - MAX_KEY_BYTES
         if excess > 0:
             longest = len(key.encode("utf-8")) - excess
             raise InvalidKey(f"key too long (>{longest} bytes)")
-        return {"Bucket": self._settings.bucket, "Key": s3_key}
-
-    def _listed(self, item: Mapping[str, Any]) -> ObjectInfo:
-        key = item["Key"].removeprefix(self._settings.prefix)
-        return ObjectInfo(key, item["Size"], _etag(item), item["LastModified"].timestamp())
+        return s3_key
 
     def _buffers_for(self, longest: int) -> Buffers:
         size = part_size(longest)
         return self._buffers if size == self._buffers.size else Buffers(size, keep=0)
-
-    @deferred
-    async def _run(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        try:
-            return await self._threads.run(call, *args, **kwargs)
-        except ClientError as error:
-            if error.response["Error"]["Code"] in _NOT_FOUND:
-                raise ObjectNotFound(str(error)) from error
-            raise BucketError(str(error)) from error
-        except (BotoCoreError, OSError, RuntimeError) as error:  # botocore's word for credentials that stay expired
-            raise BucketError(f"{type(error).__name__}: {error}") from error
 
 
 def part_size(longest: int) -> int:
@@ -154,8 +146,8 @@ def part_size(longest: int) -> int:
     return max(MIN_PART_SIZE, whole_mebibytes)
 
 
-def make_client(settings: S3Settings) -> BaseClient:
-    """The client that a bucket's threads share (clients are thread-safe, sessions are not).
+def make_client(settings: S3Settings) -> tuple[BaseClient, Any]:
+    """The client that a bucket's threads share (clients are thread-safe, sessions are not), and its credentials.
 
     Raises:
         ValueError: there are no credentials anywhere.
@@ -167,10 +159,12 @@ def make_client(settings: S3Settings) -> BaseClient:
         region_name=settings.region,
     )
     # Found here, they are the client's too, and refresh themselves there for as long as it lives.
-    if session.get_credentials() is None:
+    credentials = session.get_credentials()
+    if credentials is None:
         raise ValueError("no credentials: not in the secrets file, not in the configuration, not in boto3's own chain")
     region = session.region_name or "us-east-1"
-    return session.client("s3", endpoint_url=settings.endpoint, region_name=region, config=_client_config(settings))
+    client = session.client("s3", endpoint_url=settings.endpoint, region_name=region, config=_client_config(settings))
+    return client, credentials
 
 
 def _client_config(settings: S3Settings) -> Config:
@@ -179,14 +173,9 @@ def _client_config(settings: S3Settings) -> Config:
         connect_timeout=CONNECT_TIMEOUT,
         read_timeout=READ_TIMEOUT,
         retries={"mode": "standard"},
-        # More than there can be threads and open GETs: beyond it, connections are not kept.
-        max_pool_connections=256,
         tcp_keepalive=True,
+        signature_version="s3v4",
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        s3={"addressing_style": style, "payload_signing_enabled": False},
+        s3={"addressing_style": style},
     )
-
-
-def _etag(answer: Mapping[str, Any]) -> str:
-    return str(answer["ETag"]).strip('"')

@@ -1,4 +1,6 @@
-"""One upload to S3, as the PartSink of `multipart`: a PutObject, or the calls of a multipart upload. Blocking.
+"""One upload to S3, as the PartSink of `multipart`: a PutObject, or the calls of a multipart upload.
+
+The calls around the parts are rare, and boto3's, in threads.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
 """
@@ -8,15 +10,17 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-import zlib
-from base64 import b64encode
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
+from twisted.internet.defer import Deferred
 
 from twisted_storaged.buckets.interface import ObjectInfo
-from twisted_storaged.errors import BucketError
+from twisted_storaged.buckets.threads import Run
+from twisted_storaged.deferreds import deferred
+from twisted_storaged.s3.answers import etag_of
+from twisted_storaged.s3.client import DataPlane, crc32c
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -28,32 +32,46 @@ _MD5 = re.compile("[0-9a-f]{32}")
 class S3Upload:
     """The parts of one PUT, in one multipart upload; or the whole of it, in one PutObject."""
 
-    def __init__(self, client: BaseClient, address: Mapping[str, str], key: str) -> None:
-        """Upload to `address`, the Bucket and Key of every call; clients know the object as `key`."""
+    def __init__(self, objects: DataPlane, client: BaseClient, run: Run, address: Mapping[str, str], key: str) -> None:
+        """Upload to `address`, the Bucket and Key of boto3's calls; clients know the object as `key`."""
+        self._objects = objects
         self._client = client
+        self._run = run
         self._address = address
         self._key = key
         self._upload: dict[str, str] = {}
         self._parts: dict[int, dict[str, Any]] = {}
-        self._sizes: dict[int, int] = {}
+        self._size = 0
 
-    def whole(self, body: bytearray) -> ObjectInfo:
-        answer = self._client.put_object(**self._address, Body=body, **_checksum(body))
-        return self._info(len(body), answer["ETag"])
+    @deferred
+    async def whole(self, body: bytearray) -> ObjectInfo:
+        answer = await self._objects.put_object(self._address["Key"], body)
+        return ObjectInfo(self._key, len(body), etag_of(answer), time.time())
 
-    def begin(self) -> None:
-        answer = self._client.create_multipart_upload(**self._address, ChecksumAlgorithm="CRC32")
+    @deferred
+    async def begin(self) -> None:
+        create = self._client.create_multipart_upload
+        answer = await self._run(create, **self._address, ChecksumAlgorithm="CRC32C")
         self._upload = {**self._address, "UploadId": answer["UploadId"]}
 
-    def part(self, number: int, body: bytearray) -> None:
-        checksum = _checksum(body)
-        answer = self._client.upload_part(**self._upload, PartNumber=number, Body=body, **checksum)
-        self._parts[number] = {"PartNumber": number, "ETag": answer["ETag"], **checksum}
-        self._sizes[number] = len(body)
+    @deferred
+    async def part(self, number: int, body: bytearray) -> None:
+        key, upload_id, checksum = self._address["Key"], self._upload["UploadId"], crc32c(body)
+        answer = await self._objects.upload_part(key, upload_id, number, body, checksum)
+        etag = answer.headers.get("etag", "")
+        self._parts[number] = {"PartNumber": number, "ETag": etag, "ChecksumCRC32C": checksum}
+        self._size += len(body)
 
-    def complete(self) -> ObjectInfo:
+    def complete(self) -> Deferred[ObjectInfo]:
+        return self._run(self._complete)
+
+    @deferred
+    async def abort(self) -> None:
+        if self._upload:
+            await self._run(self._client.abort_multipart_upload, **self._upload)
+
+    def _complete(self) -> ObjectInfo:
         parts = [part for _, part in sorted(self._parts.items())]
-        size = sum(self._sizes.values())
         try:
             answer = self._client.complete_multipart_upload(**self._upload, MultipartUpload={"Parts": parts})
             # Ceph answers with an empty ETag.
@@ -61,29 +79,20 @@ class S3Upload:
         except (ClientError, BotoCoreError):
             # The reply may be what was lost, not the request; a retry of it then finds no such upload.
             etag = combined_etag(parts)
-            if not self._is_there(etag, size):
+            if not self._is_there(etag):
                 raise
-        return self._info(size, etag)
+        return ObjectInfo(self._key, self._size, etag.strip('"'), time.time())
 
-    def abort(self) -> None:
-        if self._upload:
-            self._client.abort_multipart_upload(**self._upload)
-
-    def _is_there(self, etag: str, size: int) -> bool:
+    def _is_there(self, etag: str) -> bool:
         try:
             head = self._head()
         except (ClientError, BotoCoreError):
             return False
-        return bool(head["ETag"].strip('"') == etag and head["ContentLength"] == size)
+        return bool(head["ETag"].strip('"') == etag and head["ContentLength"] == self._size)
 
     def _head(self) -> dict[str, Any]:
         head: dict[str, Any] = self._client.head_object(**self._address)
         return head
-
-    def _info(self, size: int, etag: str) -> ObjectInfo:
-        if not etag:
-            raise BucketError(f"the engine gave {self._key!r} no ETag")
-        return ObjectInfo(self._key, size, etag.strip('"'), time.time())
 
 
 def combined_etag(parts: list[dict[str, Any]]) -> str:
@@ -96,7 +105,3 @@ def combined_etag(parts: list[dict[str, Any]]) -> str:
         return ""
     digests = bytes.fromhex("".join(etags))
     return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"
-
-
-def _checksum(body: bytearray) -> dict[str, str]:
-    return {"ChecksumCRC32": b64encode(zlib.crc32(body).to_bytes(4, "big")).decode("ascii")}

@@ -1,0 +1,226 @@
+"""Connections to S3 on the reactor: one request at a time on each, kept for the next.
+
+A body that is streamed goes from the socket to the consumer as it was read, and the consumer's back-pressure to the
+socket: the transport is the producer.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IConsumer, IPushProducer
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from twisted_storaged.deferreds import ConsumerGone
+from twisted_storaged.s3.wire import Answer, AnswerParser, ConnectionFailed
+
+
+class Keeper(typing.Protocol):
+    """What a connection needs of its pool."""
+
+    def deadline(self) -> float:
+        """When S3 must have sent another byte."""
+
+    def give_back(self, connection: Connection) -> None:
+        """A connection is free again."""
+
+    def forget(self, connection: Connection) -> None:
+        """A connection is closed."""
+
+
+class Connection(Protocol):
+    """One connection.
+
+    Attributes:
+        stale: whether it was kept from an earlier request and has not said a word since: S3 may have closed it.
+        deadline: when to give it up, by the pool's clock; None while it is not S3 that we wait for.
+    """
+
+    transport: Any
+
+    def __init__(self, pool: Keeper) -> None:
+        self._pool = pool
+        self._parser: AnswerParser | None = None
+        self._waiting: Deferred[Answer] | None = None
+        self._stream: BodyStream | None = None
+        self._streamed = False
+        self._body: list[bytes] = []
+        self.stale = False
+        self.deadline: float | None = None
+
+    def ask(self, data: bytes, head_request: bool = False, streamed: bool = False) -> Deferred[Answer]:
+        """Send a request, head and body.
+
+        The answer comes with its body; with `streamed`, and where it is no error, with its head only: then `stream`
+        must be called.
+        """
+        self._parser = AnswerParser(head_request)
+        self._streamed = streamed
+        waiting = self._waiting = Deferred()
+        self.touch()
+        self.transport.write(data)
+        return waiting
+
+    def stream(self) -> BodyStream:
+        """The body of an answer that was asked for with `streamed`."""
+        assert self._stream is not None
+        return self._stream
+
+    def touch(self) -> None:
+        """S3 has its full time again."""
+        self.deadline = self._pool.deadline()
+
+    def connectionMade(self) -> None:
+        self.transport.setTcpNoDelay(True)
+
+    def dataReceived(self, data: bytes) -> None:
+        parser = self._parser
+        if parser is None:
+            self.transport.abortConnection()  # nobody asked
+            return
+        self.touch()
+        self.stale = False
+        try:
+            body = parser.feed(data)
+        except ConnectionFailed as error:
+            self.give_up(error)
+            return
+        if self._stream is not None:
+            self._stream.received(body, parser.ended)
+        elif parser.answer is not None:
+            self._answered(parser, parser.answer, body)
+
+    def _answered(self, parser: AnswerParser, answer: Answer, body: bytes) -> None:
+        if self._streamed and answer.status < 300:
+            self._stream = BodyStream(self, body, parser.ended)
+            self._fire(answer)
+            return
+        self._body.append(body)
+        if parser.ended:
+            answer.body = b"".join(self._body)
+            self._fire(answer)
+            self.end()
+
+    def end(self) -> None:
+        """The answer is over: free for the next request, or closed."""
+        parser, self._parser = self._parser, None
+        self._stream, self._body, self.deadline, self.stale = None, [], None, True
+        if parser is not None and parser.keep_alive:
+            self._pool.give_back(self)
+        else:
+            self.transport.loseConnection()
+
+    def give_up(self, error: ConnectionFailed) -> None:
+        """End it in the middle."""
+        self._fail(error)
+        self.transport.abortConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._pool.forget(self)
+        self._fail(ConnectionFailed(f"S3 closed the connection: {reason.getErrorMessage()}"))
+
+    def _fire(self, result: Answer | Failure) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.callback(result)
+
+    def _fail(self, error: ConnectionFailed) -> None:
+        self.deadline, self._parser = None, None
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.failed(Failure(error))
+        self._fire(Failure(error))
+
+
+@implementer(IPushProducer)
+class BodyStream:
+    """The body of one answer, on its way to a consumer. Until there is one, the socket is not read."""
+
+    def __init__(self, connection: Connection, early: bytes, ended: bool) -> None:
+        self._connection = connection
+        self._early = early
+        self._ended = ended
+        self._consumer: IConsumer | None = None
+        self._done: Deferred[None] = Deferred()
+        self._full = False
+        self._failure: Failure | None = None
+        self.chunk: Callable[[], int] | None = None
+        if not ended:
+            connection.transport.pauseProducing()
+            connection.deadline = None
+
+    def deliver(self, consumer: IConsumer, chunk: Callable[[], int]) -> Deferred[None]:
+        """Write the body to `consumer`, in pieces of at most `chunk()` bytes.
+
+        Fires when the consumer has room again after the last of it. Fails with ConnectionFailed or ConsumerGone.
+        """
+        self._consumer, self.chunk = consumer, chunk
+        consumer.registerProducer(self, True)
+        if self._early:
+            consumer.write(self._early)
+            self._early = b""
+        if self._failure is not None:
+            self._finish(self._failure)
+        elif self._ended:
+            self._drained()
+        elif not self._full:
+            self.resumeProducing()
+        return self._done
+
+    def close(self) -> None:
+        """Nobody wants it: an answer that is not over ends its connection."""
+        if self._ended:
+            self._connection.end()
+        else:
+            self._connection.give_up(ConnectionFailed("not wanted any more"))
+
+    def received(self, data: bytes, ended: bool) -> None:
+        """The connection has read some of it."""
+        assert self._consumer is not None
+        self._ended = ended
+        if self.chunk is not None:
+            self._connection.transport.bufferSize = self.chunk()
+        self._consumer.write(data)
+        if ended:
+            self._drained()
+
+    def failed(self, failure: Failure) -> None:
+        """The connection was lost before the end."""
+        self._failure = failure
+        if self._consumer is not None:
+            self._finish(failure)
+
+    def pauseProducing(self) -> None:
+        self._full = True
+        if not self._ended:
+            self._connection.transport.pauseProducing()
+            self._connection.deadline = None
+
+    def resumeProducing(self) -> None:
+        self._full = False
+        if self._ended:
+            self._drained()
+        else:
+            self._connection.touch()
+            self._connection.transport.resumeProducing()
+
+    def stopProducing(self) -> None:
+        self._finish(Failure(ConsumerGone()))
+        self.close()
+
+    def _drained(self) -> None:
+        # The end of an answer starts the client's idle timer: the last bytes must have left by then. twisted #12498
+        if not self._full and not self._done.called:
+            self._connection.end()
+            self._finish(None)
+
+    def _finish(self, result: Failure | None) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            consumer.unregisterProducer()
+            self._done.callback(result)
