@@ -9,6 +9,7 @@ from twisted.web.http import HTTPChannel
 from tests.support import MemoryBucket, RunLater
 from tests.web.wire import Server, chunk, chunked_put, put, request
 from twisted_storaged.policy import DEFAULT_MAX_PUT, Policy, Rule
+from twisted_storaged.web import accesslog
 from twisted_storaged.web.body import READ_SIZE
 from twisted_storaged.web.streaming import IDLE_SECONDS, LINGER_BYTES, LINGER_SECONDS
 
@@ -159,6 +160,7 @@ class EarlyAnswerTests:
         connection = server.connect()
         connection.send(put("/a", length=TOO_LONG))
         connection.lose()
+        server.clock.advance(accesslog.WAIT)
         assert server.clock.getDelayedCalls() == []
 
     def test_over_tls_there_is_no_half_close(self) -> None:

@@ -18,6 +18,7 @@ from zope.interface import implementer
 
 from twisted_storaged.deferreds import ConsumerGone
 from twisted_storaged.s3.wire import Answer, AnswerParser, ConnectionFailed
+from twisted_storaged.transports import flush
 
 
 class Keeper(typing.Protocol):
@@ -64,6 +65,7 @@ class Connection(Protocol):
         waiting = self._waiting = Deferred()
         self.touch()
         self.transport.write(data)
+        flush(self.transport)
         return waiting
 
     def stream(self) -> BodyStream:

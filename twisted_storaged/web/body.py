@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Bytes that one read of the socket may bring while a body is consumed.
 READ_SIZE = 1 << 20
+#: What Twisted reads at once.
+USUAL_READ_SIZE = 1 << 16
 
 
 @implementer(IBodyProducer)
@@ -138,7 +140,7 @@ class RequestBody:
     def _ask_for_more(self) -> None:
         if self._expects_continue and not self._received:
             self._channel.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if self.declared is None or self.declared > READ_SIZE:
-            self._channel.read_in_chunks_of(READ_SIZE)
+        if self.declared is None or self.declared > USUAL_READ_SIZE:
+            self._channel.read_in_chunks_of(min(self.declared or READ_SIZE, READ_SIZE))
         if not self.paused:
             self._channel.resume_reading()

@@ -16,13 +16,14 @@ from twisted_storaged.admission import PutSlots
 from twisted_storaged.errors import InvalidKey, PayloadTooLarge
 from twisted_storaged.keys import parse_key, parse_prefix
 from twisted_storaged.namespace import Namespace
+from twisted_storaged.transports import flush
 from twisted_storaged.web.responses import (
     answer_failure,
     answer_json,
     answer_list,
     answer_nothing,
     answer_text,
-    set_object_headers,
+    start_object,
 )
 from twisted_storaged.web.streaming import StreamingRequest
 
@@ -53,8 +54,8 @@ class Endpoint(Tree):
     def render(self, request: StreamingRequest) -> int:
         handler = self._handlers.get(request.method)
         if handler is None:
-            request.setHeader(b"Allow", b", ".join(self._handlers))
-            answer_text(request, http.NOT_ALLOWED, "method not allowed")
+            allow = [(b"Allow", b", ".join(self._handlers))]
+            answer_text(request, http.NOT_ALLOWED, "method not allowed", allow)
         else:
             Deferred.fromCoroutine(handler(request)).addErrback(answer_failure, request)
         return NOT_DONE_YET
@@ -85,12 +86,16 @@ class Verbs:
         """Send an object; for HEAD, only say what it is."""
         key = parse_key(_rest_of_path(request))
         reader = await self._namespace.bucket_for(key).get(key)
-        set_object_headers(request, reader.info)
-        if request.gone or request.method == b"HEAD":
+        if request.gone:
+            reader.close()
+            return
+        start_object(request, reader.info)
+        if request.method == b"HEAD":
             reader.close()
         else:
             await reader.deliver(request)
         if not request.gone:
+            flush(request.transport)
             request.finish()
 
     async def list(self, request: StreamingRequest) -> None:
@@ -126,7 +131,6 @@ async def _health(request: StreamingRequest) -> None:
 
 def _rest_of_path(request: StreamingRequest) -> bytes:
     """What follows the resource in the path, percent-decoded once, embedded and doubled slashes included."""
-    assert request.prepath is not None
     rest = b"/".join(request.path[1:].split(b"/")[len(request.prepath) :])
     if _BAD_ESCAPE.search(rest):
         raise InvalidKey("key has a % that is not followed by two hex digits")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 from twisted.logger import Logger
@@ -14,10 +15,17 @@ from twisted.web import http
 from twisted_storaged import errors
 from twisted_storaged.buckets.interface import ObjectInfo
 from twisted_storaged.deferreds import ConsumerGone, Gate
+from twisted_storaged.transports import flush
 from twisted_storaged.web.streaming import StreamingRequest
 
 #: Seconds that a client is told to wait before it tries again.
 RETRY_AFTER = 5
+
+Header = tuple[bytes, bytes]
+
+_TEXT = (b"Content-Type", b"text/plain; charset=utf-8")
+_JSON = (b"Content-Type", b"application/json")
+_BYTES = (b"Content-Type", b"application/octet-stream")
 
 _log = Logger()
 
@@ -49,48 +57,52 @@ def answer_failure(failure: Failure, request: StreamingRequest) -> None:
     if request.startedWriting:
         request.abort()
     elif not request.gone:
-        if refusal.retry:
-            request.setHeader(b"Retry-After", b"%d" % RETRY_AFTER)
-        answer_text(request, refusal.status, refusal.message or str(failure.value))
+        retry = [(b"Retry-After", b"%d" % RETRY_AFTER)] if refusal.retry else []
+        answer_text(request, refusal.status, refusal.message or str(failure.value), retry)
 
 
-def answer_text(request: StreamingRequest, status: int, line: str) -> None:
+def answer_text(request: StreamingRequest, status: int, line: str, headers: Iterable[Header] = ()) -> None:
     """Answer with one line of text."""
-    _answer(request, status, b"text/plain; charset=utf-8", line.encode("utf-8") + b"\n")
+    _answer(request, status, [_TEXT, *headers], line.encode("utf-8") + b"\n")
 
 
 def answer_json(request: StreamingRequest, document: object) -> None:
     """Answer 200 with a JSON document."""
-    _answer(request, http.OK, b"application/json", _json(document))
+    _answer(request, http.OK, [_JSON], _json(document))
 
 
 def answer_nothing(request: StreamingRequest) -> None:
     """Answer 204."""
     if not request.gone:
-        request.setResponseCode(http.NO_CONTENT)
+        request.start_answer(http.NO_CONTENT, ())
         request.finish()
 
 
-def set_object_headers(request: StreamingRequest, info: ObjectInfo) -> None:
+def start_object(request: StreamingRequest, info: ObjectInfo) -> None:
     """Say what an object is, ahead of its bytes."""
-    request.setHeader(b"Content-Type", b"application/octet-stream")
-    request.setHeader(b"Content-Length", b"%d" % info.size)
-    request.setHeader(b"ETag", b'"%s"' % info.etag.encode("ascii"))
-    request.setHeader(b"Last-Modified", http.datetimeToString(info.last_modified))
+    headers = [
+        _BYTES,
+        (b"ETag", b'"%s"' % info.etag.encode("ascii")),
+        (b"Last-Modified", _http_date(info.last_modified)),
+    ]
+    request.start_answer(http.OK, headers, info.size)
 
 
 async def answer_list(request: StreamingRequest, prefix: str, pages: AsyncIterator[list[ObjectInfo]]) -> None:
     """Answer with the JSON of a list, page by page, as fast as the client takes it."""
     gate = Gate()
-    request.setHeader(b"Content-Type", b"application/json")
     request.registerProducer(gate, True)
     try:
         lead = b'{"prefix":%s,"objects":[' % _json(prefix)
         async for page in pages:
+            if not request.startedWriting:
+                request.start_answer(http.OK, [_JSON])
             if page:
                 request.write(lead + b",".join(_json(_listed(info)) for info in page))
                 await gate.opened()
                 lead = b","
+        if not request.startedWriting:
+            request.start_answer(http.OK, [_JSON])
         request.write(b"]}" if lead == b"," else lead + b"]}")
     finally:
         request.unregisterProducer()
@@ -104,14 +116,20 @@ def _listed(info: ObjectInfo) -> dict[str, object]:
     return {"key": info.key, "size": info.size, "etag": info.etag, "last_modified": stamp}
 
 
-def _answer(request: StreamingRequest, status: int, content_type: bytes, body: bytes) -> None:
+def _answer(request: StreamingRequest, status: int, headers: Iterable[Header], body: bytes) -> None:
     if request.gone:
         return
-    request.setResponseCode(status)
-    request.setHeader(b"Content-Type", content_type)
-    request.setHeader(b"Content-Length", b"%d" % len(body))
-    request.write(body)
+    request.start_answer(status, headers, len(body))
+    if request.method != b"HEAD":
+        request.write(body)
+    flush(request.transport)
     request.finish()
+
+
+@lru_cache(maxsize=256)
+def _http_date(seconds: float) -> bytes:
+    date: bytes = http.datetimeToString(seconds)
+    return date
 
 
 def _json(value: object) -> bytes:

@@ -7,19 +7,21 @@ given before the body is in ends the connection, in such a way that the client s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel
-from twisted.web.http_headers import Headers
-from twisted.web.resource import IResource
-from twisted.web.server import Request, Site
+from twisted.web.http import NO_BODY_CODES, RESPONSES, HTTPChannel, Request, datetimeToString
+from twisted.web.resource import IResource, getChildForRequest
+from twisted.web.server import Site
 
+from twisted_storaged import __version__
 from twisted_storaged.errors import BodyLost, BodyStalled
+from twisted_storaged.web.accesslog import AccessLog
 from twisted_storaged.web.body import RequestBody
 
 #: After an early answer, so many bytes of the body are read and dropped, for so many seconds, before the connection
@@ -28,6 +30,7 @@ LINGER_BYTES = 16 << 20
 LINGER_SECONDS = 5
 #: Seconds without a byte, between requests or inside one, after which a client is given up.
 IDLE_SECONDS = 60
+SERVER = b"storaged/" + __version__.encode("ascii")
 
 
 class StreamingRequest(Request):
@@ -39,7 +42,8 @@ class StreamingRequest(Request):
     """
 
     channel: StreamingChannel
-    defaultContentType = b"text/plain; charset=utf-8"
+    prepath: list[bytes]
+    postpath: list[bytes]
 
     def __init__(self, channel: StreamingChannel, *args: Any, **kwargs: Any) -> None:
         super().__init__(channel, *args, **kwargs)
@@ -55,7 +59,15 @@ class StreamingRequest(Request):
         self.dispatched = True
         self.method, self.uri, self.clientproto = command, path, version
         self.path = path.partition(b"?")[0]
-        self.process()
+        self.prepath, self.postpath = [], [unquote_to_bytes(segment) for segment in self.path[1:].split(b"/")]
+        getChildForRequest(self.channel.site.resource, self).render(self)
+
+    def start_answer(self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None = None) -> None:
+        """Write the head of the answer; without a `length`, in bytes, its body is chunked."""
+        self.code = status
+        self.startedWriting = 1
+        self.chunked = length is None and status not in NO_BODY_CODES and self.clientproto == b"HTTP/1.1"
+        self.channel.write_head(status, headers, length, self.chunked)
 
     def handleContentChunk(self, data: bytes) -> None:
         self.body.received(data)
@@ -88,11 +100,14 @@ class StreamingChannel(HTTPChannel):
     site: StorageSite
     transport: Any
     requests: list[StreamingRequest]
+    _peer: IAddress
+    _host: IAddress
     _lingering: IDelayedCall | None = None
     _dropped = 0
 
     def connectionMade(self) -> None:
         super().connectionMade()
+        self._peer, self._host = self.transport.getPeer(), self.transport.getHost()
         self._default_read_size = getattr(self.transport, "bufferSize", None)
         set_keep_alive = getattr(self.transport, "setTcpKeepAlive", None)
         if set_keep_alive is not None:
@@ -121,12 +136,30 @@ class StreamingChannel(HTTPChannel):
     def checkPersistence(self, request: StreamingRequest, version: bytes) -> bool:
         return bool(super().checkPersistence(request, version)) and not self.site.draining
 
-    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
-        if not self.requests[0].body.complete:
+    def write_head(
+        self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None, chunked: bool
+    ) -> None:
+        """Write the head of an answer, in one piece."""
+        lines = [b"HTTP/1.1 %d %s\r\n%s" % (status, RESPONSES[status], self.site.common_headers())]
+        lines += [b"%s: %s\r\n" % header for header in headers]
+        if chunked:
+            lines.append(b"Transfer-Encoding: chunked\r\n")
+        elif length is not None:
+            lines.append(b"Content-Length: %d\r\n" % length)
+        if not self.requests[0].body.complete or (length is None and not chunked and status not in NO_BODY_CODES):
             self.persistent = False
         if not self.persistent:
-            headers.setRawHeaders(b"Connection", [b"close"])
-        super().writeHeaders(version, code, reason, headers)
+            lines.append(b"Connection: close\r\n")
+        lines.append(b"\r\n")
+        self.transport.write(b"".join(lines))
+
+    def getPeer(self) -> IAddress:
+        """As ever, without asking the system for every request."""
+        return self._peer
+
+    def getHost(self) -> IAddress:
+        """As ever, without asking the system for every request."""
+        return self._host
 
     def requestDone(self, request: StreamingRequest) -> None:
         if request.body.complete:
@@ -206,13 +239,32 @@ class StorageSite(Site):
     """The factory of channels, which knows those that are open."""
 
     protocol = StreamingChannel  # type: ignore[assignment]
-    requestFactory = StreamingRequest
+    requestFactory = StreamingRequest  # type: ignore[assignment]
 
     def __init__(self, resource: IResource, reactor: IReactorTime) -> None:
         super().__init__(resource, timeout=IDLE_SECONDS, reactor=reactor)
         self.channels: set[StreamingChannel] = set()
         self.draining = False
         self._drained: Deferred[None] = Deferred()
+        self._access_log = AccessLog(reactor)
+        self._second = -1
+        self._common = b""
+
+    def log(self, request: Request) -> None:
+        """Note in the access log that a request was answered."""
+        self._access_log.add(request)
+
+    def stopFactory(self) -> None:
+        self._access_log.flush()
+        super().stopFactory()
+
+    def common_headers(self) -> bytes:
+        """The headers that all answers have, made once a second. RFC 9110, 6.6.1 and 10.2.4."""
+        second = int(self.reactor.seconds())
+        if second != self._second:
+            self._second = second
+            self._common = b"Server: %s\r\nDate: %s\r\n" % (SERVER, datetimeToString(second))
+        return self._common
 
     def acceptableProtocols(self) -> list[bytes]:
         """HTTP/2 stays off: there, one paused body stalls its whole connection."""

@@ -1,0 +1,48 @@
+"""The access log: a line per answer, in the Common Log Format, written to the daemon's log a few times a second.
+
+A log event of its own for each line would cost more than a small GET.
+https://httpd.apache.org/docs/current/logs.html#common
+"""
+
+from __future__ import annotations
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.web.http import Request, datetimeToLogString
+
+#: Seconds that a line may wait for others.
+WAIT = 0.5
+
+
+class AccessLog:
+    """Collects lines, and writes them together."""
+
+    _log = Logger(namespace="storaged.access")
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._lines: list[str] = []
+        self._second = -1
+        self._time = ""
+
+    def add(self, request: Request) -> None:
+        """Note that a request was answered."""
+        self._tick()
+        peer = getattr(request.client, "host", "-")
+        # The repr of bytes has no control characters, and its quotes are not ours.
+        what = repr(b" ".join((request.method, request.uri, request.clientproto)))[2:-1].replace('"', "%22")
+        self._lines.append(f'{peer} - - {self._time} "{what}" {request.code} {request.sentLength or "-"}')
+        if len(self._lines) == 1:
+            self._clock.callLater(WAIT, self.flush)
+
+    def flush(self) -> None:
+        """Write what there is."""
+        lines, self._lines = self._lines, []
+        if lines:
+            self._log.info("{lines}", lines="\n".join(lines))
+
+    def _tick(self) -> None:
+        second = int(self._clock.seconds())
+        if second != self._second:
+            self._second = second
+            self._time = datetimeToLogString(second)
