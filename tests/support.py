@@ -189,6 +189,7 @@ class MemoryBucket:
         self.name = name
         self.objects: dict[str, bytes] = {}
         self.failing: Exception | None = None
+        self.fail_parts = False
         self.run: Any = run_now
         self._page = page
         self._part_size = part_size
@@ -244,6 +245,8 @@ class _MemoryUpload:
         pass
 
     def part(self, number: int, body: bytearray) -> None:
+        if self._bucket.fail_parts and self._bucket.failing is not None:
+            raise self._bucket.failing
         self._parts[number] = bytes(body)
 
     def complete(self) -> ObjectInfo:

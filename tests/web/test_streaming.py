@@ -8,6 +8,7 @@ from twisted.web.http import HTTPChannel
 
 from tests.support import MemoryBucket, RunLater
 from tests.web.wire import Server, chunk, chunked_put, put, request
+from twisted_storaged.errors import BucketError
 from twisted_storaged.policy import DEFAULT_MAX_PUT, Policy, Rule
 from twisted_storaged.web import accesslog
 from twisted_storaged.web.body import READ_SIZE
@@ -187,17 +188,18 @@ class BackPressureTests:
 
     def test_reading_stops_while_the_bucket_is_full(self) -> None:
         """And goes on when it is not."""
-        server, run = slow_server()
+        server, run = slow_server(100_000)
         connection = server.connect()
-        connection.send(put("a", length=100_000))
-        connection.send(b"x" * 100_000)
+        size = 3 * READ_SIZE
+        connection.send(put("a", length=size))
+        connection.send(b"x" * size)
         assert not connection.reading
-        assert connection.unread == 100_000 - connection.transport.bufferSize
+        assert connection.unread == size - READ_SIZE
         while run.calls:
             run.step()
             connection.flow()
         assert connection.response().status == 200
-        assert len(server.bucket.objects["a"]) == 100_000
+        assert len(server.bucket.objects["a"]) == size
 
     def test_a_body_that_nobody_wants_yet_stays_in_the_socket(self) -> None:
         """Beyond what came in one read with the headers."""
@@ -246,6 +248,80 @@ class BackPressureTests:
         assert server.bucket.objects == {"a": b"x" * 350}
         assert connection.received() == b""
         assert server.slots.free == 4
+
+
+class InPlaceTests:
+    """Large bodies of known length are read into the memory of their part."""
+
+    @pytest.mark.parametrize("size", [(1 << 16) + 1, 200_000, 250_000])
+    @pytest.mark.parametrize("at_once", [1000, 100_000, 1_000_000])
+    def test_the_bytes_arrive(self, size: int, at_once: int) -> None:
+        """And a request that follows at once is none of them."""
+        server = Server(MemoryBucket(part_size=100_000))
+        connection = server.connect(in_place=True)
+        connection.transport.at_once = at_once
+        data = bytes(range(256)) * (size // 256 + 1)
+        connection.send(put("a", length=size))
+        connection.send(data[:size] + request("GET", "/health"))
+        assert server.bucket.objects["a"] == data[:size]
+        assert connection.transport.reads_in_place > 0
+        assert connection.received().count(b"HTTP/1.1 200 OK") == 2
+
+    def test_bytes_that_came_with_the_headers_are_not_lost(self) -> None:
+        """They took the usual way."""
+        server = Server(MemoryBucket(part_size=100_000))
+        connection = server.connect(in_place=True)
+        connection.send(put("a", b"x" * 50_000 + b"y" * 100_000))
+        assert server.bucket.objects["a"] == b"x" * 50_000 + b"y" * 100_000
+        assert connection.transport.reads_in_place > 0
+
+    @pytest.mark.parametrize("end", [b"", OSError()])
+    def test_a_peer_that_leaves_is_noticed(self, end: bytes | OSError) -> None:
+        """By a read of nothing, or an error."""
+        server = Server(MemoryBucket(part_size=100_000))
+        connection = server.connect(in_place=True)
+        connection.send(put("a", length=300_000))
+        connection.send(b"x" * 150_000)
+        connection.end_in_place(end)
+        assert (server.bucket.objects, server.slots.free) == ({}, 4)
+
+    def test_the_socket_stays_full_while_the_bucket_is(self) -> None:
+        """Back-pressure is the same."""
+        server, run = slow_server(100_000)
+        connection = server.connect(in_place=True)
+        connection.send(put("a", length=1_000_000))
+        connection.send(b"x" * 1_000_000)
+        assert not connection.reading
+        assert connection.unread >= 700_000
+        while run.calls:
+            run.step()
+            connection.flow()
+        assert connection.response().status == 200
+
+    def test_a_stall_is_noticed(self) -> None:
+        """And progress puts it off."""
+        server = Server(MemoryBucket(part_size=100_000))
+        connection = server.connect(in_place=True)
+        connection.send(put("a", length=300_000))
+        for _ in range(3):
+            server.clock.advance(IDLE_SECONDS - 1)
+            connection.send(b"x" * 10_000)
+        server.clock.advance(IDLE_SECONDS)
+        assert connection.response().status == 408
+
+    def test_a_failure_ends_it(self) -> None:
+        """The rest is dropped in the usual way, and the connection closed."""
+        server, run = slow_server(100_000)
+        connection = server.connect(in_place=True)
+        connection.send(put("a", length=1_000_000))
+        connection.send(b"x" * 250_000)
+        server.bucket.failing = BucketError("down")
+        server.bucket.fail_parts = True
+        run.run()
+        assert connection.response().status == 500
+        connection.send(b"x" * 100_000)
+        assert connection.unread == 0
+        assert "doRead" not in vars(connection.transport)
 
 
 class PeerGoneTests:

@@ -33,6 +33,25 @@ class Transport(StringTransport):
         self.disconnecting = True
 
 
+class InPlaceTransport(Transport):
+    """A transport whose socket can be read past it."""
+
+    socket: bytes | OSError = b""
+    at_once = 1 << 20
+    reads_in_place = 0
+
+    def getHandle(self) -> InPlaceTransport:
+        return self
+
+    def recv_into(self, place: memoryview) -> int:
+        self.reads_in_place += 1
+        if isinstance(self.socket, OSError):
+            raise self.socket
+        count = min(len(place), len(self.socket), self.at_once)
+        place[:count], self.socket = self.socket[:count], self.socket[count:]
+        return count
+
+
 class Server:
     """The whole HTTP side over a bucket in memory."""
 
@@ -43,9 +62,9 @@ class Server:
         namespace = Namespace(policy or Policy(), Registry([self.bucket]))
         self.site: Any = StorageSite(make_tree(namespace, self.slots), self.clock)
 
-    def connect(self) -> Connection:
-        """A new client."""
-        return Connection(self)
+    def connect(self, in_place: bool = False) -> Connection:
+        """A new client; with `in_place`, on a transport with a socket to read from directly."""
+        return Connection(self, InPlaceTransport() if in_place else Transport())
 
     def ask(self, request: bytes) -> Response:
         """Send one whole request and take its answer."""
@@ -57,9 +76,9 @@ class Server:
 class Connection:
     """One client. What it sends waits, as in a socket, while the server does not read."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, transport: Transport) -> None:
         self._clock = server.clock
-        self.transport: Any = Transport()
+        self.transport: Any = transport
         self.channel = server.site.buildProtocol(None)
         self._in_socket = b""
         self.channel.makeConnection(self.transport)
@@ -73,10 +92,21 @@ class Connection:
         """Let the server go on."""
         self._clock.advance(0)
         while self._in_socket and self.transport.producerState == "producing" and not self.transport.disconnecting:
-            size = self.transport.bufferSize
-            data, self._in_socket = self._in_socket[:size], self._in_socket[size:]
-            self.channel.dataReceived(data)
+            if "doRead" in vars(self.transport):
+                self.transport.socket, self._in_socket = self._in_socket, b""
+                self.transport.doRead()
+                self._in_socket, self.transport.socket = self.transport.socket, b""
+            else:
+                size = self.transport.bufferSize
+                data, self._in_socket = self._in_socket[:size], self._in_socket[size:]
+                self.channel.dataReceived(data)
             self._clock.advance(0)
+
+    def end_in_place(self, end: bytes | OSError) -> None:
+        """What is read next is the end; the reactor does with it what it does."""
+        self.transport.socket = end
+        reason = self.transport.doRead()
+        self.lose(reason)
 
     def full_after_each_write(self) -> None:
         """The client does not read: every write fills the transport, until `channel.resumeProducing()`."""

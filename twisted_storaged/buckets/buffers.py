@@ -23,6 +23,15 @@ class PartBuffer:
         self._filled += taken
         return taken
 
+    @property
+    def room(self) -> memoryview:
+        """The place of the bytes to come, for who can put them there without a copy; tell `advance` how many."""
+        return self._view[self._filled :]
+
+    def advance(self, count: int) -> None:
+        """`count` bytes have been put into `room`."""
+        self._filled += count
+
     def finish(self) -> bytearray:
         """The bytes that were filled in, and no more. Only the last part of a body is ever shortened."""
         self._view.release()

@@ -138,6 +138,16 @@ class PartStream:
         self._parts.clear()
         self._wake()
 
+    def room(self) -> memoryview:
+        """Where the next bytes of the body go, if they can be put there without a copy; then call `filled`."""
+        self._cut_if_full()
+        return self._buffer.room
+
+    def filled(self, count: int) -> None:
+        """`count` bytes have been put into `room`."""
+        self._length += count
+        self._buffer.advance(count)
+
     def write(self, data: bytes) -> None:
         """Take bytes of the body. A producer may write once more after it was paused."""
         if self._failure is not None:
@@ -148,9 +158,7 @@ class PartStream:
             return
         rest = memoryview(data)
         while rest:
-            if self._buffer.full:
-                self._cut()
-                self._buffer = self._take_buffer()
+            self._cut_if_full()
             rest = rest[self._buffer.fill(rest) :]
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
@@ -169,6 +177,11 @@ class PartStream:
     def _break(self, failure: Failure) -> None:
         self._ended = True
         self.fail(failure)
+
+    def _cut_if_full(self) -> None:
+        if self._buffer.full:
+            self._cut()
+            self._buffer = self._take_buffer()
 
     def _cut(self) -> None:
         part = self._buffer.finish()

@@ -6,7 +6,7 @@ sends `100 Continue` and reads, pausing it is TCP back-pressure, and never start
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IConsumer
@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 READ_SIZE = 1 << 20
 #: What Twisted reads at once.
 USUAL_READ_SIZE = 1 << 16
+
+
+@runtime_checkable
+class TakesInPlace(Protocol):
+    """A consumer into whose memory bytes can be read, without a copy."""
+
+    def room(self) -> memoryview:
+        """Where the next bytes go; never of no length."""
+
+    def filled(self, count: int) -> None:
+        """`count` bytes have been put there."""
 
 
 @implementer(IBodyProducer)
@@ -48,6 +59,7 @@ class RequestBody:
         self._finished: Deferred[None] | None = None
         self._failure: Failure | None = None
         self._wanted = True
+        self._room: TakesInPlace | None = None
 
     def announce(self, length: int | None, expects_continue: bool) -> None:
         """The headers are in: this much will come (None: nobody knows), or is held back for a 100 Continue."""
@@ -100,6 +112,12 @@ class RequestBody:
         self._early = []
         self.pauseProducing()
 
+    def filled(self, count: int) -> None:
+        """The channel has put `count` bytes into the consumer's `room`."""
+        self._received += count
+        if self._wanted and self._room is not None:
+            self._room.filled(count)
+
     def received(self, data: bytes) -> None:
         """The channel decoded some of it."""
         if self._consumer is not None:
@@ -141,6 +159,20 @@ class RequestBody:
         if self._expects_continue and not self._received:
             self._channel.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if self.declared is None or self.declared > USUAL_READ_SIZE:
-            self._channel.read_in_chunks_of(min(self.declared or READ_SIZE, READ_SIZE))
+            self._read_large()
         if not self.paused:
             self._channel.resume_reading()
+
+    def _read_large(self) -> None:
+        """Few and large reads; into the consumer's own memory, where it has some and the length is known."""
+        if (
+            self.declared is not None
+            and isinstance(self._consumer, TakesInPlace)
+            and self._channel.read_into(self._place)
+        ):
+            self._room = self._consumer
+        else:
+            self._channel.read_in_chunks_of(min(self.declared or READ_SIZE, READ_SIZE))
+
+    def _place(self) -> memoryview | None:
+        return self._room.room() if self._wanted and self._room is not None else None

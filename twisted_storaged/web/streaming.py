@@ -13,6 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import NO_BODY_CODES, RESPONSES, HTTPChannel, Request, datetimeToString
@@ -103,6 +104,8 @@ class StreamingChannel(HTTPChannel):
     _peer: IAddress
     _host: IAddress
     _lingering: IDelayedCall | None = None
+    _place: Callable[[], memoryview | None]
+    _left = 0
     _dropped = 0
 
     def connectionMade(self) -> None:
@@ -122,13 +125,29 @@ class StreamingChannel(HTTPChannel):
         request.requestHeaders.removeHeader(b"Expect")
         super().allHeadersReceived()
         if self.length != 0:
+            self._left = self.length or 0
             expects_continue = expect == b"100-continue" and self._version == b"HTTP/1.1"
             request.body.announce(self.length, expects_continue)
             request.dispatch(self._command, self._path, self._version)
 
+    def rawDataReceived(self, data: bytes) -> None:
+        """As ever, but a body of known length is counted here, as part of it may be read past Twisted's decoder."""
+        if not self._left:
+            super().rawDataReceived(data)
+            return
+        body, rest = data[: self._left], data[self._left :]
+        self._left -= len(body)
+        self.requests[-1].handleContentChunk(body)
+        if not self._left:
+            self.allContentReceived()
+        if rest:
+            # The next request; it is looked at after this call, or kept while this one is handled.
+            self.dataReceived(rest)
+
     def allContentReceived(self) -> None:
         if self.length != 0:
             # From here on reading is for one thing: to learn that the peer is gone.
+            self._stop_reading_into()
             self.read_in_chunks_of(self._default_read_size)
             self.resume_reading()
         super().allContentReceived()
@@ -212,13 +231,49 @@ class StreamingChannel(HTTPChannel):
         if size is not None and not self.isSecure():
             self.transport.bufferSize = size
 
+    def read_into(self, place: Callable[[], memoryview | None]) -> bool:
+        """Read the rest of the body into the memory that `place` gives, if this transport can; says whether it can.
+
+        The transport's own reading takes its place again with the end of the body.
+        """
+        if self.isSecure() or not hasattr(self.transport, "getHandle"):
+            return False
+        self._place = place
+        self.transport.doRead = self._read_in_place
+        return True
+
     def call_soon(self, call: Callable[..., object], *args: object) -> None:
         """Make a call after what is on the stack now."""
         self.callLater(0, call, *args)
 
+    def _read_in_place(self) -> Exception | None:
+        """What the reactor calls instead of the transport's doRead, with the same meaning."""
+        place = self._place()
+        if place is None:
+            self._stop_reading_into()
+            return None
+        try:
+            count = self.transport.getHandle().recv_into(place[: self._left])
+        except BlockingIOError:
+            return None
+        except OSError:
+            return CONNECTION_LOST
+        if not count:
+            return CONNECTION_DONE
+        self.resetTimeout()
+        self._left -= count
+        self.requests[-1].body.filled(count)
+        if not self._left:
+            self.allContentReceived()
+        return None
+
+    def _stop_reading_into(self) -> None:
+        self.transport.__dict__.pop("doRead", None)
+
     def _linger(self) -> None:
         """The answer is written, the body is not in: half-close, drop a bounded amount for a bounded time, close."""
         self.setTimeout(None)
+        self._stop_reading_into()
         self.clearLineBuffer()
         self.dataReceived = self._drop  # type: ignore[method-assign]
         self._lingering = self.callLater(LINGER_SECONDS, self.transport.loseConnection)
