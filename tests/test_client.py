@@ -119,7 +119,7 @@ class GetTests:
         while consumer.producer is None:
             await _soon()
         await _soon()
-        assert len(consumer.data) < 10_000_000
+        assert len(consumer.data) < 1_000_000
         consumer.producer.resumeProducing()
         await outcome
         assert consumer.data == served.bucket.objects["a"]

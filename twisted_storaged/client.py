@@ -11,10 +11,11 @@ from urllib.parse import quote
 
 from twisted.internet import protocol
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IConsumer
+from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.iweb import IBodyProducer, IResponse
+from zope.interface import implementer
 
 from twisted_storaged.deferreds import deferred
 
@@ -121,6 +122,7 @@ class StorageClient:
         raise _FAILURES.get(response.code, StorageFailed)(response.code, message, seconds)
 
 
+@implementer(IPushProducer)
 class _Delivery(protocol.Protocol):
     """Hands a response's bytes to a consumer, and its back-pressure to the transport."""
 
@@ -129,9 +131,26 @@ class _Delivery(protocol.Protocol):
     def __init__(self, consumer: IConsumer, done: Deferred[None]) -> None:
         self._consumer = consumer
         self._done = done
+        self._paused = False
 
     def connectionMade(self) -> None:
-        self._consumer.registerProducer(self.transport, True)
+        self._consumer.registerProducer(self, True)
+
+    def started(self) -> None:
+        """The response delivers; for that, it has resumed the transport, whatever the consumer had said by then."""
+        if self._paused:
+            self.transport.pauseProducing()
+
+    def pauseProducing(self) -> None:
+        self._paused = True
+        self.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self._paused = False
+        self.transport.resumeProducing()
+
+    def stopProducing(self) -> None:
+        self.transport.stopProducing()
 
     def dataReceived(self, data: bytes) -> None:
         self._consumer.write(data)
@@ -160,7 +179,9 @@ class _Collector:
 
 def _deliver(response: IResponse, consumer: Any) -> Deferred[None]:
     done: Deferred[None] = Deferred()
-    response.deliverBody(_Delivery(consumer, done))
+    delivery = _Delivery(consumer, done)
+    response.deliverBody(delivery)
+    delivery.started()
     return done
 
 

@@ -8,6 +8,7 @@ given before the body is in ends the connection, in such a way that the client s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -22,6 +23,7 @@ from twisted.web.server import Site
 
 from twisted_storaged import __version__
 from twisted_storaged.errors import BodyLost, BodyStalled
+from twisted_storaged.transports import flush
 from twisted_storaged.web.accesslog import AccessLog
 from twisted_storaged.web.body import RequestBody
 
@@ -31,6 +33,8 @@ LINGER_BYTES = 16 << 20
 LINGER_SECONDS = 5
 #: Seconds without a byte, between requests or inside one, after which a client is given up.
 IDLE_SECONDS = 60
+#: Bytes from which on a write is sent from where it is.
+LARGE_WRITE = 1 << 17
 SERVER = b"storaged/" + __version__.encode("ascii")
 
 
@@ -70,6 +74,12 @@ class StreamingRequest(Request):
         self.chunked = length is None and status not in NO_BODY_CODES and self.clientproto == b"HTTP/1.1"
         self.channel.write_head(status, headers, length, self.chunked)
 
+    def write(self, data: bytes) -> None:
+        if len(data) < LARGE_WRITE or self.chunked or not self.channel.write_in_place(data):
+            super().write(data)
+        else:
+            self.sentLength += len(data)
+
     def handleContentChunk(self, data: bytes) -> None:
         self.body.received(data)
 
@@ -106,6 +116,7 @@ class StreamingChannel(HTTPChannel):
     _lingering: IDelayedCall | None = None
     _place: Callable[[], memoryview | None]
     _left = 0
+    _unsent = memoryview(b"")
     _dropped = 0
 
     def connectionMade(self) -> None:
@@ -266,6 +277,44 @@ class StreamingChannel(HTTPChannel):
         if not self._left:
             self.allContentReceived()
         return None
+
+    def write_in_place(self, data: bytes) -> bool:
+        """Send bytes from where they are, if this transport can; says whether it can.
+
+        A transport copies what the socket does not take at once, again with each try. Here it stays where it is, and
+        the producer is paused until it has left.
+        """
+        if self.isSecure() or not hasattr(self.transport, "getHandle") or self._unsent:
+            return False
+        flush(self.transport)
+        if self.transport.dataBuffer:
+            return False
+        self._unsent = memoryview(data)
+        self._send_unsent()
+        if self._unsent:
+            self.transport.doWrite = self._write_unsent
+            self.transport.startWriting()
+            self.pauseProducing()
+        return True
+
+    def _send_unsent(self) -> None:
+        with suppress(BlockingIOError):
+            self._unsent = self._unsent[self.transport.getHandle().send(self._unsent) :]
+
+    def _write_unsent(self) -> Exception | None:
+        """What the reactor calls instead of the transport's doWrite, with the same meaning."""
+        try:
+            self._send_unsent()
+        except OSError:
+            return CONNECTION_LOST
+        if self._unsent:
+            return None
+        del self.transport.doWrite
+        # It may have something to do meanwhile: what others wrote, or to close.
+        ended: Exception | None = self.transport.doWrite()
+        if ended is None:
+            self.resumeProducing()
+        return ended
 
     def _stop_reading_into(self) -> None:
         self.transport.__dict__.pop("doRead", None)
