@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -19,6 +21,8 @@ class Call:
     """A request that came: `name` is S3's name of the operation."""
 
     name: str
+    method: str
+    target: str
     key: str
     headers: dict[str, str]
     body: bytes
@@ -49,6 +53,12 @@ class Scripted:
         self.objects: dict[str, tuple[bytes, str]] = {}
         self.uploads: dict[str, dict[int, bytes]] = {}
         self._lock = threading.Lock()
+
+    def reset(self) -> None:
+        """As new."""
+        self.script = lambda _: None
+        for kept in (self.calls, self.objects, self.uploads):
+            kept.clear()  # type: ignore[attr-defined]
 
     def names(self) -> list[str]:
         """The operations that were called, in order."""
@@ -124,7 +134,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         headers = {name.lower(): value for name, value in self.headers.items()}
         key = unquote(parts.path).removeprefix("/bucket/")
-        answer = self.endpoint.answer(Call(_operation(self.command, query), key, headers, body), query)
+        answer = self.endpoint.answer(
+            Call(_operation(self.command, query), self.command, self.path, key, headers, body), query
+        )
         if answer.drop:
             self.close_connection = True
             return
@@ -144,12 +156,19 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def scripted() -> Iterator[tuple[Scripted, Engine]]:
-    """The endpoint, running, with one bucket named `bucket`."""
+def scripted(tls: tuple[Path, Path] | None = None) -> Iterator[tuple[Scripted, Engine]]:
+    """The endpoint, running, with one bucket named `bucket`; over https with this certificate and its key."""
     endpoint = Scripted()
     handler = type("Handler", (_Handler,), {"endpoint": endpoint})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
+        if tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield endpoint, Engine("scripted", f"http://127.0.0.1:{server.server_port}", "id", "hunter2")
+        yield (
+            endpoint,
+            Engine("scripted", f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}", "id", "hunter2"),
+        )
         server.shutdown()

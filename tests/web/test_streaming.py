@@ -7,7 +7,7 @@ from twisted.internet.error import ConnectionLost
 from twisted.web.http import HTTPChannel
 
 from tests.support import MemoryBucket, RunLater
-from tests.web.wire import Server, chunk, chunked_put, put, request
+from tests.web.wire import Connection, Server, chunk, chunked_put, put, request
 from twisted_storaged.errors import BucketError
 from twisted_storaged.policy import DEFAULT_MAX_PUT, Policy, Rule
 from twisted_storaged.web import accesslog
@@ -322,6 +322,62 @@ class InPlaceTests:
         connection.send(b"x" * 100_000)
         assert connection.unread == 0
         assert "doRead" not in vars(connection.transport)
+
+
+class SendInPlaceTests:
+    """Large answers are sent from where their bytes are."""
+
+    DATA = bytes(range(256)) * 12_000
+
+    def get(self, *takes: int | OSError) -> tuple[RunLater, Connection]:
+        """A GET of an object of three chunks, of whose bytes the socket takes so many with each send."""
+        server, run = slow_server()
+        server.bucket.objects["a"] = self.DATA
+        connection = server.connect(in_place=True)
+        connection.transport.takes = list(takes)
+        connection.send(request("GET", "/storage/get/a"))
+        run.step()
+        return run, connection
+
+    def test_the_bytes_arrive(self) -> None:
+        """However little the socket takes."""
+        run, connection = self.get(1, 0, 100_000, BlockingIOError(), 1_000_000, 5)
+        for _ in range(20):
+            run.run()
+            connection.transport.doWrite()
+        assert connection.response().body == self.DATA
+
+    def test_the_bucket_waits_for_the_socket(self) -> None:
+        """One chunk on its way, one read ahead, no more."""
+        run, connection = self.get(1000, BlockingIOError())
+        run.run()
+        assert len(connection.received()) < 2000
+        connection.transport.doWrite()
+        assert run.names == []
+        connection.transport.doWrite()
+        assert run.names == ["read"]
+        run.run()
+        assert connection.received().endswith(self.DATA[-1000:])
+
+    def test_a_peer_that_leaves_is_noticed(self) -> None:
+        """By what the reactor is told."""
+        run, connection = self.get(1000, ConnectionResetError())
+        reason = connection.transport.doWrite()
+        assert isinstance(reason, ConnectionLost)
+        connection.channel.stopProducing()
+        connection.lose(reason)
+        run.run()
+
+    def test_what_the_transport_has_still_to_send_goes_first(self) -> None:
+        """The usual way, then."""
+        server, run = slow_server()
+        server.bucket.objects["a"] = self.DATA
+        connection = server.connect(in_place=True)
+        connection.transport.dataBuffer = b"of an earlier answer"
+        connection.transport.send = None
+        connection.send(request("GET", "/storage/get/a"))
+        run.run()
+        assert connection.response().body == self.DATA
 
 
 class PeerGoneTests:

@@ -62,6 +62,10 @@ class Location:
     host: str
     root: str
 
+    def path_of(self, key: str) -> str:
+        """The path of a key, encoded as S3 wants it; of the bucket itself, for no key."""
+        return self.root + quote(key, safe="/~") if key else self.root.rstrip("/") or "/"
+
 
 @dataclass(frozen=True)
 class Transports:
@@ -156,7 +160,7 @@ class DataPlane:
     async def _head(
         self, method: str, key: str, query: str, extra: Mapping[str, str] = _NONE, length: int | None = None
     ) -> bytes:
-        path = self._location.root + quote(key, safe="/~")
+        path = self._location.path_of(key)
         headers = self._signer.sign(method, path, query, {"host": self._location.host, **extra}, await self._keys())
         if length is not None:
             headers["content-length"] = str(length)

@@ -1,0 +1,236 @@
+"""The requests of the data plane, against boto3's own: method, path, query, headers and body, one by one."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred
+
+from tests.buckets.test_contract import ODD_KEYS
+from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
+from tests.support import BytesBody, Consumer, reactor, result, run_now
+from twisted_storaged.buckets.s3 import S3Bucket, S3Settings, make_client
+from twisted_storaged.s3.client import IN_THREAD_FROM, DataPlane, RequestFailed, crc32c
+from twisted_storaged.s3.setup import current_keys, make_data_plane
+from twisted_storaged.s3.signing import Keys
+
+#: What boto3 says about itself, or waits for, and what is different at each time of signing.
+OWN = {
+    "expect",
+    "user-agent",
+    "amz-sdk-invocation-id",
+    "amz-sdk-request",
+    "x-amz-date",
+    "authorization",
+    "accept-encoding",
+}
+LARGE = bytearray(b"x" * (IN_THREAD_FROM + 1))
+
+
+class Pair:
+    """boto3 and the data plane, both on one scripted endpoint."""
+
+    def __init__(self, endpoint: Scripted, settings: S3Settings) -> None:
+        self.endpoint = endpoint
+        self.boto, credentials = make_client(settings)
+        self.objects: DataPlane = make_data_plane(self.boto, credentials, "bucket", run_now, reactor)
+
+    def last(self) -> Call:
+        return self.endpoint.calls[-1]
+
+
+@pytest.fixture(scope="module")
+def shared_pair() -> Iterator[Pair]:
+    with scripted() as (endpoint, engine):
+        made = Pair(endpoint, engine.settings("bucket"))
+        yield made
+        made.objects.stop()
+
+
+@pytest.fixture
+def pair(shared_pair: Pair) -> Pair:
+    shared_pair.endpoint.reset()
+    return shared_pair
+
+
+def said(call: Call) -> tuple[Any, ...]:
+    """All that counts of a request."""
+    parts = urlsplit(call.target)
+    headers = {name: value for name, value in call.headers.items() if name not in OWN}
+    return call.method, parts.path, parse_qs(parts.query, keep_blank_values=True), headers, call.body
+
+
+class SameAsBoto3Tests:
+    """What S3 sees."""
+
+    @pytest.mark.parametrize("body", [b"", b"hello", bytes(LARGE)])
+    @pytest.mark.parametrize("key", ODD_KEYS)
+    @pytest_twisted.ensureDeferred
+    async def test_put_object(self, pair: Pair, key: str, body: bytes) -> None:
+        """On the reactor and in a thread."""
+        await pair.objects.put_object(key, bytearray(body))
+        mine = pair.last()
+        pair.boto.put_object(Bucket="bucket", Key=key, Body=body, ChecksumCRC32C=crc32c(bytearray(body)))
+        theirs = pair.last()
+        # Told by hand which checksum it is, boto3 says that too; S3 knows by the header that carries it.
+        theirs.headers.pop("x-amz-sdk-checksum-algorithm", None)
+        # Over http, boto3 hashes payloads.
+        for call in (mine, theirs):
+            call.headers.pop("x-amz-content-sha256")
+        assert said(mine) == said(theirs)
+
+    @pytest.mark.parametrize("key", ODD_KEYS)
+    @pytest_twisted.ensureDeferred
+    async def test_head_and_delete(self, pair: Pair, key: str) -> None:
+        """Without a body."""
+        pair.endpoint.objects[key] = b"x", "etag"
+        for ours, theirs in (
+            (pair.objects.head_object, pair.boto.head_object),
+            (pair.objects.delete_object, pair.boto.delete_object),
+        ):
+            pair.endpoint.objects[key] = b"x", "etag"
+            await ours(key)
+            mine = pair.last()
+            pair.endpoint.objects[key] = b"x", "etag"
+            theirs(Bucket="bucket", Key=key)
+            assert said(mine)[:3] == said(pair.last())[:3]
+
+    @pytest.mark.parametrize("prefix", ["", "a/b c+d", "ä€😀&=%"])
+    @pytest.mark.parametrize("token", [None, "1/to+ken="])
+    @pytest_twisted.ensureDeferred
+    async def test_list_objects(self, pair: Pair, prefix: str, token: str | None) -> None:
+        """With boto3's own encoding of keys."""
+        page = b"<ListBucketResult></ListBucketResult>"
+        pair.endpoint.script = lambda _: Answer(body=page)
+        await pair.objects.list_objects(prefix, token)
+        mine = pair.last()
+        more = {} if token is None else {"ContinuationToken": token}
+        pair.boto.list_objects_v2(Bucket="bucket", Prefix=prefix, **more)
+        assert said(mine)[:3] == said(pair.last())[:3]
+
+    @pytest_twisted.ensureDeferred
+    async def test_upload_part(self, pair: Pair) -> None:
+        """To the upload that boto3 began."""
+        upload = pair.boto.create_multipart_upload(Bucket="bucket", Key="k")["UploadId"]
+        await pair.objects.upload_part("k", upload, 7, bytearray(b"part"), crc32c(bytearray(b"part")))
+        mine = pair.last()
+        pair.boto.upload_part(Bucket="bucket", Key="k", UploadId=upload, PartNumber=7, Body=b"part")
+        assert said(mine)[:3] == said(pair.last())[:3]
+        assert mine.headers["x-amz-checksum-crc32c"] == crc32c(bytearray(b"part"))
+
+
+class RetriesTests:
+    """What is tried again, as boto3's `standard` mode would."""
+
+    @pytest.mark.parametrize(
+        ("answer", "tries"),
+        [
+            (Answer(500, ERROR % b"InternalError"), 3),
+            (Answer(502), 3),
+            (Answer(503, ERROR % b"SlowDown"), 3),
+            (Answer(400, ERROR % b"RequestTimeout"), 3),
+            (Answer(429), 3),
+            (Answer(400, ERROR % b"BadDigest"), 1),
+            (Answer(403, ERROR % b"AccessDenied"), 1),
+            (Answer(301, ERROR % b"PermanentRedirect"), 1),
+        ],
+    )
+    @pytest.mark.parametrize("body", [bytearray(b"small"), LARGE])
+    @pytest_twisted.ensureDeferred
+    async def test_errors(self, pair: Pair, answer: Answer, tries: int, body: bytearray) -> None:
+        """Those that may pass; the others fail at once, with S3's own word."""
+        pair.endpoint.script = lambda _: answer
+        with pytest.raises(RequestFailed, match=f"PutObject: {answer.status}"):
+            await pair.objects.put_object("k", body)
+        assert len(pair.endpoint.calls) == tries
+        assert {bytes(call.body) for call in pair.endpoint.calls} == {bytes(body)}
+
+
+class KeysTests:
+    """What requests are signed with."""
+
+    def test_static_ones_need_no_thread(self) -> None:
+        """They are there."""
+        _, credentials = make_client(S3Settings("b", region="r", access_key_id="id", secret_access_key="s"))
+        keys = current_keys(credentials, None)  # type: ignore[arg-type]
+        assert result(_awaited(keys())) == Keys("id", "s", None)
+
+    def test_those_that_expire_are_fetched_by_one(self) -> None:
+        """As that is a request of its own."""
+        calls: list[str] = []
+
+        class Expiring:
+            def refresh_needed(self) -> bool:
+                return True
+
+            def get_frozen_credentials(self) -> Keys:
+                return Keys("fresh", "s", "t")
+
+        def run(call: Any, /, *args: Any, **kwargs: Any) -> Any:
+            calls.append(call.__name__)
+            return run_now(call, *args, **kwargs)
+
+        keys = current_keys(Expiring(), run)
+        assert result(_awaited(keys())) == Keys("fresh", "s", "t")
+        assert calls == ["get_frozen_credentials"]
+
+
+class TlsTests:
+    """https to S3."""
+
+    @pytest_twisted.ensureDeferred
+    async def test_small_and_large_both_ways(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With a certificate that AWS_CA_BUNDLE names."""
+        certificate, key = self.certificate(tmp_path)
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+        with scripted(tls=(certificate, key)) as (_, engine):
+            bucket = S3Bucket("primary", engine.settings("bucket"), reactor, 4)
+            bucket.start()
+            for size in (5, 600_000, 12_000_000):
+                await bucket.put("k", BytesBody(b"x" * size, chunk=1 << 20), 1 << 30)
+                consumer = Consumer()
+                reader = await bucket.get("k")
+                await reader.deliver(consumer)
+                assert consumer.data == b"x" * size
+            await bucket.stop()
+
+    @pytest.mark.parametrize("size", [5, 600_000])
+    @pytest_twisted.ensureDeferred
+    async def test_a_certificate_that_nobody_vouches_for(self, tmp_path: Path, size: int) -> None:
+        """Is not talked to."""
+        with scripted(tls=self.certificate(tmp_path)) as (endpoint, engine):
+            objects = Pair(endpoint, engine.settings("bucket")).objects
+            with pytest.raises(Exception, match="certificate verify failed"):
+                await objects.put_object("k", bytearray(size))
+            assert endpoint.calls == []
+            objects.stop()
+
+    @staticmethod
+    def certificate(folder: Path) -> tuple[Path, Path]:
+        certificate, key = folder / "cert.pem", folder / "key.pem"
+        command = [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "1",
+        ]
+        names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
+        files = ["-keyout", str(key), "-out", str(certificate)]
+        subprocess.run([*command, *names, *files], check=True, capture_output=True)
+        return certificate, key
+
+
+def _awaited(coroutine: Any) -> Any:
+    return Deferred.fromCoroutine(coroutine)

@@ -1,0 +1,321 @@
+"""Connections on the reactor, and the pool that keeps them: with a clock and transports in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.error import ConnectError, ConnectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+
+from tests.support import Consumer, result
+from twisted_storaged.deferreds import ConsumerGone
+from twisted_storaged.s3.connection import Connection
+from twisted_storaged.s3.pool import KEEP_IDLE, Pool
+from twisted_storaged.s3.wire import Answer, ConnectionFailed
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+LARGE = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"
+CHUNK = 1 << 20
+
+
+class Transport(StringTransport):
+    bufferSize = 1 << 16
+    aborted = False
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        pass
+
+    def abortConnection(self) -> None:
+        self.aborted = self.disconnecting = True
+
+
+class Endpoint:
+    """Connects at once, to transports that the test holds."""
+
+    def __init__(self) -> None:
+        self.connections: list[Connection] = []
+        self.failing: Exception | None = None
+
+    def connect(self, factory: Any) -> Deferred[Connection]:
+        if self.failing is not None:
+            return fail(self.failing)
+        connection = factory.buildProtocol(None)
+        connection.makeConnection(Transport())
+        self.connections.append(connection)
+        return succeed(connection)
+
+
+class Made:
+    """A pool over such an endpoint."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.endpoint = Endpoint()
+        self.pool = Pool(self.endpoint, self.clock, 60)  # type: ignore[arg-type]
+        self.pool.start()
+
+    def ask(self, **options: bool) -> Deferred[tuple[Answer, Connection]]:
+        return Deferred.fromCoroutine(self.pool.ask(b"request", **options))
+
+    def connection(self, number: int = -1) -> Any:
+        return self.endpoint.connections[number]
+
+    def stream(self, early: bytes = b"") -> Any:
+        """An answer whose body is still to come."""
+        asked = self.ask(streamed=True)
+        self.connection().dataReceived(LARGE + early)
+        answer, connection = result(asked)
+        assert answer.status == 200
+        return connection.stream()
+
+
+class PoolTests:
+    """Which connection a request goes out on."""
+
+    def test_a_connection_is_used_again(self) -> None:
+        """When its answer is over."""
+        made = Made()
+        for _ in range(3):
+            asked = made.ask()
+            made.connection().dataReceived(OK)
+            answer, _ = result(asked)
+            assert (answer.status, answer.body) == (200, b"hi")
+        assert len(made.endpoint.connections) == 1
+
+    def test_requests_at_once_have_one_each(self) -> None:
+        """No pipelining."""
+        made = Made()
+        asked = [made.ask() for _ in range(3)]
+        assert len(made.endpoint.connections) == 3
+        for connection in made.endpoint.connections:
+            connection.dataReceived(OK)
+        assert all(result(one)[0].status == 200 for one in asked)
+
+    def test_only_so_many_are_kept(self) -> None:
+        """The rest is closed."""
+        made = Made()
+        asked = [made.ask() for _ in range(KEEP_IDLE + 3)]
+        for connection in made.endpoint.connections:
+            connection.dataReceived(OK)
+        for one in asked:
+            result(one)
+        assert sum(made.connection(number).transport.disconnecting for number in range(KEEP_IDLE + 3)) == 3
+
+    def test_a_connection_that_is_to_be_closed_is(self) -> None:
+        """And not kept."""
+        made = Made()
+        asked = made.ask()
+        made.connection().dataReceived(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        result(asked)
+        assert made.connection().transport.disconnecting
+        made.ask()
+        assert len(made.endpoint.connections) == 2
+
+    def test_one_that_closed_while_idle_is_forgotten(self) -> None:
+        """Nobody is the worse for it."""
+        made = Made()
+        asked = made.ask()
+        made.connection().dataReceived(OK)
+        result(asked)
+        made.connection().connectionLost(Failure(ConnectionDone()))
+        made.ask()
+        assert len(made.endpoint.connections) == 2
+
+    def test_one_that_closes_as_it_is_used_again_is_replaced(self) -> None:
+        """S3 had closed it, and that was not known: the request goes out once more, on a new one."""
+        made = Made()
+        asked = made.ask()
+        made.connection().dataReceived(OK)
+        result(asked)
+        again = made.ask()
+        made.connection().connectionLost(Failure(ConnectionDone()))
+        made.connection().dataReceived(OK)
+        assert result(again)[0].status == 200
+
+    @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200"])
+    def test_a_new_one_that_closes_is_a_failure(self, said: bytes) -> None:
+        """As is one that had begun to answer."""
+        made = Made()
+        asked = made.ask()
+        if said:
+            made.connection().dataReceived(OK)
+            result(asked)
+            asked = made.ask()
+            made.connection().dataReceived(said)
+        made.connection().connectionLost(Failure(ConnectionDone()))
+        with pytest.raises(ConnectionFailed, match="S3 closed the connection"):
+            result(asked)
+
+    def test_nobody_there(self) -> None:
+        """Is said so."""
+        made = Made()
+        made.endpoint.failing = ConnectError("refused")
+        with pytest.raises(ConnectionFailed, match="no connection to S3"):
+            result(made.ask())
+
+    def test_no_http(self) -> None:
+        """Ends the connection."""
+        made = Made()
+        asked = made.ask()
+        made.connection().dataReceived(b"220 smtp\r\n\r\n")
+        with pytest.raises(ConnectionFailed, match="not an answer"):
+            result(asked)
+        assert made.connection().transport.aborted
+
+    def test_bytes_that_nobody_asked_for(self) -> None:
+        """End it too."""
+        made = Made()
+        asked = made.ask()
+        made.connection().dataReceived(OK)
+        result(asked)
+        made.connection().dataReceived(OK)
+        assert made.connection().transport.aborted
+
+
+class SilenceTests:
+    """An S3 that says nothing."""
+
+    def test_is_given_up(self) -> None:
+        """After the read timeout, and not before."""
+        made = Made()
+        asked = made.ask()
+        made.clock.pump([1] * 59)
+        assert not asked.called
+        made.clock.pump([1] * 2)
+        with pytest.raises(ConnectionFailed, match="S3 was silent for 60 s"):
+            result(asked)
+        assert made.connection().transport.aborted
+
+    def test_each_byte_gives_it_time(self) -> None:
+        """A slow answer is an answer."""
+        made = Made()
+        asked = made.ask()
+        for number in range(len(OK)):
+            made.clock.pump([1] * 50)
+            made.connection().dataReceived(OK[number : number + 1])
+        assert result(asked)[0].body == b"hi"
+
+    def test_it_is_not_s3_that_is_silent_while_the_client_is_slow(self) -> None:
+        """Nor between requests."""
+        made = Made()
+        stream, consumer = made.stream(), Consumer(paused=True)
+        made.clock.pump([1] * 100)
+        done = stream.deliver(consumer, lambda: CHUNK)
+        made.clock.pump([1] * 100)
+        assert not made.connection().transport.aborted
+        consumer.producer.resumeProducing()
+        made.connection().dataReceived(b"0123456789")
+        result(done)
+        made.clock.pump([1] * 100)
+        assert not made.connection().transport.aborted
+
+    def test_silence_in_the_middle_of_a_body(self) -> None:
+        """Fails the delivery."""
+        made = Made()
+        done = made.stream().deliver(Consumer(), lambda: CHUNK)
+        made.clock.pump([1] * 61)
+        with pytest.raises(ConnectionFailed, match="silent"):
+            result(done)
+
+    def test_stopping_closes_everything(self) -> None:
+        """Idle or not."""
+        made = Made()
+        asked = made.ask()
+        made.pool.stop()
+        assert made.connection().transport.aborted
+        made.connection().connectionLost(Failure(ConnectionDone()))
+        with pytest.raises(ConnectionFailed):
+            result(asked)
+        assert made.clock.getDelayedCalls() == []
+
+
+class BodyStreamTests:
+    """A body on its way to a consumer."""
+
+    @pytest.mark.parametrize("early", [b"", b"01234", b"0123456789"])
+    def test_all_bytes_arrive(self, early: bytes) -> None:
+        """Also those that came with the head; then the connection is free."""
+        made = Made()
+        stream, consumer = made.stream(early), Consumer()
+        done = stream.deliver(consumer, lambda: CHUNK)
+        if len(early) < 10:
+            made.connection().dataReceived(b"0123456789"[len(early) :])
+        result(done)
+        assert (consumer.data, consumer.producer) == (b"0123456789", None)
+        made.ask()
+        assert len(made.endpoint.connections) == 1
+
+    def test_the_socket_is_not_read_before_somebody_wants_it(self) -> None:
+        """Nor while the consumer is full."""
+        made = Made()
+        stream, consumer = made.stream(), Consumer()
+        transport = made.connection().transport
+        assert transport.producerState == "paused"
+        stream.deliver(consumer, lambda: CHUNK)
+        assert transport.producerState == "producing"
+        consumer.producer.pauseProducing()
+        assert transport.producerState == "paused"
+        consumer.producer.resumeProducing()
+        assert transport.producerState == "producing"
+
+    def test_ends_when_the_last_bytes_have_left(self) -> None:
+        """A consumer that is full at the end still has them."""
+        made = Made()
+        stream, consumer = made.stream(b"0123456789"), Consumer(paused=True)
+        done = stream.deliver(consumer, lambda: CHUNK)
+        assert not done.called
+        consumer.producer.resumeProducing()
+        result(done)
+
+    def test_reads_as_much_as_it_is_told(self) -> None:
+        """The budget may shrink meanwhile."""
+        made = Made()
+        made.stream().deliver(Consumer(), lambda: 12345)
+        made.connection().dataReceived(b"x")
+        assert made.connection().transport.bufferSize == 12345
+
+    def test_a_body_that_breaks_off_fails(self) -> None:
+        """Whether or not it was being delivered."""
+        made = Made()
+        stream, consumer = made.stream(b"012"), Consumer()
+        done = stream.deliver(consumer, lambda: CHUNK)
+        made.connection().connectionLost(Failure(ConnectionDone()))
+        with pytest.raises(ConnectionFailed):
+            result(done)
+        assert consumer.data == b"012"
+        stream = made.stream(b"012")
+        made.connection().connectionLost(Failure(ConnectionDone()))
+        with pytest.raises(ConnectionFailed):
+            result(stream.deliver(Consumer(), lambda: CHUNK))
+
+    def test_a_consumer_that_leaves(self) -> None:
+        """Ends the connection: the rest of the body would come next."""
+        made = Made()
+        stream, consumer = made.stream(b"012"), Consumer()
+        done = stream.deliver(consumer, lambda: CHUNK)
+        consumer.producer.stopProducing()
+        with pytest.raises(ConsumerGone):
+            result(done)
+        assert made.connection().transport.aborted
+
+    def test_closing_without_reading(self) -> None:
+        """Keeps the connection only if the body has ended."""
+        made = Made()
+        made.stream(b"012").close()
+        assert made.connection().transport.aborted
+        made.stream(b"0123456789").close()
+        made.ask()
+        assert len(made.endpoint.connections) == 2
+
+    def test_an_error_is_not_streamed(self) -> None:
+        """Its body says what it is."""
+        made = Made()
+        asked = made.ask(streamed=True)
+        made.connection().dataReceived(b"HTTP/1.1 404 Not Found\r\nContent-Length: 20\r\n\r\n<Code>NoSuch")
+        assert not asked.called
+        made.connection().dataReceived(b"Key</Cod")
+        assert result(asked)[0].status == 404

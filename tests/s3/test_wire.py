@@ -1,0 +1,108 @@
+"""Answers as bytes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twisted_storaged.s3.wire import MAX_HEAD, Answer, AnswerParser, ConnectionFailed, request_head
+
+
+def parse(data: bytes, cuts: list[int] | None = None, head_request: bool = False) -> tuple[AnswerParser, bytes]:
+    """Feed an answer, cut where it is said."""
+    parser, body = AnswerParser(head_request), b""
+    edges = [0, *sorted({cut % (len(data) + 1) for cut in cuts or []}), len(data)]
+    for start, end in pairwise(edges):
+        if start < end:
+            body += parser.feed(data[start:end])
+    return parser, body
+
+
+class AnswerParserTests:
+    """Reading one answer."""
+
+    @given(body=st.binary(max_size=200), chunks=st.integers(0, 5), cuts=st.lists(st.integers(0, 1000), max_size=6))
+    def test_however_it_arrives(self, body: bytes, chunks: int, cuts: list[int]) -> None:
+        """Cut anywhere, with a length or in chunks."""
+        if chunks:
+            size = len(body) // chunks + 1
+            pieces = [body[at : at + size] for at in range(0, len(body), size)]
+            framed = b"".join(b"%x;x=y\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+            head = b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nETag: "e"\r\n\r\n'
+        else:
+            framed = body
+            head = b'HTTP/1.1 200 OK\r\nContent-Length: %d\r\nETag: "e"\r\n\r\n' % len(body)
+        parser, got = parse(head + framed, cuts)
+        assert got == body
+        assert parser.ended
+        assert parser.answer is not None
+        assert (parser.answer.status, parser.answer.headers["etag"]) == (200, '"e"')
+        assert parser.keep_alive
+
+    @pytest.mark.parametrize("head", [b"204 No Content\r\n", b"304 Not Modified\r\nContent-Length: 7\r\n"])
+    def test_answers_without_a_body(self, head: bytes) -> None:
+        """End with their heads."""
+        parser, body = parse(b"HTTP/1.1 " + head + b"\r\n")
+        assert (parser.ended, body) == (True, b"")
+
+    def test_the_answer_to_a_head_request(self) -> None:
+        """Says a length, and has no body."""
+        parser, _ = parse(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n", head_request=True)
+        assert parser.ended
+
+    def test_a_100_continue_is_passed_over(self) -> None:
+        """Nobody asked for it, some send it."""
+        parser, body = parse(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
+        assert (parser.answer and parser.answer.status, body) == (200, b"x")
+
+    @pytest.mark.parametrize(
+        ("head", "kept"),
+        [
+            (b"HTTP/1.1 200 OK\r\nConnection: close\r\n", False),
+            (b"HTTP/1.1 200 OK\r\nConnection: Keep-Alive\r\n", True),
+            (b"HTTP/1.0 200 OK\r\n", False),
+        ],
+    )
+    def test_whether_another_request_may_follow(self, head: bytes, kept: bool) -> None:
+        """As the engine says."""
+        assert parse(head + b"Content-Length: 0\r\n\r\n")[0].keep_alive == kept
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"HTTP/1.1 200 OK\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nxy",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            b"SSH-2.0-OpenSSH\r\n\r\n",
+            b"HTTP/1.1 abc\r\n\r\n",
+            b"x" * (MAX_HEAD + 1),
+        ],
+    )
+    def test_what_is_no_answer(self, data: bytes) -> None:
+        """Is a broken connection: nobody could tell where it ends."""
+        with pytest.raises(ConnectionFailed):
+            parse(data)
+
+
+class AnswerTests:
+    """What an answer says."""
+
+    def test_names_the_error(self) -> None:
+        """As S3 does, in its body."""
+        answer = Answer(404, {})
+        answer.body = b"<?xml?><Error><Code>NoSuchKey</Code><Message>It is not.</Message></Error>"
+        assert (answer.code, str(answer)) == ("NoSuchKey", "404 NoSuchKey It is not.")
+        assert str(Answer(502, {})) == "502"
+
+
+class RequestHeadTests:
+    """What is sent."""
+
+    def test_is_http(self) -> None:
+        """Line by line."""
+        head = request_head("PUT", "/b/k?x=1", {"host": "h", "content-length": "3"})
+        assert head == b"PUT /b/k?x=1 HTTP/1.1\r\nhost: h\r\ncontent-length: 3\r\n\r\n"
