@@ -32,6 +32,10 @@ class Namespace:
             BucketError: a bucket failed.
         """
         lists = [_Pages(self._registry.get(name), prefix) for name in self._policy.buckets_under(prefix)]
+        if len(lists) == 1:
+            async for objects in lists[0].all():
+                yield objects
+            return
         async for page in _merge(lists):
             # A bucket may hold, from other times or of other hosts, keys that the policy now finds elsewhere.
             yield [item for item, name in page if self._policy.rule_for(item.key).bucket == name]
@@ -47,13 +51,21 @@ class _Pages:
         self._more = True
         self.objects: list[tuple[ObjectInfo, str]] = []
 
+    async def all(self) -> AsyncIterator[list[ObjectInfo]]:
+        """The pages as the bucket gives them."""
+        while self._more:
+            yield await self._next()
+
     async def fill(self) -> None:
         """Fetch pages until there are objects, or no more pages."""
         while not self.objects and self._more:
-            page = await self._bucket.list(self._prefix, self._token)
-            self.objects = [(item, self._bucket.name) for item in page.objects]
-            self._token = page.token
-            self._more = page.token is not None
+            self.objects = [(item, self._bucket.name) for item in await self._next()]
+
+    async def _next(self) -> list[ObjectInfo]:
+        page = await self._bucket.list(self._prefix, self._token)
+        self._token = page.token
+        self._more = page.token is not None
+        return page.objects
 
     def take_to(self, last: bytes) -> list[tuple[ObjectInfo, str]]:
         """Remove and return what is here of the keys up to `last`."""

@@ -58,7 +58,7 @@ class Scripted:
         """As new."""
         self.script = lambda _: None
         for kept in (self.calls, self.objects, self.uploads):
-            kept.clear()  # type: ignore[attr-defined]
+            kept.clear()
 
     def names(self) -> list[str]:
         """The operations that were called, in order."""

@@ -16,9 +16,11 @@ from tests.buckets.test_contract import ODD_KEYS
 from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
 from tests.support import BytesBody, Consumer, reactor, result, run_now
 from twisted_storaged.buckets.s3 import S3Bucket, S3Settings, make_client
+from twisted_storaged.s3 import client
 from twisted_storaged.s3.client import IN_THREAD_FROM, DataPlane, RequestFailed, crc32c
 from twisted_storaged.s3.setup import current_keys, make_data_plane
 from twisted_storaged.s3.signing import Keys
+from twisted_storaged.s3.wire import ConnectionFailed
 
 #: What boto3 says about itself, or waits for, and what is different at each time of signing.
 OWN = {
@@ -143,13 +145,22 @@ class RetriesTests:
     )
     @pytest.mark.parametrize("body", [bytearray(b"small"), LARGE])
     @pytest_twisted.ensureDeferred
-    async def test_errors(self, pair: Pair, answer: Answer, tries: int, body: bytearray) -> None:
+    async def test_errors(
+        self, pair: Pair, answer: Answer, tries: int, body: bytearray, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Those that may pass; the others fail at once, with S3's own word."""
+        monkeypatch.setattr(client, "_pause", lambda _: 0.0)
         pair.endpoint.script = lambda _: answer
         with pytest.raises(RequestFailed, match=f"PutObject: {answer.status}"):
             await pair.objects.put_object("k", body)
         assert len(pair.endpoint.calls) == tries
         assert {bytes(call.body) for call in pair.endpoint.calls} == {bytes(body)}
+
+    def test_pauses_grow_and_end(self) -> None:
+        """With jitter, so that not all come back at once."""
+        assert all(0 <= client._pause(tries) <= 2.0 ** (tries - 1) for tries in range(1, 6))
+        assert len({client._pause(3) for _ in range(10)}) > 1
+        assert client._pause(100) <= client.LONGEST_PAUSE
 
 
 class KeysTests:
@@ -179,6 +190,19 @@ class KeysTests:
         keys = current_keys(Expiring(), run)
         assert result(_awaited(keys())) == Keys("fresh", "s", "t")
         assert calls == ["get_frozen_credentials"]
+
+    def test_those_that_come_expired_are_a_failure(self) -> None:
+        """Of the request, not of the daemon."""
+
+        class Expired:
+            def refresh_needed(self) -> bool:
+                return False
+
+            def get_frozen_credentials(self) -> Keys:
+                raise RuntimeError("still expired")
+
+        with pytest.raises(ConnectionFailed, match="still expired"):
+            result(_awaited(current_keys(Expired(), run_now)()))
 
 
 class TlsTests:

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from tests.support import Consumer, result
 from twisted_storaged.deferreds import ConsumerGone
-from twisted_storaged.s3.connection import Connection
+from twisted_storaged.s3.connection import READ_SIZE, Connection
 from twisted_storaged.s3.pool import KEEP_IDLE, Pool
 from twisted_storaged.s3.wire import Answer, ConnectionFailed
 
@@ -274,9 +274,14 @@ class BodyStreamTests:
     def test_reads_as_much_as_it_is_told(self) -> None:
         """The budget may shrink meanwhile."""
         made = Made()
-        made.stream().deliver(Consumer(), lambda: 12345)
+        sizes = [300_000, 200_000, 100_000]
+        made.stream().deliver(Consumer(), lambda: sizes.pop(0))
+        transport = made.connection().transport
+        assert transport.bufferSize == 300_000
         made.connection().dataReceived(b"x")
-        assert made.connection().transport.bufferSize == 12345
+        assert transport.bufferSize == 200_000
+        made.connection().dataReceived(b"123456789")
+        assert transport.bufferSize == READ_SIZE
 
     def test_a_body_that_breaks_off_fails(self) -> None:
         """Whether or not it was being delivered."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
@@ -10,8 +11,7 @@ from twisted.web.iweb import IBodyProducer
 from zope.interface import Attribute, Interface
 
 
-@dataclass(frozen=True)
-class ObjectInfo:
+class ObjectInfo(NamedTuple):
     """What is known of an object without reading it.
 
     `etag` is opaque text without quotes that changes with the content; `size` is in bytes; `last_modified` in

@@ -32,8 +32,7 @@ def storage_errors() -> Iterator[None]:
         if error.answer.status == 404 and error.answer.code in ("NoSuchKey", "NotFound", ""):
             raise ObjectNotFound(str(error)) from error
         raise BucketError(str(error)) from error
-    except (ConnectionFailed, ClientError, BotoCoreError, OSError, RuntimeError) as error:
-        # RuntimeError: botocore's word for credentials that stay expired.
+    except (ConnectionFailed, ClientError, BotoCoreError, OSError) as error:
         raise BucketError(f"{type(error).__name__}: {error}") from error
 
 
@@ -57,17 +56,21 @@ def parse_list(answer: Answer, prefix: str) -> ListPage:
     except ElementTree.ParseError as error:
         raise BucketError(f"ListObjectsV2: not XML: {error}") from error
     namespace = root.tag[: root.tag.find("}") + 1]
-    objects = [_listed(item, namespace, len(prefix)) for item in root.iterfind(f"{namespace}Contents")]
+    names = [namespace + name for name in ("Key", "Size", "ETag", "LastModified")]
+    objects = [_listed(item, names, len(prefix)) for item in root.iterfind(f"{namespace}Contents")]
     token = root.findtext(f"{namespace}NextContinuationToken")
     return ListPage(objects, token or None)
 
 
-def _listed(item: ElementTree.Element, namespace: str, skip: int) -> ObjectInfo:
-    fields = {child.tag: child.text or "" for child in item}
-    key = unquote_plus(fields[f"{namespace}Key"])[skip:]
-    etag = fields[f"{namespace}ETag"].strip('"')
-    modified = datetime.fromisoformat(fields[f"{namespace}LastModified"]).timestamp()
-    return ObjectInfo(key, int(fields[f"{namespace}Size"]), etag, modified)
+def _listed(item: ElementTree.Element, names: list[str], skip: int) -> ObjectInfo:
+    fields = {child.tag: child.text for child in item}
+    key, size, etag, modified = [fields[name] or "" for name in names]
+    return ObjectInfo(unquote_plus(key)[skip:], int(size), etag.strip('"'), _iso_date(modified))
+
+
+@lru_cache(maxsize=4096)
+def _iso_date(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
 
 
 @lru_cache(maxsize=1024)

@@ -20,6 +20,9 @@ from twisted_storaged.deferreds import ConsumerGone
 from twisted_storaged.s3.wire import Answer, AnswerParser, ConnectionFailed
 from twisted_storaged.transports import flush
 
+#: Bytes that one read of the socket may bring, where there is no large body.
+READ_SIZE = 1 << 16
+
 
 class Keeper(typing.Protocol):
     """What a connection needs of its pool."""
@@ -112,6 +115,7 @@ class Connection(Protocol):
         """The answer is over: free for the next request, or closed."""
         parser, self._parser = self._parser, None
         self._stream, self._body, self.deadline, self.stale = None, [], None, True
+        self.transport.bufferSize = READ_SIZE
         if parser is not None and parser.keep_alive:
             self._pool.give_back(self)
         else:
@@ -171,6 +175,7 @@ class BodyStream:
         elif self._ended:
             self._drained()
         elif not self._full:
+            self._connection.transport.bufferSize = chunk()
             self.resumeProducing()
         return self._done
 

@@ -19,6 +19,7 @@ from twisted_storaged.s3.blocking import Address, BlockingPool
 from twisted_storaged.s3.client import DataPlane, Location, Transports
 from twisted_storaged.s3.pool import Pool
 from twisted_storaged.s3.signing import Keys, Signer
+from twisted_storaged.s3.wire import ConnectionFailed
 
 _ANY_KEY = "k"
 _END = b"-----END CERTIFICATE-----"
@@ -46,13 +47,14 @@ def make_data_plane(client: Any, credentials: Any, bucket: str, run: Run, reacto
 
 def current_keys(credentials: Any, run: Run) -> Callable[[], Awaitable[Keys]]:
     """The keys as of now, from botocore's credentials. Where they must be fetched anew, a thread does that."""
+    get = credentials.get_frozen_credentials
     needs_refresh = getattr(credentials, "refresh_needed", lambda: False)
 
     async def keys() -> Keys:
-        if needs_refresh():
-            frozen = await run(credentials.get_frozen_credentials)
-        else:
-            frozen = credentials.get_frozen_credentials()
+        try:
+            frozen = await run(get) if needs_refresh() else get()
+        except RuntimeError as error:  # botocore's word for credentials that are expired when they come
+            raise ConnectionFailed(str(error)) from error
         return Keys(frozen.access_key, frozen.secret_key, frozen.token)
 
     return keys
