@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -36,6 +37,7 @@ class Answer:
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     drop: bool = False
+    seconds_per_mib: float = 0
     do_it_first: bool = False
 
 
@@ -71,7 +73,9 @@ class Scripted:
         scripted = self.script(call)
         if scripted is None or scripted.do_it_first:
             with self._lock:
-                done = getattr(self, f"_{call.name}")(call, query)
+                done: Answer = getattr(self, f"_{call.name}")(call, query)
+            if scripted is not None and scripted.seconds_per_mib:
+                return replace(done, seconds_per_mib=scripted.seconds_per_mib)
         return scripted or done
 
     def _PutObject(self, call: Call, query: dict[str, list[str]]) -> Answer:
@@ -83,7 +87,16 @@ class Scripted:
         if call.key not in self.objects:
             return Answer(404, ERROR % b"NoSuchKey")
         body, etag = self.objects[call.key]
-        return Answer(body=body, headers={"ETag": f'"{etag}"', "Last-Modified": "Tue, 14 Nov 2023 22:13:20 GMT"})
+        if call.headers.get("if-match", f'"{etag}"') != f'"{etag}"':
+            return Answer(412, ERROR % b"PreconditionFailed")
+        if "range" in call.headers:
+            first, last = call.headers["range"].removeprefix("bytes=").split("-")
+            body = body[int(first) : int(last) + 1]
+        return Answer(
+            206 if "range" in call.headers else 200,
+            body=body,
+            headers={"ETag": f'"{etag}"', "Last-Modified": "Tue, 14 Nov 2023 22:13:20 GMT"},
+        )
 
     _HeadObject = _GetObject
 
@@ -145,9 +158,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(answer.body)
+            self._write(answer)
         if "Content-Length" in answer.headers:
             self.close_connection = True  # it lied
+
+    def _write(self, answer: Answer) -> None:
+        if not answer.seconds_per_mib:
+            self.wfile.write(answer.body)
+            return
+        for start in range(0, len(answer.body), 1 << 16):
+            self.wfile.write(answer.body[start : start + (1 << 16)])
+            time.sleep(answer.seconds_per_mib / 16)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _answer
 

@@ -110,10 +110,11 @@ class S3Bucket:
 
     @deferred
     async def get(self, key: str) -> IObjectReader:
+        s3_key = self._s3_key(key)
         with storage_errors():
-            answer, body = await self._objects.get_object(self._s3_key(key))
+            answer, body = await self._objects.get_object(s3_key)
         info = ObjectInfo(key, int(answer.headers["content-length"]), etag_of(answer), last_modified_of(answer))
-        return S3Reader(info, body, self._chunks)
+        return S3Reader(info, body, self._objects, s3_key, self._chunks)
 
     @deferred
     async def list(self, prefix: str, token: str | None = None) -> ListPage:

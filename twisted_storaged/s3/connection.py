@@ -57,12 +57,15 @@ class Connection(Protocol):
         self.stale = False
         self.deadline: float | None = None
 
-    def ask(self, data: bytes, head_request: bool = False, streamed: bool = False) -> Deferred[Answer]:
-        """Send a request, head and body.
+    def ask(
+        self, data: bytes, head_request: bool = False, streamed: bool = False, read_size: int = READ_SIZE
+    ) -> Deferred[Answer]:
+        """Send a request, head and body; its answer is read in pieces of `read_size` bytes.
 
         The answer comes with its body; with `streamed`, and where it is no error, with its head only: then `stream`
         must be called.
         """
+        self.transport.bufferSize = read_size
         self._parser = AnswerParser(head_request)
         self._streamed = streamed
         waiting = self._waiting = Deferred()

@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.task import LoopingCall
 
-from twisted_storaged.s3.connection import Connection
+from twisted_storaged.s3.connection import READ_SIZE, Connection
 from twisted_storaged.s3.wire import Answer, ConnectionFailed
 
 #: Connections that are kept for the next request.
@@ -32,21 +32,23 @@ class Pool:
         self._looking = LoopingCall(self._look)
         self._looking.clock = reactor
 
-    async def ask(self, data: bytes, head_request: bool = False, streamed: bool = False) -> tuple[Answer, Connection]:
-        """Send a request on a free connection, or a new one.
+    async def ask(
+        self, data: bytes, head_request: bool = False, streamed: bool = False, read_size: int = READ_SIZE
+    ) -> tuple[Answer, Connection]:
+        """Send a request on a free connection, or a new one; see `Connection.ask`.
 
         Raises:
             ConnectionFailed: there was no answer.
         """
         connection = self._idle.pop() if self._idle else await self._connect()
         try:
-            return await connection.ask(data, head_request, streamed), connection
+            return await connection.ask(data, head_request, streamed, read_size), connection
         except ConnectionFailed:
             # S3 closes connections that were idle for long; that is not known until the next request is sent.
             if not connection.stale:
                 raise
         connection = await self._connect()
-        return await connection.ask(data, head_request, streamed), connection
+        return await connection.ask(data, head_request, streamed, read_size), connection
 
     def start(self) -> None:
         """Begin to look at who is late."""

@@ -93,6 +93,12 @@ class StreamingRequest(Request):
         super().connectionLost(reason)
         self.body.fail(BodyLost("the peer went away before its body was whole"))
 
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        if self.gone:
+            producer.stopProducing()
+        else:
+            super().registerProducer(producer, streaming)
+
     def unregisterProducer(self) -> None:
         if self.gone:
             self.producer = None
