@@ -16,7 +16,7 @@ from zope.interface import implementer
 from twisted_storaged.buckets.buffers import Buffers
 from twisted_storaged.buckets.delivery import ChunkBudget, ObjectReader
 from twisted_storaged.buckets.interface import IBucket, IObjectReader, ListPage, ObjectInfo
-from twisted_storaged.buckets.multipart import InThreads, Uploader
+from twisted_storaged.buckets.multipart import InThreads, Uploader, Window
 from twisted_storaged.deferreds import deferred
 from twisted_storaged.errors import ObjectNotFound
 
@@ -202,7 +202,7 @@ class MemoryBucket:
 
     @deferred
     async def put(self, key: str, body: IBodyProducer, max_length: int) -> ObjectInfo:
-        uploader = Uploader(Buffers(self._part_size, keep=0), window=2)
+        uploader = Uploader(Buffers(self._part_size, keep=0), Window(2, 2, 2))
         return await uploader.store(body, InThreads(_MemoryUpload(self, key), self.run))
 
     def get(self, key: str) -> Deferred[IObjectReader]:

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from tests.support import Body, BytesBody, RunLater, result, run_now
 from twisted_storaged.buckets.buffers import Buffers
 from twisted_storaged.buckets.interface import ObjectInfo
-from twisted_storaged.buckets.multipart import InThreads, Uploader
+from twisted_storaged.buckets.multipart import InThreads, Uploader, Window
 from twisted_storaged.errors import BodyLost, BucketError
 
 PART = 10
@@ -54,7 +54,7 @@ class Sink:
 
 
 def upload(body: object, sink: Sink, run: object = run_now, window: int = 2) -> Deferred[ObjectInfo]:
-    uploader = Uploader(Buffers(PART, keep=2), window)
+    uploader = Uploader(Buffers(PART, keep=2), Window(window, window, window))
     return Deferred.fromCoroutine(uploader.store(body, InThreads(sink, run)))  # type: ignore[arg-type]
 
 
@@ -166,6 +166,19 @@ class WindowTests:
         run.run()
         result(outcome)
         assert sink.content == b"x" * 21 + b"y" * 35
+
+    def test_one_body_alone_has_more_of_it(self) -> None:
+        """As soon as others come, it has its share; nobody has less than the least."""
+        window = Window(total=16, least=4, most=8)
+        shares = []
+        with window.uploading():
+            shares.append(window())
+            with window.uploading(), window.uploading():
+                shares.append(window())
+                with window.uploading(), window.uploading(), window.uploading():
+                    shares.append(window())
+        assert shares == [8, 5, 4]
+        assert window.bodies == 0
 
     def test_complete_waits_for_every_part(self) -> None:
         """Also when they come back out of order."""

@@ -123,16 +123,16 @@ class SentTests:
 
     @pytest_twisted.ensureDeferred
     async def test_parts_are_uploaded_side_by_side(self, endpoint: tuple[Scripted, S3Bucket]) -> None:
-        """Four of them, while the body still comes."""
+        """Eight of them, where no other body is under way, while it still comes."""
         made, bucket = endpoint
-        together = threading.Barrier(s3.WINDOW, timeout=10)
+        together = threading.Barrier(s3.WINDOW_ALONE, timeout=10)
 
         def wait_for_the_others(call: Call) -> None:
             if call.name == "UploadPart":
                 together.wait()
 
         made.script = wait_for_the_others
-        await put(bucket, b"x" * (s3.WINDOW * MIN_PART_SIZE))
+        await put(bucket, b"x" * (s3.WINDOW_ALONE * MIN_PART_SIZE))
         assert not together.broken
 
 

@@ -27,7 +27,7 @@ from twisted_storaged.buckets.delivery import ChunkBudget, ObjectReader
 from twisted_storaged.buckets.directory import ContentFile, Directory
 from twisted_storaged.buckets.index import Entry, Index
 from twisted_storaged.buckets.interface import IBucket, IObjectReader, ListPage, ObjectInfo
-from twisted_storaged.buckets.multipart import InThreads, Uploader
+from twisted_storaged.buckets.multipart import InThreads, Uploader, Window
 from twisted_storaged.buckets.threads import Threads
 from twisted_storaged.deferreds import deferred
 from twisted_storaged.errors import BucketError, ObjectNotFound, StartError
@@ -61,7 +61,7 @@ class LocalBucket:
         self._path = settings.path
         self._threads = Threads(reactor, put_slots * WINDOW + READERS, f"bucket {name}")
         self._chunks = ChunkBudget()
-        self._uploader = Uploader(Buffers(PART_SIZE, keep=put_slots), WINDOW)
+        self._uploader = Uploader(Buffers(PART_SIZE, keep=put_slots), Window(put_slots, WINDOW, WINDOW))
 
     def start(self) -> None:
         path = self._path

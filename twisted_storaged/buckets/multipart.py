@@ -8,6 +8,8 @@ bucket does with parts. This is where a half-written object is kept from being s
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -206,10 +208,36 @@ class PartStream:
             waiting.callback(None)
 
 
-class InFlight:
-    """The calls that are under way, at most `limit` of them."""
+class Window:
+    """How many parts of one body may be in flight: from `least` to `most`, so that all bodies keep to `total`.
 
-    def __init__(self, limit: int) -> None:
+    One body alone has the whole of a slow network; many together do not take more memory than there is.
+    """
+
+    def __init__(self, total: int, least: int, most: int) -> None:
+        self._total = total
+        self._least = least
+        self._most = most
+        self.bodies = 0
+
+    def __call__(self) -> int:
+        """The number as of now."""
+        return max(self._least, min(self._most, self._total // max(self.bodies, 1)))
+
+    @contextmanager
+    def uploading(self) -> Iterator[None]:
+        """Count one more body."""
+        self.bodies += 1
+        try:
+            yield
+        finally:
+            self.bodies -= 1
+
+
+class InFlight:
+    """The calls that are under way, at most `limit()` of them."""
+
+    def __init__(self, limit: Callable[[], int]) -> None:
         self._limit = limit
         self._count = 0
         self._waiting: Deferred[None] | None = None
@@ -221,14 +249,14 @@ class InFlight:
 
     async def room(self) -> None:
         """Wait until there is room for one more."""
-        await self._at_most(self._limit - 1)
+        await self._below(self._limit)
 
     async def landed(self) -> None:
         """Wait until there is none."""
-        await self._at_most(0)
+        await self._below(lambda: 1)
 
-    async def _at_most(self, count: int) -> None:
-        while self._count > count:
+    async def _below(self, limit: Callable[[], int]) -> None:
+        while self._count >= limit():
             self._waiting = Deferred()
             await self._waiting
 
@@ -241,10 +269,10 @@ class InFlight:
 
 @dataclass(frozen=True)
 class Uploader:
-    """How a bucket uploads: in parts of `buffers.size` bytes, at most `window` of them at once."""
+    """How a bucket uploads: in parts of `buffers.size` bytes, as many at once as `window` says."""
 
     buffers: Buffers
-    window: int
+    window: Window
 
     async def store(self, body: IBodyProducer, sink: PartSink) -> ObjectInfo:
         """Read `body` into `sink`.
@@ -267,7 +295,8 @@ class Uploader:
     async def _store_parts(self, first: bytearray, stream: PartStream, sink: PartSink) -> ObjectInfo:
         try:
             await sink.begin()
-            await self._send(first, stream, sink)
+            with self.window.uploading():
+                await self._send(first, stream, sink)
             stream.check()
             return await sink.complete()
         except BaseException:

@@ -22,7 +22,7 @@ from zope.interface import implementer
 from twisted_storaged.buckets.buffers import Buffers
 from twisted_storaged.buckets.delivery import ChunkBudget
 from twisted_storaged.buckets.interface import IBucket, IObjectReader, ListPage, ObjectInfo
-from twisted_storaged.buckets.multipart import Uploader
+from twisted_storaged.buckets.multipart import Uploader, Window
 from twisted_storaged.buckets.s3reader import S3Reader
 from twisted_storaged.buckets.s3upload import S3Upload
 from twisted_storaged.buckets.threads import Threads
@@ -42,8 +42,10 @@ _T = TypeVar("_T")
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 MIN_PART_SIZE = 5 << 20
 MAX_PARTS = 10_000
-#: Parts of one body in flight. With the one being filled and the one that waits, a PUT holds 30 MiB.
+#: Parts of one body in flight, for each of as many as there are slots; one alone may have more. With the part that is
+#: being filled and the one that waits, a PUT holds 30 MiB, or 50.
 WINDOW = 4
+WINDOW_ALONE = 8
 #: Threads beside the uploading ones: for the calls that boto3 makes.
 SPARE_THREADS = 4
 #: Seconds for a connection, or a blocked send; and for the next bytes of an answer.
@@ -74,8 +76,9 @@ class S3Bucket:
         self.name = name
         self._settings = settings
         self._reactor = reactor
-        self._threads = Threads(reactor, put_slots * WINDOW + SPARE_THREADS, f"bucket {name}")
+        self._threads = Threads(reactor, max(put_slots * WINDOW, WINDOW_ALONE) + SPARE_THREADS, f"bucket {name}")
         self._chunks = ChunkBudget()
+        self._window = Window(put_slots * WINDOW, WINDOW, WINDOW_ALONE)
         self._buffers = Buffers(MIN_PART_SIZE, keep=put_slots * WINDOW)
 
     def start(self) -> None:
@@ -106,7 +109,7 @@ class S3Bucket:
         address = {"Bucket": self._settings.bucket, "Key": self._s3_key(key)}
         upload = S3Upload(self._objects, self._client, self._threads.run, address, key)
         with storage_errors():
-            return await Uploader(self._buffers_for(longest), WINDOW).store(body, upload)
+            return await Uploader(self._buffers_for(longest), self._window).store(body, upload)
 
     @deferred
     async def get(self, key: str) -> IObjectReader:

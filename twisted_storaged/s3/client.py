@@ -25,6 +25,8 @@ from twisted_storaged.s3.wire import Answer, ConnectionFailed, request_head
 
 #: A body of more bytes than this is sent by a thread. Below, the thread costs more than it helps.
 IN_THREAD_FROM = 512 << 10
+#: Bytes of a range that one read may bring.
+RANGE_READ_SIZE = 256 << 10
 #: Tries of one request, the first included; and the longest pause between two, in seconds.
 TRIES = 3
 LONGEST_PAUSE = 20.0
@@ -120,7 +122,7 @@ class DataPlane:
 
         async def attempt() -> Answer:
             head = await self._head("GET", key, "", extra)
-            answer, _ = await self._to.pool.ask(head, read_size=end - start)
+            answer, _ = await self._to.pool.ask(head, read_size=RANGE_READ_SIZE)
             return answer
 
         return await self._tried("GetObject", attempt)
