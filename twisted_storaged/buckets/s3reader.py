@@ -23,7 +23,7 @@ from twisted_storaged.s3.wire import ConnectionFailed
 #: Bytes that the ranges of all GETs may take.
 READ_AHEAD_BUDGET = 48 << 20
 #: Ranges of one GET that are fetched at a time, where the budget allows it.
-READ_AHEAD_WIDTH = 8
+READ_AHEAD_WIDTH = 10
 
 
 @implementer(IObjectReader)
