@@ -38,7 +38,6 @@ class DirectoryTests:
             (at, bytearray(data[at : at + SCRATCH_SIZE + BLOCK])) for at in range(0, len(data), SCRATCH_SIZE + BLOCK)
         ]
         content = Directory(tmp_path).create()
-        assert len(content._descriptors) == 1 + direct
         for offset, part in reversed(parts):
             content.write(part, offset)
         assert content.seal() == len(data)
@@ -55,6 +54,8 @@ class DirectoryTests:
 
         monkeypatch.setattr(os, "pwrite", recording_pwrite)
         content = Directory(tmp_path).create()
+        if len(content._descriptors) == 1:
+            pytest.skip("this file system knows no O_DIRECT")
         content.write(bytearray(BLOCK), 0)
         content.write(bytearray(BLOCK + 1), BLOCK)
         assert flags == [os.O_DIRECT, 0]
