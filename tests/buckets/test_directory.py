@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import random
 from pathlib import Path
 
 import pytest
 
-from twisted_storaged.buckets.directory import Directory
+from twisted_storaged.buckets import directory as directory_module
+from twisted_storaged.buckets.directory import BLOCK, SCRATCH_SIZE, Directory
 from twisted_storaged.errors import StartError
 
 
@@ -24,6 +27,46 @@ class DirectoryTests:
         descriptor = directory.open(content.name)
         assert os.read(descriptor, 100) == b"helloworld"
         os.close(descriptor)
+
+    @pytest.mark.parametrize("direct", [True, False])
+    def test_whole_blocks_and_the_rest(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: bool) -> None:
+        """Come together to one content, also on a file system that knows no O_DIRECT."""
+        if not direct:
+            monkeypatch.setattr(directory_module, "_DIRECT", os.O_DIRECTORY)
+        data = random.Random(0).randbytes(3 * SCRATCH_SIZE + BLOCK + 1)
+        parts = [
+            (at, bytearray(data[at : at + SCRATCH_SIZE + BLOCK])) for at in range(0, len(data), SCRATCH_SIZE + BLOCK)
+        ]
+        content = Directory(tmp_path).create()
+        for offset, part in reversed(parts):
+            content.write(part, offset)
+        assert content.seal() == len(data)
+        assert next((tmp_path / "objects").glob("*/*")).read_bytes() == data
+
+    def test_whole_blocks_do_not_wait_for_the_fsync(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """They are written past the page cache; a rest is not."""
+        flags: list[int] = []
+        pwrite = os.pwrite
+
+        def recording_pwrite(descriptor: int, data: memoryview, offset: int) -> int:
+            flags.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT)
+            return pwrite(descriptor, data, offset)
+
+        monkeypatch.setattr(os, "pwrite", recording_pwrite)
+        content = Directory(tmp_path).create()
+        if len(content._descriptors) == 1:
+            pytest.skip("this file system knows no O_DIRECT")
+        content.write(bytearray(BLOCK), 0)
+        content.write(bytearray(BLOCK + 1), BLOCK)
+        assert flags == [os.O_DIRECT, 0]
+
+    def test_closes_what_it_opened(self, tmp_path: Path) -> None:
+        """However it ends."""
+        directory = Directory(tmp_path)
+        before = os.listdir("/proc/self/fd")
+        directory.create().seal()
+        directory.create().discard()
+        assert os.listdir("/proc/self/fd") == before
 
     def test_who_has_it_open_reads_on(self, tmp_path: Path) -> None:
         """After it was removed, too."""

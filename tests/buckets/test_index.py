@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from twisted_storaged.buckets.index import Entry, Index
+from twisted_storaged.buckets.index import Change, Entry, Index
+from twisted_storaged.buckets.interface import ObjectInfo
 
 
 @pytest.fixture
@@ -15,49 +16,96 @@ def index(tmp_path: Path) -> Index:
     return Index(tmp_path / "index.sqlite")
 
 
-def entry(key: str, file: str = "f") -> Entry:
-    return Entry(key, file, 3, 1.5)
+def entry(key: str, file: str = "f", content: bytes | None = None) -> Entry:
+    return Entry(ObjectInfo(key, 3, file, 1.5), content)
+
+
+def put(index: Index, key: str, file: str = "f", content: bytes | None = None) -> str | None:
+    (replaced,) = index.commit([Change(key, entry(key, file, content))])
+    return replaced
+
+
+def delete(index: Index, key: str) -> str | None:
+    (removed,) = index.commit([Change(key, None)])
+    return removed
+
+
+def contents(index: Index) -> list[bytes]:
+    return [content for (content,) in index._reader.execute("SELECT content FROM contents ORDER BY row")]
 
 
 class IndexTests:
-    """Keys to files."""
+    """Keys to contents."""
 
     def test_put_says_what_it_replaced(self, index: Index) -> None:
         """So that the old file can be removed."""
-        assert index.put(entry("a", "one")) is None
-        assert index.put(entry("a", "two")) == "one"
+        assert put(index, "a", "one") is None
+        assert put(index, "a", "two") == "one"
         assert index.get("a") == entry("a", "two")
 
     def test_delete_says_what_it_removed(self, index: Index) -> None:
         """Nothing, the second time."""
-        index.put(entry("a", "one"))
-        assert index.delete("a") == "one"
-        assert index.delete("a") is None
+        put(index, "a", "one")
+        assert delete(index, "a") == "one"
+        assert delete(index, "a") is None
         assert index.get("a") is None
+
+    def test_keeps_a_small_content(self, index: Index) -> None:
+        """An empty one, too."""
+        put(index, "a", "one", b"abc")
+        put(index, "b", "two", b"")
+        assert index.get("a") == entry("a", "one", b"abc")
+        assert index.get("b") == entry("b", "two", b"")
+
+    def test_an_old_small_content_goes(self, index: Index) -> None:
+        """With the commit that overwrites or deletes it; no file is named that never was."""
+        for key in "abc":
+            put(index, key, "one", b"old")
+        assert put(index, "a", "two", b"new") is None
+        assert put(index, "b", "file") is None
+        assert delete(index, "c") is None
+        assert contents(index) == [b"new"]
+        assert put(index, "b", "three", b"small again") == "file"
+
+    def test_changes_are_made_together_and_in_order(self, index: Index) -> None:
+        """Two of one key are as if one had come after the other."""
+        changes = [Change("a", entry("a", "one")), Change("a", entry("a", "two", b"abc")), Change("a", None)]
+        assert index.commit([*changes, Change("a", entry("a", "three"))]) == [None, "one", None, None]
+        assert index.get("a") == entry("a", "three")
+        assert contents(index) == []
+
+    def test_all_changes_or_none(self, index: Index) -> None:
+        """One that cannot be made takes the others back."""
+        bad = Entry(ObjectInfo("b", None, "x", 1.5))  # type: ignore[arg-type]
+        with pytest.raises(sqlite3.Error):
+            index.commit([Change("a", entry("a", "one", b"abc")), Change("b", bad)])
+        assert index.get("a") is None
+        assert contents(index) == []
 
     def test_pages_are_in_the_order_of_utf8_bytes(self, index: Index) -> None:
         """As S3 lists; which is not how UTF-16 sorts."""
         keys = ["a", "a/b", "a//b", "a!", "b", "Z", "é", "\uffff", "😀", "a\x80"]
         for key in keys:
-            index.put(entry(key))
-        assert [item.key for item in index.page("", False, 100)] == sorted(keys, key=str.encode)
+            put(index, key)
+        assert [info.key for info in index.page("", False, 100)] == sorted(keys, key=str.encode)
 
     def test_a_page_goes_on_after_the_last(self, index: Index) -> None:
         """Or at it."""
         for key in "abcd":
-            index.put(entry(key))
-        assert [item.key for item in index.page("b", True, 1)] == ["c"]
-        assert [item.key for item in index.page("b", False, 2)] == ["b", "c"]
+            put(index, key)
+        assert [info.key for info in index.page("b", True, 1)] == ["c"]
+        assert [info.key for info in index.page("b", False, 2)] == ["b", "c"]
 
     def test_files_are_in_order(self, index: Index) -> None:
-        """Which is what a sweep needs."""
+        """Which is what a sweep needs; a small content is none."""
+        put(index, "d", "0", b"abc")
         for key, file in [("a", "3"), ("b", "1"), ("c", "2")]:
-            index.put(entry(key, file))
+            put(index, key, file)
         assert list(index.files()) == ["1", "2", "3"]
 
     def test_everything_is_there_after_opening_again(self, tmp_path: Path, index: Index) -> None:
         """Whether or not it was closed."""
-        index.put(entry("a"))
+        put(index, "a")
         assert Index(tmp_path / "index.sqlite").get("a") == entry("a")
 
     def test_commits_are_durable(self, index: Index) -> None:
@@ -68,9 +116,9 @@ class IndexTests:
     def test_a_failed_transaction_leaves_nothing(self, index: Index) -> None:
         """And the next one works."""
         with pytest.raises(sqlite3.Error):
-            index.put(entry("a")._replace(size=None))  # type: ignore[arg-type]
+            put(index, "a", None)  # type: ignore[arg-type]
         assert index.get("a") is None
-        index.put(entry("a"))
+        put(index, "a")
 
     def test_an_index_of_another_time_is_refused(self, tmp_path: Path, index: Index) -> None:
         """Instead of being misread."""

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 
 from tests.support import BytesBody, Consumer, reactor
 from twisted_storaged.buckets import directory, local
-from twisted_storaged.buckets.index import Entry, Index
+from twisted_storaged.buckets.index import Change, Entry, Index
 from twisted_storaged.buckets.interface import ObjectInfo
-from twisted_storaged.buckets.local import PART_SIZE, LocalBucket, LocalSettings
+from twisted_storaged.buckets.local import PART_SIZE, SMALL, LocalBucket, LocalSettings
 from twisted_storaged.errors import BucketError, StartError
 
 
@@ -37,6 +38,11 @@ async def put(bucket: LocalBucket, key: str, data: bytes) -> ObjectInfo:
     return await bucket.put(key, BytesBody(data, chunk=1 << 20), 1 << 30)
 
 
+def large(data: bytes) -> bytes:
+    """The same, too large for the index."""
+    return data + b" " * SMALL
+
+
 async def read(bucket: LocalBucket, key: str) -> bytes:
     consumer = Consumer()
     reader = await bucket.get(key)
@@ -51,14 +57,14 @@ def contents(path: Path) -> set[str]:
 class DurabilityTests:
     """What has happened when a PUT is answered."""
 
-    @pytest.mark.parametrize("size", [10, PART_SIZE * 2 + 1])
+    @pytest.mark.parametrize("size", [SMALL + 1, PART_SIZE * 2 + 1])
     @pytest_twisted.ensureDeferred
     async def test_the_bytes_then_the_name_then_the_key(
         self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch, size: int
     ) -> None:
         """Each is on the disk before the next, so that no crash between two shows half an object."""
         order: list[str] = []
-        fsync, index_put = os.fsync, Index.put
+        fsync, commit = os.fsync, Index.commit
 
         def recording_fsync(descriptor: int) -> None:
             order.append(
@@ -66,12 +72,12 @@ class DurabilityTests:
             )
             fsync(descriptor)
 
-        def recording_put(self: Index, entry: Entry) -> str | None:
+        def recording_commit(self: Index, changes: Sequence[Change]) -> Sequence[str | None]:
             order.append("key")
-            return index_put(self, entry)
+            return commit(self, changes)
 
         monkeypatch.setattr(os, "fsync", recording_fsync)
-        monkeypatch.setattr(Index, "put", recording_put)
+        monkeypatch.setattr(Index, "commit", recording_commit)
         await put(bucket, "a", b"x" * size)
         assert order == [f"{size} bytes", "folder", "key"]
 
@@ -80,7 +86,7 @@ class DurabilityTests:
         self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         """The old object stays, and the new file goes."""
-        await put(bucket, "a", b"old")
+        await put(bucket, "a", large(b"old"))
         before = contents(tmp_path)
 
         def broken(descriptor: int) -> None:
@@ -88,37 +94,94 @@ class DurabilityTests:
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", broken)
-            for size in (10, PART_SIZE * 2 + 1):
+            for size in (SMALL + 1, PART_SIZE * 2 + 1):
                 with pytest.raises(BucketError, match="Input/output error"):
                     await put(bucket, "a", b"x" * size)
         assert contents(tmp_path) == before
-        assert await read(bucket, "a") == b"old"
+        assert await read(bucket, "a") == large(b"old")
 
     @pytest_twisted.ensureDeferred
     async def test_a_failed_commit_leaves_the_file_to_the_sweep(
         self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         """A commit that was reported as failed may yet be found done: its file must be there then."""
-        await put(bucket, "a", b"old")
+        await put(bucket, "a", large(b"old"))
 
-        def broken(self: Index, entry: Entry) -> None:
+        def broken(self: Index, changes: Sequence[Change]) -> None:
             raise sqlite3.OperationalError("disk I/O error")
 
         with monkeypatch.context() as patch:
-            patch.setattr(Index, "put", broken)
+            patch.setattr(Index, "commit", broken)
             with pytest.raises(BucketError, match="disk I/O error"):
-                await put(bucket, "a", b"new")
+                await put(bucket, "a", large(b"new"))
         assert len(contents(tmp_path)) == 2
-        assert await read(bucket, "a") == b"old"
+        assert await read(bucket, "a") == large(b"old")
 
     @pytest_twisted.ensureDeferred
     async def test_an_overwritten_file_goes(self, bucket: LocalBucket, tmp_path: Path) -> None:
         """As does a deleted one."""
         for data in (b"one", b"two", b"three"):
-            await put(bucket, "a", data)
+            await put(bucket, "a", large(data))
         await bucket.delete("a")
         await bucket.get("b").addErrback(lambda _: None)
         assert await _until(lambda: contents(tmp_path) == set())
+
+
+class SmallTests:
+    """Contents that are kept in the index."""
+
+    @pytest.mark.parametrize("size", [0, 1, SMALL, SMALL + 1])
+    @pytest_twisted.ensureDeferred
+    async def test_makes_no_file(self, bucket: LocalBucket, tmp_path: Path, size: int) -> None:
+        """Up to the limit; and reads as any other."""
+        info = await put(bucket, "a", b"x" * size)
+        assert len(contents(tmp_path)) == (size > SMALL)
+        assert info.size == size
+        assert (await bucket.list("")).objects == [info]
+        assert await read(bucket, "a") == b"x" * size
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_reader_reads_on(self, bucket: LocalBucket) -> None:
+        """What it opened, whatever is put after."""
+        old = await put(bucket, "a", b"old")
+        reader = await bucket.get("a")
+        new = await put(bucket, "a", b"new")
+        consumer = Consumer()
+        await reader.deliver(consumer)
+        assert consumer.data == b"old"
+        assert old.etag != new.etag
+
+    @pytest_twisted.ensureDeferred
+    async def test_small_over_large_and_back(self, bucket: LocalBucket, tmp_path: Path) -> None:
+        """Leaves the last one, and no file of another."""
+        for data in (b"one", large(b"two"), b"three", large(b"four"), b"five"):
+            await put(bucket, "a", data)
+            assert await read(bucket, "a") == data
+        assert await _until(lambda: contents(tmp_path) == set())
+
+    @pytest_twisted.ensureDeferred
+    async def test_those_that_come_together_are_committed_together(
+        self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Sixteen clients do not wait for the disk sixteen times; and what is answered has been committed."""
+        batches: list[int] = []
+        committed: set[str] = set()
+        commit = Index.commit
+
+        def recording_commit(self: Index, changes: Sequence[Change]) -> Sequence[str | None]:
+            batches.append(len(changes))
+            result = commit(self, changes)
+            committed.update(change.key for change in changes)
+            return result
+
+        async def put_and_look(key: str) -> bool:
+            await put(bucket, key, b"x")
+            return key in committed
+
+        monkeypatch.setattr(Index, "commit", recording_commit)
+        puts = [Deferred.fromCoroutine(put_and_look(f"{number}")) for number in range(16)]
+        assert await gatherResults(puts) == [True] * 16
+        assert batches == [16]
 
 
 class StartTests:
@@ -130,6 +193,7 @@ class StartTests:
         first = make(tmp_path)
         first.start()
         await put(first, "a", b"kept")
+        await put(first, "b", large(b"kept"))
         await first.stop()
         leftover = tmp_path / "objects" / "00" / ("00" * 16)
         leftover.write_bytes(b"half an obj")
@@ -137,6 +201,7 @@ class StartTests:
         second.start()
         assert not leftover.exists()
         assert await read(second, "a") == b"kept"
+        assert await read(second, "b") == large(b"kept")
         await second.stop()
 
     def test_a_directory_in_use(self, bucket: LocalBucket, tmp_path: Path) -> None:
@@ -166,7 +231,7 @@ class ReadersTests:
         self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The key was overwritten between the look into the index and the opening: it looks again."""
-        await put(bucket, "a", b"old")
+        await put(bucket, "a", large(b"old"))
         opened = directory.Directory.open
         replaced: list[str] = []
 
@@ -176,7 +241,7 @@ class ReadersTests:
                 content = self.create()
                 content.write(bytearray(b"new"), 0)
                 content.seal()
-                bucket._index.put(Entry("a", content.name, 3, 0))
+                bucket._index.commit([Change("a", Entry(ObjectInfo("a", 3, content.name, 0)))])
                 self.remove(name)
             return opened(self, name)
 
@@ -186,7 +251,7 @@ class ReadersTests:
     @pytest_twisted.ensureDeferred
     async def test_a_file_that_is_gone_is_trouble(self, bucket: LocalBucket, tmp_path: Path) -> None:
         """Not an object that never was."""
-        info = await put(bucket, "a", b"x")
+        info = await put(bucket, "a", large(b"x"))
         (tmp_path / "objects" / info.etag[:2] / info.etag).unlink()
         with pytest.raises(BucketError, match="No such file"):
             await bucket.get("a")
@@ -194,9 +259,9 @@ class ReadersTests:
     @pytest_twisted.ensureDeferred
     async def test_a_file_that_was_cut_is_trouble(self, bucket: LocalBucket, tmp_path: Path) -> None:
         """The client must not take the rest for all."""
-        info = await put(bucket, "a", b"x" * 100)
+        info = await put(bucket, "a", large(b"x" * 36))
         os.truncate(tmp_path / "objects" / info.etag[:2] / info.etag, 50)
-        with pytest.raises(BucketError, match="has 50 bytes of 100"):
+        with pytest.raises(BucketError, match="has 50 bytes of 65572"):
             await read(bucket, "a")
 
 
@@ -220,10 +285,10 @@ class ThreadsTests:
         for name in ("open", "close", "pwrite", "fsync", "fstat"):
             watch(os, name)
         watch(local._FileSource, "read")  # the reactor reads its own wake-up pipe with os.read
-        for name in ("put", "get", "delete", "page"):
+        for name in ("commit", "get", "page"):
             watch(Index, name)
         watch(directory.Directory, "remove")
-        for data in (b"small", b"x" * (PART_SIZE + 1)):
+        for data in (b"small", large(b"x"), b"x" * (PART_SIZE + 1)):
             await put(bucket, "a", data)
         await read(bucket, "a")
         await bucket.list("")
@@ -236,9 +301,8 @@ class ThreadsTests:
             "pwrite",
             "fsync",
             "fstat",
-            "put",
+            "commit",
             "get",
-            "delete",
             "page",
             "remove",
         }

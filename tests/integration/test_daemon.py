@@ -36,6 +36,11 @@ def head(key: str, length: int) -> bytes:
     return f"PUT /storage/put/{key} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
+def bodies(number: int) -> list[tuple[str, bytes]]:
+    """A small object, which the embedded bucket keeps in its index, and a large one, which it keeps in a file."""
+    return [(f"{number}", b"%d" % number), (f"{number}-large", b"%d" % number * 100_000)]
+
+
 def wait_for(condition: object, seconds: float = 30) -> None:
     """Wait until something that was set off has happened."""
     end = time.monotonic() + seconds
@@ -90,13 +95,15 @@ class LifeTests:
         for number in range(5):
             half = daemon.connect()
             half.sendall(head("half", 10_000_000) + b"x" * 5_000_000)
-            assert ask(daemon, "PUT", f"/storage/put/{number}", b"%d" % number)[0] == 200
+            for key, body in bodies(number):
+                assert ask(daemon, "PUT", f"/storage/put/{key}", body)[0] == 200
             daemon.kill()
             daemon.start()
             half.close()
         keys = [item["key"] for item in json.loads(ask(daemon, "GET", "/storage/list")[1])["objects"]]
-        assert keys == ["0", "1", "2", "3", "4"]
-        assert [ask(daemon, "GET", f"/storage/get/{key}")[1] for key in keys] == [key.encode() for key in keys]
+        stored = dict(item for number in range(5) for item in bodies(number))
+        assert keys == sorted(stored)
+        assert {key: ask(daemon, "GET", f"/storage/get/{key}")[1] for key in keys} == stored
         assert len(list((daemon.data / "objects").glob("*/*"))) == 5
 
     def test_no_traceback_and_no_credential_leaves_it(self, tmp_path: Path) -> None:
@@ -205,6 +212,6 @@ class AdmissionTests:
                 if reset:
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
                 client.close()
-            wait_for(lambda: ask(daemon, "PUT", "/storage/put/b", b"x")[0] == 200)
+            wait_for(lambda: ask(daemon, "PUT", "/storage/put/b", b"x" * 100_000)[0] == 200)
         wait_for(lambda: len(list((daemon.data / "objects").glob("*/*"))) == 1)
         assert ask(daemon, "GET", "/storage/get/a")[0] == 404

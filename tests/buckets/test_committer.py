@@ -1,0 +1,82 @@
+"""Group commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from tests.support import result
+from twisted_storaged.buckets.committer import Committer
+
+
+class Commits:
+    """A committer whose turns and commits the test decides on."""
+
+    def __init__(self) -> None:
+        self.turns: list[Callable[[], None]] = []
+        self.batches: list[list[str]] = []
+        self._outcomes: list[Deferred[Sequence[str]]] = []
+        self.committer: Committer[str, str] = Committer(self.turns.append, self._commit_all)
+
+    def turn(self) -> None:
+        """The reactor's next turn."""
+        turns, self.turns[:] = list(self.turns), []
+        for call in turns:
+            call()
+
+    def end(self, outcome: Sequence[str] | Failure) -> None:
+        """The commit under way has ended."""
+        self._outcomes.pop().callback(outcome)
+
+    def _commit_all(self, changes: list[str]) -> Deferred[Sequence[str]]:
+        assert not self._outcomes, "two commits at once"
+        self.batches.append(changes)
+        self._outcomes.append(Deferred())
+        return self._outcomes[0]
+
+
+class CommitterTests:
+    """Changes to batches."""
+
+    def test_one_turn_is_one_batch(self) -> None:
+        """Each gets its own result, and none before the commit has ended."""
+        commits = Commits()
+        one, two = commits.committer.commit("one"), commits.committer.commit("two")
+        commits.turn()
+        assert commits.batches == [["one", "two"]]
+        assert not one.called
+        commits.end(["1", "2"])
+        assert (result(one), result(two)) == ("1", "2")
+        commits.turn()
+        assert len(commits.batches) == 1
+
+    def test_who_comes_meanwhile_is_in_the_next(self) -> None:
+        """In the order they came, however many turns the first one takes."""
+        commits = Commits()
+        commits.committer.commit("one")
+        commits.turn()
+        later = [commits.committer.commit("two"), commits.committer.commit("three")]
+        commits.turn()
+        assert commits.batches == [["one"]]
+        commits.end(["1"])
+        commits.turn()
+        assert commits.batches == [["one"], ["two", "three"]]
+        commits.end(["2", "3"])
+        assert [result(outcome) for outcome in later] == ["2", "3"]
+
+    def test_a_failure_is_that_of_its_batch(self) -> None:
+        """All in it fail, and the next goes on."""
+        commits = Commits()
+        failed = [commits.committer.commit("one"), commits.committer.commit("two")]
+        commits.turn()
+        later = commits.committer.commit("three")
+        commits.end(Failure(OSError("disk")))
+        for outcome in failed:
+            with pytest.raises(OSError, match="disk"):
+                result(outcome)
+        commits.turn()
+        commits.end(["3"])
+        assert result(later) == "3"
