@@ -274,13 +274,16 @@ class BodyStreamTests:
     def test_reads_as_much_as_it_is_told(self) -> None:
         """The budget may shrink meanwhile."""
         made = Made()
-        sizes = [300_000, 200_000, 100_000]
+        sizes = [5, 4, 100]
         made.stream().deliver(Consumer(), lambda: sizes.pop(0))
         transport = made.connection().transport
-        assert transport.bufferSize == 300_000
+        assert transport.bufferSize == 5
         made.connection().dataReceived(b"x")
-        assert transport.bufferSize == 200_000
-        made.connection().dataReceived(b"123456789")
+        assert transport.bufferSize == 4
+        made.connection().dataReceived(b"12")
+        assert transport.bufferSize == 7  # more will not come
+        sizes.append(1)
+        made.connection().dataReceived(b"3456789")
         assert transport.bufferSize == READ_SIZE
 
     def test_a_body_that_breaks_off_fails(self) -> None:

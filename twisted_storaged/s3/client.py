@@ -25,6 +25,8 @@ from twisted_storaged.s3.wire import Answer, ConnectionFailed, request_head
 
 #: A body of more bytes than this is sent by a thread. Below, the thread costs more than it helps.
 IN_THREAD_FROM = 512 << 10
+#: Bytes of an object that the first read may bring, with the head: a small object is here at once.
+FIRST_READ_SIZE = 120 << 10
 #: Bytes of a range that one read may bring.
 RANGE_READ_SIZE = 256 << 10
 #: Tries of one request, the first included; and the longest pause between two, in seconds.
@@ -108,7 +110,7 @@ class DataPlane:
 
         async def attempt() -> Answer:
             head = await self._head("GET", key, "")
-            answer, connection = await self._to.pool.ask(head, streamed=True)
+            answer, connection = await self._to.pool.ask(head, streamed=True, read_size=FIRST_READ_SIZE)
             if answer.status < 300:
                 streams.append(connection.stream())
             return answer

@@ -105,7 +105,7 @@ class Connection(Protocol):
 
     def _answered(self, parser: AnswerParser, answer: Answer, body: bytes) -> None:
         if self._streamed and answer.status < 300:
-            self._stream = BodyStream(self, body, parser.ended)
+            self._stream = BodyStream(self, body, parser)
             self._fire(answer)
             return
         self._body.append(body)
@@ -150,16 +150,17 @@ class Connection(Protocol):
 class BodyStream:
     """The body of one answer, on its way to a consumer. Until there is one, the socket is not read."""
 
-    def __init__(self, connection: Connection, early: bytes, ended: bool) -> None:
+    def __init__(self, connection: Connection, early: bytes, parser: AnswerParser) -> None:
         self._connection = connection
         self._early = early
-        self._ended = ended
+        self._parser = parser
+        self._ended = parser.ended
         self._consumer: IConsumer | None = None
         self._done: Deferred[None] = Deferred()
         self._full = False
         self._failure: Failure | None = None
-        self.chunk: Callable[[], int] | None = None
-        if not ended:
+        self._chunk: Callable[[], int] | None = None
+        if not self._ended:
             connection.transport.pauseProducing()
             connection.deadline = None
 
@@ -168,7 +169,7 @@ class BodyStream:
 
         Fires when the consumer has room again after the last of it. Fails with ConnectionFailed or ConsumerGone.
         """
-        self._consumer, self.chunk = consumer, chunk
+        self._consumer, self._chunk = consumer, chunk
         consumer.registerProducer(self, True)
         if self._early:
             consumer.write(self._early)
@@ -178,7 +179,7 @@ class BodyStream:
         elif self._ended:
             self._drained()
         elif not self._full:
-            self._connection.transport.bufferSize = chunk()
+            self._set_read_size()
             self.resumeProducing()
         return self._done
 
@@ -193,8 +194,7 @@ class BodyStream:
         """The connection has read some of it."""
         assert self._consumer is not None
         self._ended = ended
-        if self.chunk is not None:
-            self._connection.transport.bufferSize = self.chunk()
+        self._set_read_size()
         self._consumer.write(data)
         if ended:
             self._drained()
@@ -222,6 +222,13 @@ class BodyStream:
     def stopProducing(self) -> None:
         self._finish(Failure(ConsumerGone()))
         self.close()
+
+    def _set_read_size(self) -> None:
+        """As much as there is memory for, but no more than will come: memory that is asked for is not free."""
+        if self._chunk is not None:
+            size = self._chunk()
+            left = self._parser.length
+            self._connection.transport.bufferSize = size if left is None else max(1, min(size, left))
 
     def _drained(self) -> None:
         # The end of an answer starts the client's idle timer: the last bytes must have left by then. twisted #12498
