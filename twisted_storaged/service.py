@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from signal import SIG_IGN, SIGTERM, signal
 from typing import Any
 
@@ -48,6 +49,8 @@ class StorageService(Service):
         """
         super().startService()
         self._reactor.callWhenRunning(self._stop_on_sigterm)
+        # What is here from the start stays to the end: looking at it again and again is what makes collections slow.
+        self._reactor.callWhenRunning(gc.freeze)
         try:
             self._registry.start()
             self._listen()

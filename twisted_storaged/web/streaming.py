@@ -119,6 +119,9 @@ class StreamingChannel(HTTPChannel):
     requests: list[StreamingRequest]
     _peer: IAddress
     _host: IAddress
+    timeOut: float | None  # type: ignore[assignment]
+    _timer: IDelayedCall | None = None
+    _deadline = 0.0
     _lingering: IDelayedCall | None = None
     _place: Callable[[], memoryview | None]
     _left = 0
@@ -214,6 +217,28 @@ class StreamingChannel(HTTPChannel):
         else:
             super().loseConnection()
 
+    def setTimeout(self, period: float | None) -> float | None:
+        """As TimeoutMixin's, but one timer is kept, and set anew when it is due, not made for every request."""
+        before, self.timeOut = self.timeOut, period
+        self.resetTimeout()
+        if period is not None and self._timer is None:
+            self._timer = self.callLater(period, self._timer_is_due)
+        return before
+
+    def resetTimeout(self) -> None:
+        if self.timeOut is not None:
+            self._deadline = self.site.reactor.seconds() + self.timeOut
+
+    def _timer_is_due(self) -> None:
+        self._timer = None
+        if self.timeOut is None:
+            return
+        left = self._deadline - self.site.reactor.seconds()
+        if left > 0:
+            self._timer = self.callLater(left, self._timer_is_due)
+        else:
+            self.timeoutConnection()
+
     def timeoutConnection(self) -> None:
         request = self.requests[-1] if self.requests else None
         if request is None or not request.dispatched:
@@ -225,8 +250,9 @@ class StreamingChannel(HTTPChannel):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.site.forget(self)
-        if self._lingering is not None and self._lingering.active():
-            self._lingering.cancel()
+        for timer in (self._timer, self._lingering):
+            if timer is not None and timer.active():
+                timer.cancel()
         super().connectionLost(reason)
 
     def close_when_done(self) -> None:
