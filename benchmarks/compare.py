@@ -18,7 +18,7 @@ from measuring import Measuring
 from place import S3, given_s3, s3_sink
 from processes import BUILD, CannotMeasure, stop_on_signals
 from report import markdown, result
-from rows import FULL, SMOKE, Row, all_rows
+from rows import ALIKE, FULL, SMOKE, Row, all_rows
 
 #: What can be measured with an S3 that checks signatures, and is not ours to slow down.
 ANY_S3 = ("storaged", "rclone", "boto3")
@@ -29,11 +29,15 @@ def main() -> None:
     stop_on_signals()
     options = _options()
     rows = _rows(options)
+    results: list[dict[str, Any]] = []
     with _s3(options) as s3:
         measuring = Measuring(s3, options.port + 1, options.data)
-        results = [result(row, measuring.row(row, _peers(row, options), options.runs)) for row in rows]
-    _write(results, options)
+        for row in rows:
+            results.append(result(row, measuring.row(row, _peers(row, options), options.runs)))
+            _write(results, options)
     print("\n".join(markdown(results)))
+    if measuring.failures:
+        raise CannotMeasure(f"these turns went wrong: {', '.join(measuring.failures)}")
 
 
 def _options() -> Namespace:
@@ -55,7 +59,8 @@ def _rows(options: Namespace) -> list[Row]:
     if options.s3:
         rows = [row for row in rows if row.place == "s3" and row.name != "list"]
     names = [row.name for row in rows]
-    wanted = options.only.split(",") if options.only else names
+    some = [name for name in names if not (options.smoke and name in ALIKE)]
+    wanted = options.only.split(",") if options.only else some
     if not set(wanted) <= set(names):
         raise CannotMeasure(f"there are these rows: {','.join(names)}")
     return [row for row in rows if row.name in wanted]

@@ -11,6 +11,7 @@ from bare import make_client, put_object, upload
 from loads import BUCKET, Load, Sample
 from peers import PEERS
 from place import S3, Place
+from processes import CannotMeasure
 from rows import Row
 
 #: How many PUTs storaged takes at once by itself; and where there are more.
@@ -20,7 +21,11 @@ SLOTS, MANY_SLOTS = 4, 64
 class Measuring:
     """Measures rows, all with the same S3 and on the same disk."""
 
+    #: Turns that went wrong, by row and peer; the others count.
+    failures: list[str]
+
     def __init__(self, s3: S3, port: int, data: str | None) -> None:
+        self.failures = []
         self._s3 = s3
         self._port = port
         self._data = data
@@ -29,7 +34,7 @@ class Measuring:
         self._there: set[str] = set()
 
     def row(self, row: Row, peers: Iterable[str], runs: int) -> dict[str, list[Sample]]:
-        """The samples of each peer.
+        """The samples of each peer that could be measured.
 
         They take turns, so that a slow minute of the machine meets all of them.
         """
@@ -39,8 +44,8 @@ class Measuring:
         for run in range(runs):
             for peer, taken in samples.items():
                 print(f"{row.name}, run {run + 1} of {runs}: {peer}", file=sys.stderr)
-                taken.append(self._turn(row, peer))
-        return samples
+                self._take_turn(row, peer, taken)
+        return {peer: taken for peer, taken in samples.items() if taken}
 
     def prepare(self, row: Row) -> None:
         """Put what the row gets: an S3 knows only what it was given, and rclone looks for it in a list."""
@@ -48,6 +53,14 @@ class Measuring:
             if load.verb == "get":
                 missing = [key for key in load.all_keys() if key not in self._there]
                 self._put(load, missing)
+
+    def _take_turn(self, row: Row, peer: str, taken: list[Sample]) -> None:
+        try:
+            taken.append(self._turn(row, peer))
+        except CannotMeasure as error:
+            # What is measured already, and what is still to come, is worth more than an end.
+            print(error, file=sys.stderr)
+            self.failures.append(f"{row.name}: {peer}")
 
     def _turn(self, row: Row, peer: str) -> Sample:
         # More at once than storaged takes by itself: its cap is lifted, so that none is refused.

@@ -32,12 +32,9 @@ http {
     tcp_nopush on;
     keepalive_requests 100000000;
     client_max_body_size 0;
-    client_body_buffer_size 1m;
     proxy_request_buffering off;
     proxy_buffering off;
-    proxy_buffer_size 1m;
-    proxy_buffers 8 1m;
-    proxy_busy_buffers_size 2m;
+    %(buffers)s
     proxy_http_version 1.1;
     proxy_set_header Connection "";
     server {
@@ -55,6 +52,12 @@ _UPSTREAM = """
         keepalive_requests 100000000;
     }
 """
+_BUFFERS = """
+    client_body_buffer_size 1m;
+    proxy_buffer_size 1m;
+    proxy_buffers 8 1m;
+    proxy_busy_buffers_size 2m;
+"""
 _ONE_PROCESS = "master_process off;"
 # Something between the measured process and S3 must not be what limits it.
 _MORE_PROCESSES = "worker_processes 2;"
@@ -64,6 +67,13 @@ _MORE_PROCESSES = "worker_processes 2;"
 def nginx(place: Place) -> Iterator[Server]:
     """A proxy in front of S3."""
     with _running(place, **_proxy(place.s3)) as pid:
+        yield Server(pid, place.port, s3_path)
+
+
+@contextmanager
+def nginx_with_its_buffers(place: Place) -> Iterator[Server]:
+    """The same, with the buffers that nginx has when nobody says: 8 or 16 KiB."""
+    with _running(place, **_proxy(place.s3), buffers="") as pid:
         yield Server(pid, place.port, s3_path)
 
 
@@ -105,8 +115,8 @@ def _tls(folder: Path) -> str:
 def _running(place: Place, processes: str = _ONE_PROCESS, tls: str = "", **texts: str) -> Iterator[int]:
     # As root, its workers would be somebody who may not look into our folder.
     user = "user root;" if os.geteuid() == 0 else ""
-    values = {"folder": place.folder, "port": place.port, "tls": tls, "processes": user + processes, "more": ""}
+    values = {"folder": place.folder, "port": place.port, "tls": tls, "processes": user + processes}
     config = place.folder / "nginx.conf"
-    config.write_text(_CONFIG % {**values, **texts})
+    config.write_text(_CONFIG % {"more": "", "buffers": _BUFFERS, **values, **texts})
     with running(["nginx", "-p", str(place.folder), "-c", str(config)], place.port) as pid:
         yield pid

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 
 from embedded import copied, direct, embedded, served_by_nginx, synced
 from loads import Load, Sample, Server
-from nginx import nginx, nginx_with_tls, s3_behind_tls
+from nginx import nginx, nginx_with_its_buffers, nginx_with_tls, s3_behind_tls
 from place import Place, far_s3
 from processes import HERE, CannotMeasure, environment
 from servers import rclone, storaged, storaged_with_tls
@@ -73,7 +73,13 @@ def boto3(place: Place, load: Load) -> Sample:
 
 #: By the name of a place, and that of a peer there. Storaged is the first of each.
 PEERS: dict[str, dict[str, Peer]] = {
-    "s3": {"storaged": served(storaged), "rclone": served(rclone), "nginx": served(nginx), "boto3": one(boto3)},
+    "s3": {
+        "storaged": served(storaged),
+        "rclone": served(rclone),
+        "nginx": served(nginx),
+        "nginx, its own buffers": served(nginx_with_its_buffers),
+        "boto3": one(boto3),
+    },
     "far": {"storaged": far(served(storaged)), "boto3": far(one(boto3))},
     "embedded": {
         "storaged": one(embedded),

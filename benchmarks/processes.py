@@ -98,6 +98,8 @@ def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is not None:
+        print(f"{process.args!r} ended by itself, with {process.returncode}", file=sys.stderr)
     process.terminate()
     try:
         process.wait(STOP_SECONDS)

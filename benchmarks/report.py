@@ -26,12 +26,13 @@ PLACES = {
 def result(row: Row, samples: Samples) -> dict[str, Any]:
     """All that is known of a row, as JSON has it."""
     medians = {figure: _medians(row, figure, samples) for figure in row.figures}
+    bars = [bar for bar in row.bars if {"storaged", bar.peer or "storaged"} <= set(samples)]
     return {
         "name": row.name,
         "place": row.place,
         "title": row.title,
         "medians": medians,
-        "bars": [_against(bar, medians[bar.figure]) for bar in row.bars],
+        "bars": [_against(bar, medians[bar.figure]) for bar in bars],
         "samples": {peer: [asdict(sample) for sample in taken] for peer, taken in samples.items()},
     }
 
@@ -87,7 +88,7 @@ def _cell(row: Mapping[str, Any], figure: str, peer: str) -> str:
         return ""
     about = peer if peer != "storaged" else None
     texts = [_verdict(bar) for bar in row["bars"] if (bar["figure"], bar["peer"]) == (figure, about)]
-    if about and not texts and medians[peer]:
+    if about and not texts and medians[peer] and "storaged" in medians:
         texts = [f"({number(medians['storaged'] / medians[peer])})"]
     return " ".join([number(medians[peer]), *texts])
 

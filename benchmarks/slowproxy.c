@@ -106,7 +106,10 @@ static void start(pair *p, int is_answer) {
     pthread_t thread;
     direction *d = malloc(sizeof *d);
     *d = (direction){p, is_answer};
-    pthread_create(&thread, NULL, move, d);
+    if (pthread_create(&thread, NULL, move, d)) {
+        perror("pthread_create");
+        exit(1);
+    }
     pthread_detach(thread);
 }
 
