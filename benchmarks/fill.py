@@ -1,0 +1,40 @@
+"""Make an embedded bucket with many keys: `fill.py FOLDER PREFIX KEYS`. What knows the layout of its index is here.
+
+The rows go in past the index, in one transaction instead of one each; contents are not there, as no list looks at
+them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+
+from twisted_storaged.buckets.directory import Directory
+from twisted_storaged.buckets.index import Index
+
+#: How a column is made of a number, which goes from 0 up; not every layout has all of them.
+_COLUMNS = {
+    "key": "printf('%s%08d.parquet', :prefix, n)",
+    "file": "printf('%032x', n)",
+    "size": "1024 + n",
+    "etag": "printf('%032x', n)",
+    "last_modified": "1e9 + n",
+}
+_NUMBERS = "WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < :keys)"
+
+
+def fill(folder: Path, prefix: str, keys: int) -> None:
+    """Make the bucket, and so many keys under the prefix."""
+    directory = Directory(folder)
+    Index(directory.index_path).close()
+    with closing(sqlite3.connect(directory.index_path)) as connection, connection:
+        has = [name for _, name, *_ in connection.execute("PRAGMA table_info(objects)") if name in _COLUMNS]
+        row = f"SELECT {', '.join(_COLUMNS[name] for name in has)} FROM numbers"
+        connection.execute(f"{_NUMBERS} INSERT INTO objects ({', '.join(has)}) {row}", {"prefix": prefix, "keys": keys})
+    directory.close()
+
+
+if __name__ == "__main__":
+    fill(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,75 @@
+"""One run of the table: what has to be there before a row, each peer's turn, and a folder and a process for each."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from bare import make_client, put_object, upload
+from loads import BUCKET, Load, Sample
+from peers import PEERS
+from place import S3, Place
+from processes import CannotMeasure
+from rows import Row
+
+#: How many PUTs storaged takes at once by itself; and where there are more.
+SLOTS, MANY_SLOTS = 4, 64
+
+
+class Measuring:
+    """Measures rows, all with the same S3 and on the same disk."""
+
+    #: Turns that went wrong, by row and peer; the others count.
+    failures: list[str]
+
+    def __init__(self, s3: S3, port: int, data: str | None) -> None:
+        self.failures = []
+        self._s3 = s3
+        self._port = port
+        self._data = data
+        self._client = make_client(s3)
+        self._client.create_bucket(Bucket=BUCKET)
+        self._there: set[str] = set()
+
+    def row(self, row: Row, peers: Iterable[str], runs: int) -> dict[str, list[Sample]]:
+        """The samples of each peer that could be measured.
+
+        They take turns, so that a slow minute of the machine meets all of them.
+        """
+        samples: dict[str, list[Sample]] = {peer: [] for peer in peers}
+        if row.place != "embedded":
+            self.prepare(row)
+        for run in range(runs):
+            for peer, taken in samples.items():
+                print(f"{row.name}, run {run + 1} of {runs}: {peer}", file=sys.stderr)
+                self._take_turn(row, peer, taken)
+        return {peer: taken for peer, taken in samples.items() if taken}
+
+    def prepare(self, row: Row) -> None:
+        """Put what the row gets: an S3 knows only what it was given, and rclone looks for it in a list."""
+        for load in row.loads:
+            if load.verb == "get":
+                missing = [key for key in load.all_keys() if key not in self._there]
+                self._put(load, missing)
+
+    def _take_turn(self, row: Row, peer: str, taken: list[Sample]) -> None:
+        try:
+            taken.append(self._turn(row, peer))
+        except CannotMeasure as error:
+            # What is measured already, and what is still to come, is worth more than an end.
+            print(error, file=sys.stderr)
+            self.failures.append(f"{row.name}: {peer}")
+
+    def _turn(self, row: Row, peer: str) -> Sample:
+        # More at once than storaged takes by itself: its cap is lifted, so that none is refused.
+        slots = MANY_SLOTS if any(load.connections > SLOTS for load in row.loads) else SLOTS
+        with TemporaryDirectory(prefix="storaged-bench-", dir=self._data) as folder:
+            return PEERS[row.place][peer](Place(Path(folder), self._port, self._s3, slots), row.loads)
+
+    def _put(self, load: Load, keys: Iterable[str]) -> None:
+        put = put_object if load.seconds else upload
+        for key in keys:
+            put(self._client, load, key)
+            self._there.add(key)

@@ -1,0 +1,109 @@
+"""Building, starting and stopping the processes of a benchmark, and reading in /proc what they cost.
+
+What is started, and what is done with it, is not known here.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+BUILD = HERE / "build"
+
+#: Seconds for a process to listen; and for it to end when it is told to.
+START_SECONDS = 60
+STOP_SECONDS = 20
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class CannotMeasure(SystemExit):
+    """Something is not as a benchmark needs it; str() says what. Not caught, it ends the script with status 1."""
+
+
+def stop_on_signals() -> None:
+    """Let a signal that would end the script end it as an exception does: with everything stopped that it started."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
+
+
+@contextmanager
+def running(command: Sequence[str], port: int, more: Mapping[str, str] | None = None) -> Iterator[int]:
+    """Run a process until it is not needed any more, which begins when it listens on `port`; gives its id.
+
+    Its environment is `environment()`, and `more`.
+    """
+    if _listens(port):
+        raise CannotMeasure(f"port {port} is taken: name another with --port")
+    process = subprocess.Popen(command, env={**environment(), **(more or {})}, stderr=subprocess.DEVNULL)
+    try:
+        _wait_until_it_listens(process, port)
+        yield process.pid
+    finally:
+        _stop(process)
+
+
+def build(name: str) -> str:
+    """Compile `name`.c, unless that is done; gives the path of the program."""
+    source, program = HERE / f"{name}.c", BUILD / name
+    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+        BUILD.mkdir(exist_ok=True)
+        subprocess.run(["cc", "-O2", "-pthread", "-o", str(program), str(source)], check=True)
+    return str(program)
+
+
+def environment() -> dict[str, str]:
+    """What a measured process gets of ours: nothing that sends boto3, or a request, anywhere else."""
+    kept = {name: value for name, value in os.environ.items() if not _leads_astray(name)}
+    nowhere = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+    return {**kept, **nowhere, "PYTHONPATH": str(HERE.parent)}
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, with all its threads. See proc_pid_stat(5)."""
+    # The name of the program comes first, in parentheses, and may have spaces.
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def peak_rss(pid: int) -> int:
+    """The most bytes of a process that were ever in memory at once. See proc_pid_status(5)."""
+    lines = Path(f"/proc/{pid}/status").read_text("ascii").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
+
+
+def _leads_astray(name: str) -> bool:
+    return name.startswith(("AWS_", "RCLONE_")) or name.lower().endswith("_proxy")
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not _listens(port):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise CannotMeasure(f"{process.args!r} does not listen on {port}; it ended with {process.returncode}")
+        time.sleep(0.01)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is not None:
+        print(f"{process.args!r} ended by itself, with {process.returncode}", file=sys.stderr)
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise CannotMeasure(f"{process.args!r} had to be killed") from None

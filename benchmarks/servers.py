@@ -1,0 +1,75 @@
+"""Storaged, in each way it is measured, and rclone, which does the same: a fresh process for each measurement."""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from loads import BUCKET, Server, s3_path, storaged_path
+from place import Place, make_certificate
+from processes import running
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+
+
+@contextmanager
+def storaged(place: Place) -> Iterator[Server]:
+    """It, in front of S3."""
+    with running(_command(place, _s3_options(place)), place.port, place.s3.environment) as pid:
+        yield Server(pid, place.port, storaged_path)
+
+
+@contextmanager
+def storaged_with_tls(place: Place) -> Iterator[Server]:
+    """The same, for clients that come over TLS."""
+    key, certificate = make_certificate(place.folder)
+    bind = f"ssl:{place.port}:interface=127.0.0.1:privateKey={key}:certKey={certificate}"
+    with running(_command(place, _s3_options(place), bind), place.port) as pid:
+        yield Server(pid, place.port, storaged_path, tls=True)
+
+
+@contextmanager
+def storaged_embedded(place: Place) -> Iterator[Server]:
+    """It, with its objects in `place.folder / "data"`."""
+    config = place.folder / "storaged.toml"
+    config.write_text(_slots(place))
+    options = [f"--config={config}", f"--data={place.folder / 'data'}", f"--secrets={place.folder / 'none.toml'}"]
+    with running(_command(place, options), place.port) as pid:
+        yield Server(pid, place.port, storaged_path)
+
+
+@contextmanager
+def rclone(place: Place) -> Iterator[Server]:
+    """`rclone serve s3` in front of S3, with its own defaults; without an --auth-key it takes anybody's requests."""
+    config = place.folder / "rclone.conf"
+    s3 = place.s3
+    config.write_text(
+        f"[s3]\ntype = s3\nprovider = Other\nendpoint = {s3.endpoint}\nregion = {s3.region}\n"
+        f"list_version = 2\naccess_key_id = {s3.access_key_id}\nsecret_access_key = {s3.secret_access_key}\n"
+    )
+    command = [str(SCRIPTS / "rclone"), "serve", "s3", "s3:", f"--config={config}", f"--cache-dir={place.folder}"]
+    with running([*command, f"--addr=127.0.0.1:{place.port}"], place.port) as pid:
+        yield Server(pid, place.port, s3_path)
+
+
+def _command(place: Place, options: Sequence[str], bind: str = "") -> list[str]:
+    log = f"--logfile={place.folder / 'storaged.log'}"
+    twistd = [str(SCRIPTS / "twistd"), "--nodaemon", "--pidfile=", log, "storaged"]
+    return [*twistd, f"--bind={bind or f'127.0.0.1:{place.port}'}", *options]
+
+
+def _s3_options(place: Place) -> list[str]:
+    """Write the files that put a storaged in front of S3; gives the options that name them."""
+    config, secrets, s3 = place.folder / "storaged.toml", place.folder / "secrets.toml", place.s3
+    where = f'[s3]\nbucket = "{BUCKET}"\nendpoint = "{s3.endpoint}"\nregion = "{s3.region}"\nuse_path_style = true\n'
+    config.write_text(_slots(place) + where)
+    # The daemon refuses a secrets file that others can read.
+    secrets.touch(mode=0o600)
+    secrets.write_text(f'[s3]\naccess_key_id = "{s3.access_key_id}"\nsecret_access_key = "{s3.secret_access_key}"\n')
+    return [f"--config={config}", f"--secrets={secrets}"]
+
+
+def _slots(place: Place) -> str:
+    return f"[storaged]\nput_slots = {place.put_slots}\n"
