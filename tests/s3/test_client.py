@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import pytest_twisted
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509 import NameOID
 from twisted.internet.defer import Deferred
 
 from tests.buckets.test_contract import ODD_KEYS
@@ -237,23 +243,18 @@ class TlsTests:
 
     @staticmethod
     def certificate(folder: Path) -> tuple[Path, Path]:
-        certificate, key = folder / "cert.pem", folder / "key.pem"
-        command = [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "1",
-        ]
-        names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
-        files = ["-keyout", str(key), "-out", str(certificate)]
-        subprocess.run([*command, *names, *files], check=True, capture_output=True)
-        return certificate, key
+        """A certificate for this host that nobody else vouches for, and its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+        now = datetime.now(UTC)
+        builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + timedelta(days=1))
+        here = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1")), x509.DNSName("localhost")])
+        certificate = builder.add_extension(here, critical=False).sign(key, SHA256())
+        (folder / "cert.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        (folder / "key.pem").write_bytes(pem)
+        return folder / "cert.pem", folder / "key.pem"
 
 
 def _awaited(coroutine: Any) -> Any:
