@@ -16,7 +16,8 @@ from zope.interface import implementer
 from twisted_storaged.buckets.buffers import Buffers
 from twisted_storaged.buckets.delivery import ChunkBudget, ObjectReader
 from twisted_storaged.buckets.interface import IBucket, IObjectReader, ListPage, ObjectInfo
-from twisted_storaged.buckets.multipart import InThreads, Uploader, Window
+from twisted_storaged.buckets.multipart import InThreads, Uploader
+from twisted_storaged.buckets.window import Window
 from twisted_storaged.deferreds import deferred
 from twisted_storaged.errors import ObjectNotFound
 

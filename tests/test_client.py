@@ -23,7 +23,7 @@ from twisted_storaged.errors import BucketError
 from twisted_storaged.namespace import Namespace
 from twisted_storaged.policy import DEFAULT_MAX_PUT, Policy
 from twisted_storaged.web.resources import make_tree
-from twisted_storaged.web.streaming import StorageSite
+from twisted_storaged.web.site import StorageSite
 
 
 class Served:

@@ -19,7 +19,7 @@ from twisted_storaged.admission import PutSlots
 from twisted_storaged.buckets.registry import Registry
 from twisted_storaged.deferreds import deferred
 from twisted_storaged.errors import StartError
-from twisted_storaged.web.streaming import StorageSite
+from twisted_storaged.web.site import StorageSite
 
 #: Seconds that requests under way have to end by themselves when the daemon stops; and, after that, the uploads
 #: behind those that were dropped to abort, and the buckets to close.

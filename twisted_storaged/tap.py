@@ -20,7 +20,7 @@ from twisted_storaged.namespace import Namespace
 from twisted_storaged.secrets import DEFAULT_SECRETS, read_secrets
 from twisted_storaged.service import StorageService
 from twisted_storaged.web.resources import make_tree
-from twisted_storaged.web.streaming import StorageSite
+from twisted_storaged.web.site import StorageSite
 
 
 class Options(usage.Options):

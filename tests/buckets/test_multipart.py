@@ -10,7 +10,8 @@ from twisted.internet.defer import Deferred
 from tests.support import Body, BytesBody, RunLater, result, run_now
 from twisted_storaged.buckets.buffers import Buffers
 from twisted_storaged.buckets.interface import ObjectInfo
-from twisted_storaged.buckets.multipart import InThreads, Uploader, Window
+from twisted_storaged.buckets.multipart import InThreads, Uploader
+from twisted_storaged.buckets.window import Window
 from twisted_storaged.errors import BodyLost, BucketError
 
 PART = 10

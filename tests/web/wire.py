@@ -15,7 +15,7 @@ from twisted_storaged.buckets.registry import Registry
 from twisted_storaged.namespace import Namespace
 from twisted_storaged.policy import Policy
 from twisted_storaged.web.resources import make_tree
-from twisted_storaged.web.streaming import StorageSite
+from twisted_storaged.web.site import StorageSite
 
 
 class Transport(StringTransport):

@@ -31,8 +31,10 @@ from twisted_storaged.buckets.delivery import ChunkBudget, ObjectReader
 from twisted_storaged.buckets.directory import ContentFile, Directory, new_name
 from twisted_storaged.buckets.index import Change, Entry, Index
 from twisted_storaged.buckets.interface import IBucket, IObjectReader, ListPage, ObjectInfo
-from twisted_storaged.buckets.multipart import InThreads, PartStream, Uploader, Window
+from twisted_storaged.buckets.multipart import InThreads, Uploader
+from twisted_storaged.buckets.parts import PartStream
 from twisted_storaged.buckets.threads import Threads
+from twisted_storaged.buckets.window import Window
 from twisted_storaged.deferreds import deferred
 from twisted_storaged.errors import BucketError, ObjectNotFound, StartError
 

@@ -22,10 +22,11 @@ from zope.interface import implementer
 from twisted_storaged.buckets.buffers import Buffers
 from twisted_storaged.buckets.delivery import ChunkBudget
 from twisted_storaged.buckets.interface import IBucket, IObjectReader, ListPage, ObjectInfo
-from twisted_storaged.buckets.multipart import Uploader, Window
+from twisted_storaged.buckets.multipart import Uploader
 from twisted_storaged.buckets.s3reader import S3Reader
 from twisted_storaged.buckets.s3upload import S3Upload
 from twisted_storaged.buckets.threads import Threads
+from twisted_storaged.buckets.window import Window
 from twisted_storaged.deferreds import deferred
 from twisted_storaged.errors import InvalidKey, ObjectNotFound, StartError
 from twisted_storaged.keys import MAX_KEY_BYTES

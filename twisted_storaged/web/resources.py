@@ -17,6 +17,7 @@ from twisted_storaged.errors import InvalidKey, PayloadTooLarge
 from twisted_storaged.keys import parse_key, parse_prefix
 from twisted_storaged.namespace import Namespace
 from twisted_storaged.transports import flush
+from twisted_storaged.web.request import StreamingRequest
 from twisted_storaged.web.responses import (
     answer_failure,
     answer_json,
@@ -25,7 +26,6 @@ from twisted_storaged.web.responses import (
     answer_text,
     start_object,
 )
-from twisted_storaged.web.streaming import StreamingRequest
 
 Handler = Callable[[StreamingRequest], Coroutine[Deferred[Any], Any, None]]
 

@@ -16,7 +16,7 @@ from twisted_storaged import errors
 from twisted_storaged.buckets.interface import ObjectInfo
 from twisted_storaged.deferreds import ConsumerGone, Gate
 from twisted_storaged.transports import flush
-from twisted_storaged.web.streaming import StreamingRequest
+from twisted_storaged.web.request import StreamingRequest
 
 #: Seconds that a client is told to wait before it tries again.
 RETRY_AFTER = 5

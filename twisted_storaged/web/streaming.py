@@ -8,24 +8,19 @@ given before the body is in ends the connection, in such a way that the client s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
-from typing import Any
-from urllib.parse import unquote_to_bytes
+from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
-from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
-from twisted.web.http import NO_BODY_CODES, RESPONSES, HTTPChannel, Request, datetimeToString
-from twisted.web.resource import IResource, getChildForRequest
-from twisted.web.server import Site
+from twisted.web.http import NO_BODY_CODES, RESPONSES, HTTPChannel
 
-from twisted_storaged import __version__
 from twisted_storaged.errors import BodyLost, BodyStalled
-from twisted_storaged.transports import flush
-from twisted_storaged.web.accesslog import AccessLog
-from twisted_storaged.web.body import RequestBody
+from twisted_storaged.web.inplace import InPlaceReader, InPlaceSender
+from twisted_storaged.web.request import StreamingRequest
+
+if TYPE_CHECKING:
+    from twisted_storaged.web.site import StorageSite
 
 #: After an early answer, so many bytes of the body are read and dropped, for so many seconds, before the connection
 #: is closed. Closing it at once makes TCP reset it, and the client lose the answer.
@@ -33,82 +28,6 @@ LINGER_BYTES = 16 << 20
 LINGER_SECONDS = 5
 #: Seconds without a byte, between requests or inside one, after which a client is given up.
 IDLE_SECONDS = 60
-#: Bytes from which on a write is sent from where it is.
-LARGE_WRITE = 1 << 17
-SERVER = b"storaged/" + __version__.encode("ascii")
-
-
-class StreamingRequest(Request):
-    """A request whose body is a producer.
-
-    Attributes:
-        body: its RequestBody.
-        gone: whether the peer is: no answer can reach it.
-    """
-
-    channel: StreamingChannel
-    prepath: list[bytes]
-    postpath: list[bytes]
-
-    def __init__(self, channel: StreamingChannel, *args: Any, **kwargs: Any) -> None:
-        super().__init__(channel, *args, **kwargs)
-        self.body = RequestBody(channel)
-        self.gone = False
-        self.dispatched = False
-
-    def gotLength(self, length: int | None) -> None:
-        """No file is made for the body: nobody collects it."""
-
-    def dispatch(self, command: bytes, path: bytes, version: bytes) -> None:
-        """Let the resource tree see the request."""
-        self.dispatched = True
-        self.method, self.uri, self.clientproto = command, path, version
-        self.path = path.partition(b"?")[0]
-        self.prepath, self.postpath = [], [unquote_to_bytes(segment) for segment in self.path[1:].split(b"/")]
-        getChildForRequest(self.channel.site.resource, self).render(self)
-
-    def start_answer(self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None = None) -> None:
-        """Write the head of the answer; without a `length`, in bytes, its body is chunked."""
-        self.code = status
-        self.startedWriting = 1
-        self.chunked = length is None and status not in NO_BODY_CODES and self.clientproto == b"HTTP/1.1"
-        self.channel.write_head(status, headers, length, self.chunked)
-
-    def write(self, data: bytes) -> None:
-        if len(data) < LARGE_WRITE or self.chunked or not self.channel.write_in_place(data):
-            super().write(data)
-        else:
-            self.sentLength += len(data)
-
-    def handleContentChunk(self, data: bytes) -> None:
-        self.body.received(data)
-
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        self.body.arrived()
-        if not self.dispatched:
-            self.dispatch(command, path, version)
-
-    def connectionLost(self, reason: Failure) -> None:
-        self.gone = True
-        super().connectionLost(reason)
-        self.body.fail(BodyLost("the peer went away before its body was whole"))
-
-    def registerProducer(self, producer: Any, streaming: bool) -> None:
-        if self.gone:
-            producer.stopProducing()
-        else:
-            super().registerProducer(producer, streaming)
-
-    def unregisterProducer(self) -> None:
-        if self.gone:
-            self.producer = None
-        else:
-            super().unregisterProducer()
-
-    def abort(self) -> None:
-        """Drop the connection, so that what was sent until now cannot look whole."""
-        if not self.gone:
-            self.channel.transport.abortConnection()
 
 
 class StreamingChannel(HTTPChannel):
@@ -123,14 +42,15 @@ class StreamingChannel(HTTPChannel):
     _timer: IDelayedCall | None = None
     _deadline = 0.0
     _lingering: IDelayedCall | None = None
-    _place: Callable[[], memoryview | None]
+    _sender: InPlaceSender
+    _reader: InPlaceReader | None = None
     _left = 0
-    _unsent = memoryview(b"")
     _dropped = 0
 
     def connectionMade(self) -> None:
         super().connectionMade()
         self._peer, self._host = self.transport.getPeer(), self.transport.getHost()
+        self._sender = InPlaceSender(self.transport, self)
         self._default_read_size = getattr(self.transport, "bufferSize", None)
         set_keep_alive = getattr(self.transport, "setTcpKeepAlive", None)
         if set_keep_alive is not None:
@@ -167,7 +87,7 @@ class StreamingChannel(HTTPChannel):
     def allContentReceived(self) -> None:
         if self.length != 0:
             # From here on reading is for one thing: to learn that the peer is gone.
-            self._stop_reading_into()
+            self._stop_reading_in_place()
             self.read_in_chunks_of(self._default_read_size)
             self.resume_reading()
         super().allContentReceived()
@@ -275,86 +195,43 @@ class StreamingChannel(HTTPChannel):
             self.transport.bufferSize = size
 
     def read_into(self, place: Callable[[], memoryview | None]) -> bool:
-        """Read the rest of the body into the memory that `place` gives, if this transport can; says whether it can.
-
-        The transport's own reading takes its place again with the end of the body.
-        """
-        if self.isSecure() or not hasattr(self.transport, "getHandle"):
+        """Read the rest of the body into the memory that `place` gives, if this transport can; says whether it can."""
+        if not self._past_transport:
             return False
-        self._place = place
-        self.transport.doRead = self._read_in_place
+        self._reader = InPlaceReader(self.transport, lambda: self._part_of(place()), self._filled)
+        self._reader.start()
         return True
+
+    def write_in_place(self, data: bytes) -> bool:
+        """Send bytes from where they are, if this transport can now; says whether it can."""
+        return self._past_transport and self._sender.send(data)
 
     def call_soon(self, call: Callable[..., object], *args: object) -> None:
         """Make a call after what is on the stack now."""
         self.callLater(0, call, *args)
 
-    def _read_in_place(self) -> Exception | None:
-        """What the reactor calls instead of the transport's doRead, with the same meaning."""
-        place = self._place()
-        if place is None:
-            self._stop_reading_into()
-            return None
-        try:
-            count = self.transport.getHandle().recv_into(place[: self._left])
-        except BlockingIOError:
-            return None
-        except OSError:
-            return CONNECTION_LOST
-        if not count:
-            return CONNECTION_DONE
+    @property
+    def _past_transport(self) -> bool:
+        return hasattr(self.transport, "getHandle") and not self.isSecure()
+
+    def _part_of(self, place: memoryview | None) -> memoryview | None:
+        return None if place is None else place[: self._left]
+
+    def _filled(self, count: int) -> None:
         self.resetTimeout()
         self._left -= count
         self.requests[-1].body.filled(count)
         if not self._left:
             self.allContentReceived()
-        return None
 
-    def write_in_place(self, data: bytes) -> bool:
-        """Send bytes from where they are, if this transport can; says whether it can.
-
-        A transport copies what the socket does not take at once, again with each try. Here it stays where it is, and
-        the producer is paused until it has left.
-        """
-        if self.isSecure() or not hasattr(self.transport, "getHandle") or self._unsent:
-            return False
-        flush(self.transport)
-        if self.transport.dataBuffer:
-            return False
-        self._unsent = memoryview(data)
-        self._send_unsent()
-        if self._unsent:
-            self.transport.doWrite = self._write_unsent
-            self.transport.startWriting()
-            self.pauseProducing()
-        return True
-
-    def _send_unsent(self) -> None:
-        with suppress(BlockingIOError):
-            self._unsent = self._unsent[self.transport.getHandle().send(self._unsent) :]
-
-    def _write_unsent(self) -> Exception | None:
-        """What the reactor calls instead of the transport's doWrite, with the same meaning."""
-        try:
-            self._send_unsent()
-        except OSError:
-            return CONNECTION_LOST
-        if self._unsent:
-            return None
-        del self.transport.doWrite
-        # It may have something to do meanwhile: what others wrote, or to close.
-        ended: Exception | None = self.transport.doWrite()
-        if ended is None:
-            self.resumeProducing()
-        return ended
-
-    def _stop_reading_into(self) -> None:
-        self.transport.__dict__.pop("doRead", None)
+    def _stop_reading_in_place(self) -> None:
+        if self._reader is not None:
+            self._reader.stop()
 
     def _linger(self) -> None:
         """The answer is written, the body is not in: half-close, drop a bounded amount for a bounded time, close."""
         self.setTimeout(None)
-        self._stop_reading_into()
+        self._stop_reading_in_place()
         self.clearLineBuffer()
         self.dataReceived = self._drop  # type: ignore[method-assign]
         self._lingering = self.callLater(LINGER_SECONDS, self.transport.loseConnection)
@@ -369,61 +246,3 @@ class StreamingChannel(HTTPChannel):
         self._dropped += len(data)
         if self._dropped > LINGER_BYTES:
             self.transport.loseConnection()
-
-
-class StorageSite(Site):
-    """The factory of channels, which knows those that are open."""
-
-    protocol = StreamingChannel  # type: ignore[assignment]
-    requestFactory = StreamingRequest  # type: ignore[assignment]
-
-    def __init__(self, resource: IResource, reactor: IReactorTime) -> None:
-        super().__init__(resource, timeout=IDLE_SECONDS, reactor=reactor)
-        self.channels: set[StreamingChannel] = set()
-        self.draining = False
-        self._drained: Deferred[None] = Deferred()
-        self._access_log = AccessLog(reactor)
-        self._second = -1
-        self._common = b""
-
-    def log(self, request: Request) -> None:
-        """Note in the access log that a request was answered."""
-        self._access_log.add(request)
-
-    def stopFactory(self) -> None:
-        self._access_log.flush()
-        super().stopFactory()
-
-    def common_headers(self) -> bytes:
-        """The headers that all answers have, made once a second. RFC 9110, 6.6.1 and 10.2.4."""
-        second = int(self.reactor.seconds())
-        if second != self._second:
-            self._second = second
-            self._common = b"Server: %s\r\nDate: %s\r\n" % (SERVER, datetimeToString(second))
-        return self._common
-
-    def acceptableProtocols(self) -> list[bytes]:
-        """HTTP/2 stays off: there, one paused body stalls its whole connection."""
-        return [b"http/1.1"]
-
-    def drain(self) -> Deferred[None]:
-        """Take no more requests; fires when every connection has closed by itself."""
-        self.draining = True
-        for channel in list(self.channels):
-            channel.close_when_done()
-        self._check_drained()
-        return self._drained
-
-    def abort(self) -> None:
-        """Drop the connections that are still open."""
-        for channel in list(self.channels):
-            channel.transport.abortConnection()
-
-    def forget(self, channel: StreamingChannel) -> None:
-        """A connection has closed."""
-        self.channels.discard(channel)
-        self._check_drained()
-
-    def _check_drained(self) -> None:
-        if self.draining and not self.channels and not self._drained.called:
-            self._drained.callback(None)

@@ -1,0 +1,74 @@
+"""The factory of channels, which knows those that are open: what they share, and how they all end."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.http import Request, datetimeToString
+from twisted.web.resource import IResource
+from twisted.web.server import Site
+
+from twisted_storaged import __version__
+from twisted_storaged.web.accesslog import AccessLog
+from twisted_storaged.web.request import StreamingRequest
+from twisted_storaged.web.streaming import IDLE_SECONDS, StreamingChannel
+
+SERVER = b"storaged/" + __version__.encode("ascii")
+
+
+class StorageSite(Site):
+    """The factory of channels, which knows those that are open."""
+
+    protocol = StreamingChannel  # type: ignore[assignment]
+    requestFactory = StreamingRequest  # type: ignore[assignment]
+
+    def __init__(self, resource: IResource, reactor: IReactorTime) -> None:
+        super().__init__(resource, timeout=IDLE_SECONDS, reactor=reactor)
+        self.channels: set[StreamingChannel] = set()
+        self.draining = False
+        self._drained: Deferred[None] = Deferred()
+        self._access_log = AccessLog(reactor)
+        self._second = -1
+        self._common = b""
+
+    def log(self, request: Request) -> None:
+        """Note in the access log that a request was answered."""
+        self._access_log.add(request)
+
+    def stopFactory(self) -> None:
+        self._access_log.flush()
+        super().stopFactory()
+
+    def common_headers(self) -> bytes:
+        """The headers that all answers have, made once a second. RFC 9110, 6.6.1 and 10.2.4."""
+        second = int(self.reactor.seconds())
+        if second != self._second:
+            self._second = second
+            self._common = b"Server: %s\r\nDate: %s\r\n" % (SERVER, datetimeToString(second))
+        return self._common
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """HTTP/2 stays off: there, one paused body stalls its whole connection."""
+        return [b"http/1.1"]
+
+    def drain(self) -> Deferred[None]:
+        """Take no more requests; fires when every connection has closed by itself."""
+        self.draining = True
+        for channel in list(self.channels):
+            channel.close_when_done()
+        self._check_drained()
+        return self._drained
+
+    def abort(self) -> None:
+        """Drop the connections that are still open."""
+        for channel in list(self.channels):
+            channel.transport.abortConnection()
+
+    def forget(self, channel: StreamingChannel) -> None:
+        """A connection has closed."""
+        self.channels.discard(channel)
+        self._check_drained()
+
+    def _check_drained(self) -> None:
+        if self.draining and not self.channels and not self._drained.called:
+            self._drained.callback(None)
