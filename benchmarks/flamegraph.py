@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import time
@@ -57,6 +58,13 @@ def _recorded(pid: int, out: Path) -> Iterator[None]:
     finally:
         spy.send_signal(signal.SIGINT)  # it draws what it has
         spy.wait()
+        _name(out)
+
+
+def _name(out: Path) -> None:
+    """Call the picture by its name, where py-spy writes its own command line, with every path of this machine."""
+    drawn = out.read_text("utf-8")
+    out.write_text(re.sub(r'(<text id="title"[^>]*>)[^<]*', rf"\1{out.stem}", drawn), "utf-8")
 
 
 if __name__ == "__main__":

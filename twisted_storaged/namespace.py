@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from twisted.internet.defer import Deferred
+
 from twisted_storaged.buckets.interface import IBucket, ObjectInfo
 from twisted_storaged.buckets.registry import Registry
 from twisted_storaged.policy import Policy, Rule
@@ -52,14 +54,24 @@ class _Pages:
         self.objects: list[tuple[ObjectInfo, str]] = []
 
     async def all(self) -> AsyncIterator[list[ObjectInfo]]:
-        """The pages as the bucket gives them."""
-        while self._more:
-            yield await self._next()
+        """The pages as the bucket gives them; while one is looked at, the next is fetched."""
+        coming: Deferred[list[ObjectInfo]] | None = self._ask()
+        try:
+            while coming is not None:
+                objects = await coming
+                coming = self._ask() if self._more else None
+                yield objects
+        finally:
+            if coming is not None:
+                coming.addErrback(lambda _: [])
 
     async def fill(self) -> None:
         """Fetch pages until there are objects, or no more pages."""
         while not self.objects and self._more:
             self.objects = [(item, self._bucket.name) for item in await self._next()]
+
+    def _ask(self) -> Deferred[list[ObjectInfo]]:
+        return Deferred.fromCoroutine(self._next())
 
     async def _next(self) -> list[ObjectInfo]:
         page = await self._bucket.list(self._prefix, self._token)

@@ -268,16 +268,19 @@ class ListTests:
         assert (response.status, response.line) == (400, message)
 
     def test_pages_leave_as_fast_as_the_client_takes_them(self) -> None:
-        """The next one is not asked for before."""
+        """One page is sent, one is fetched ahead, and no more."""
         server = Server(MemoryBucket(page=1))
-        server.bucket.objects = {"a": b"", "b": b"", "c": b""}
+        server.bucket.objects = {"a": b"", "b": b"", "c": b"", "d": b""}
+        page, asked = server.bucket.list, []
+        server.bucket.list = lambda *where: asked.append(where) or page(*where)  # type: ignore[func-returns-value,method-assign]
         connection = server.connect()
         connection.full_after_each_write()
         connection.send(request("GET", "/storage/list"))
-        for key in (b'"a"', b'"b"', b'"c"', b"]}"):
+        for number, key in enumerate((b'"a"', b'"b"', b'"c"', b'"d"', b"]}")):
             written = connection.received()
             assert key in written
             assert written.count(b'"key"') <= 1
+            assert len(asked) == min(number + 2, 4)
             connection.channel.resumeProducing()
 
     def test_trouble_in_the_middle_drops_the_connection(self) -> None:
