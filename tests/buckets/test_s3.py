@@ -235,6 +235,27 @@ class FaultTests:
             await reader.deliver(consumer)
         assert len(consumer.data) < 3_000_000
 
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"ETag": '"e"'},
+            {"ETag": '"e"', "Last-Modified": "yesterday"},
+            {"Last-Modified": "Tue, 14 Nov 2023 22:13:20 GMT"},
+        ],
+    )
+    @pytest_twisted.ensureDeferred
+    async def test_an_answer_that_says_too_little(
+        self, endpoint: tuple[Scripted, S3Bucket], headers: dict[str, str]
+    ) -> None:
+        """Is trouble, and its connection is let go of."""
+        made, bucket = endpoint
+        made.script = always("GetObject", Answer(200, b"x" * 1_000_000, headers))
+        with pytest.raises(BucketError, match=r"does not say|no ETag"):
+            await bucket.get("key")
+        made.script = lambda _: None
+        made.objects["key"] = b"x", "etag"
+        (await bucket.get("key")).close()
+
     @pytest.mark.parametrize("code", [b"AccessDenied", b"NoSuchBucket", b"InvalidAccessKeyId"])
     @pytest_twisted.ensureDeferred
     async def test_not_every_4xx_is_a_missing_object(self, endpoint: tuple[Scripted, S3Bucket], code: bytes) -> None:

@@ -28,9 +28,9 @@ from twisted_storaged.buckets.s3upload import S3Upload
 from twisted_storaged.buckets.threads import Threads
 from twisted_storaged.buckets.window import Window
 from twisted_storaged.deferreds import deferred
-from twisted_storaged.errors import InvalidKey, ObjectNotFound, StartError
+from twisted_storaged.errors import BucketError, InvalidKey, ObjectNotFound, StartError
 from twisted_storaged.keys import MAX_KEY_BYTES
-from twisted_storaged.s3.answers import etag_of, last_modified_of, parse_list, storage_errors
+from twisted_storaged.s3.answers import info_of, parse_list, storage_errors
 from twisted_storaged.s3.setup import make_data_plane
 
 if TYPE_CHECKING:
@@ -117,7 +117,11 @@ class S3Bucket:
         s3_key = self._s3_key(key)
         with storage_errors():
             answer, body = await self._objects.get_object(s3_key)
-        info = ObjectInfo(key, int(answer.headers["content-length"]), etag_of(answer), last_modified_of(answer))
+        try:
+            info = info_of(answer, key)
+        except BucketError:
+            body.close()
+            raise
         return S3Reader(info, body, self._objects, s3_key, self._chunks)
 
     @deferred

@@ -44,9 +44,13 @@ def etag_of(answer: Answer) -> str:
     return etag
 
 
-def last_modified_of(answer: Answer) -> float:
-    """When the object was put, in seconds since the epoch."""
-    return _http_date(answer.headers["last-modified"])
+def info_of(answer: Answer, key: str) -> ObjectInfo:
+    """What the head of a GetObject's answer says of the object. Raises BucketError where it does not say it."""
+    try:
+        size, modified = int(answer.headers["content-length"]), _http_date(answer.headers["last-modified"])
+    except (KeyError, ValueError) as error:
+        raise BucketError(f"the engine's answer does not say what {key!r} is: {error}") from error
+    return ObjectInfo(key, size, etag_of(answer), modified)
 
 
 def parse_list(answer: Answer, prefix: str) -> ListPage:
