@@ -25,9 +25,13 @@ LABELS = {"nginx": "nginx (one HTTP hop: the ceiling)", "rclone": "rclone serve 
 #: Title, figure, and the rows of each panel.
 PANELS = (
     ("Large objects: GB/s (more is better)", "GB/s", ("put", "put-4", "get", "get-4")),
-    ("CPU-seconds per GiB (less is better)", "CPU-s/GiB", ("put", "put-4", "get", "get-4")),
-    ("Small objects: requests/s (more is better)", "requests/s", ("put-4k", "get-4k", "put-100k", "get-100k")),
-    ("CPU µs per request (less is better)", "CPU µs", ("put-4k", "get-4k", "put-100k", "get-100k")),
+    ("CPU-seconds per GiB (less is better; log scale)", "CPU-s/GiB", ("put", "put-4", "get", "get-4")),
+    (
+        "Small objects: requests/s (more is better; log scale)",
+        "requests/s",
+        ("put-4k", "get-4k", "put-100k", "get-100k"),
+    ),
+    ("CPU µs per request (less is better; log scale)", "CPU µs", ("put-4k", "get-4k", "put-100k", "get-100k")),
 )
 
 Results = Sequence[Mapping[str, Any]]
@@ -63,11 +67,12 @@ def _panel(axis: Any, title: str, figure: str, rows: Results) -> None:
         bars = axis.bar(middles, values, width * 0.94, color=COLOURS[peer], label=LABELS.get(peer, peer))
         axis.bar_label(bars, [number(value) for value in values], fontsize=7, padding=1)
     axis.set_title(title, fontsize=11, loc="left")
-    axis.set_xticks(range(len(rows)), [row["title"].replace(", 16 connections", "") for row in rows], fontsize=9)
+    titles = [row["title"].removesuffix(", 16 connections").removesuffix(" at once") for row in rows]
+    axis.set_xticks(range(len(rows)), titles, fontsize=9)
     axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.tick_params(left=False, labelleft=False, bottom=False)
     # One that is far off must not make the others look the same.
-    axis.set_yscale("log" if figure.startswith("CPU") else "linear")
+    axis.set_yscale("linear" if figure == "GB/s" else "log")
+    axis.tick_params(which="both", left=False, labelleft=False, bottom=False)
     axis.margins(y=0.12)
 
 
