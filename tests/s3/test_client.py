@@ -133,6 +133,28 @@ class SameAsBoto3Tests:
         assert mine.headers["x-amz-checksum-crc32c"] == crc32c(bytearray(b"part"))
 
 
+class ThreadsTests:
+    """Who sends what."""
+
+    @pytest_twisted.ensureDeferred
+    async def test_large_bodies_are_a_threads(self, pair: Pair) -> None:
+        """Small ones, and all answers, are the reactor's: a thread costs more than they do."""
+        calls: list[str] = []
+
+        def run(call: Any, /, *args: Any, **kwargs: Any) -> Any:
+            calls.append(call.__name__)
+            return run_now(call, *args, **kwargs)
+
+        _, credentials = make_client(S3Settings("b", region="r", access_key_id="id", secret_access_key="s"))
+        objects = make_data_plane(pair.boto, credentials, "bucket", run, reactor)
+        await objects.put_object("k", bytearray(IN_THREAD_FROM))
+        await objects.head_object("k")
+        assert calls == []
+        await objects.put_object("k", LARGE)
+        assert calls == ["ask"]
+        objects.stop()
+
+
 class RetriesTests:
     """What is tried again, as boto3's `standard` mode would."""
 
