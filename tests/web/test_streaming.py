@@ -306,6 +306,7 @@ class InPlaceTests:
         for _ in range(3):
             server.clock.advance(IDLE_SECONDS - 1)
             connection.send(b"x" * 10_000)
+            assert connection.received() == b""
         server.clock.advance(IDLE_SECONDS)
         assert connection.response().status == 408
 

@@ -13,11 +13,11 @@ from twisted.web.http import Request, datetimeToLogString
 #: Seconds that a line may wait for others.
 WAIT = 0.5
 
+_log = Logger(namespace="storaged.access")
+
 
 class AccessLog:
     """Collects lines, and writes them together."""
-
-    _log = Logger(namespace="storaged.access")
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
@@ -39,7 +39,7 @@ class AccessLog:
         """Write what there is."""
         lines, self._lines = self._lines, []
         if lines:
-            self._log.info("{lines}", lines="\n".join(lines))
+            _log.info("{lines}", lines="\n".join(lines))
 
     def _tick(self) -> None:
         second = int(self._clock.seconds())
