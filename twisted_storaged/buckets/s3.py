@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
@@ -35,9 +35,6 @@ from twisted_storaged.s3.setup import make_data_plane
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
 #: The smallest part that S3 allows, in bytes, and the most parts of one upload.
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html

@@ -18,7 +18,7 @@ from twisted.internet.task import deferLater
 
 from twisted_storaged.buckets.threads import Run
 from twisted_storaged.s3.blocking import BlockingPool
-from twisted_storaged.s3.connection import BodyStream
+from twisted_storaged.s3.connection import READ_SIZE, BodyStream
 from twisted_storaged.s3.pool import Pool
 from twisted_storaged.s3.signing import Keys, Signer
 from twisted_storaged.s3.wire import Answer, ConnectionFailed, request_head
@@ -33,6 +33,7 @@ RANGE_READ_SIZE = 256 << 10
 TRIES = 3
 LONGEST_PAUSE = 20.0
 
+_METHODS = {"HeadObject": "HEAD", "DeleteObject": "DELETE"}
 _NONE: Mapping[str, str] = MappingProxyType({})
 _TRY_AGAIN_STATUS = {429, 500, 502, 503, 504}
 _TRY_AGAIN_CODES = {
@@ -121,27 +122,21 @@ class DataPlane:
     async def get_range(self, key: str, start: int, end: int, etag: str) -> Answer:
         """Get the bytes from `start` to before `end`, all at once, of the object that has this ETag still."""
         extra = {"if-match": f'"{etag}"', "range": f"bytes={start}-{end - 1}"}
-
-        async def attempt() -> Answer:
-            head = await self._head("GET", key, "", extra)
-            answer, _ = await self._to.pool.ask(head, read_size=RANGE_READ_SIZE)
-            return answer
-
-        return await self._tried("GetObject", attempt)
+        return await self._ask("GetObject", key, "", extra, RANGE_READ_SIZE)
 
     async def head_object(self, key: str) -> Answer:
         """Look at an object. https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html ."""
-        return await self._ask("HeadObject", "HEAD", key, "")
+        return await self._ask("HeadObject", key, "")
 
     async def delete_object(self, key: str) -> Answer:
         """Remove an object. https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObject.html ."""
-        return await self._ask("DeleteObject", "DELETE", key, "")
+        return await self._ask("DeleteObject", key, "")
 
     async def list_objects(self, prefix: str, token: str | None) -> Answer:
         """List a page of at most 1000 keys. https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html ."""
         more = "" if token is None else f"continuation-token={quote(token, safe='')}&"
         query = f"{more}encoding-type=url&list-type=2&prefix={quote(prefix, safe='')}"
-        return await self._ask("ListObjectsV2", "GET", "", query)
+        return await self._ask("ListObjectsV2", "", query)
 
     def start(self) -> None:
         """Begin to look at who is late."""
@@ -157,10 +152,19 @@ class DataPlane:
         """The reactor, for who measures time."""
         return self._to.reactor
 
-    async def _ask(self, operation: str, method: str, key: str, query: str) -> Answer:
+    async def _ask(
+        self,
+        operation: str,
+        key: str,
+        query: str,
+        extra: Mapping[str, str] = _NONE,
+        read_size: int = READ_SIZE,
+    ) -> Answer:
+        method = _METHODS.get(operation, "GET")
+
         async def attempt() -> Answer:
-            head = await self._head(method, key, query)
-            answer, _ = await self._to.pool.ask(head, head_request=method == "HEAD")
+            head = await self._head(method, key, query, extra)
+            answer, _ = await self._to.pool.ask(head, head_request=method == "HEAD", read_size=read_size)
             return answer
 
         return await self._tried(operation, attempt)
