@@ -14,10 +14,10 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
 from twisted_storaged.buckets.buffers import Buffers
-from twisted_storaged.buckets.delivery import ChunkBudget, ObjectReader
+from twisted_storaged.buckets.delivery import ObjectReader, share_of_memory
 from twisted_storaged.buckets.interface import IBucket, IObjectReader, ListPage, ObjectInfo
 from twisted_storaged.buckets.multipart import InThreads, Uploader
-from twisted_storaged.buckets.window import Window
+from twisted_storaged.buckets.share import Share
 from twisted_storaged.deferreds import deferred
 from twisted_storaged.errors import ObjectNotFound
 
@@ -203,7 +203,7 @@ class MemoryBucket:
 
     @deferred
     async def put(self, key: str, body: IBodyProducer, max_length: int) -> ObjectInfo:
-        uploader = Uploader(Buffers(self._part_size, keep=0), Window(2, 2, 2))
+        uploader = Uploader(Buffers(self._part_size, keep=0), Share(2, 2, 2))
         return await uploader.store(body, InThreads(_MemoryUpload(self, key), self.run))
 
     def get(self, key: str) -> Deferred[IObjectReader]:
@@ -211,7 +211,7 @@ class MemoryBucket:
             return fail(self.failing)
         if key not in self.objects:
             return fail(ObjectNotFound(key))
-        return succeed(ObjectReader(self.info(key), BytesSource(self.objects[key]), ChunkBudget(), self.run))
+        return succeed(ObjectReader(self.info(key), BytesSource(self.objects[key]), share_of_memory(), self.run))
 
     def list(self, prefix: str, token: str | None = None) -> Deferred[ListPage]:
         if self.failing is not None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.support import BytesSource, Consumer, RunLater, result, run_now
-from twisted_storaged.buckets.delivery import BUDGET, CHUNK, MIN_CHUNK, ChunkBudget, ObjectReader
+from twisted_storaged.buckets.delivery import BUDGET, CHUNK, MIN_CHUNK, ObjectReader, share_of_memory
 from twisted_storaged.buckets.interface import ObjectInfo
 from twisted_storaged.deferreds import ConsumerGone
 from twisted_storaged.errors import BucketError, DamagedObject
 
 
 def reader(source: object, size: int, run: object = run_now) -> ObjectReader:
-    return ObjectReader(ObjectInfo("key", size, "etag", 0), source, ChunkBudget(), run)  # type: ignore[arg-type]
+    return ObjectReader(ObjectInfo("key", size, "etag", 0), source, share_of_memory(), run)  # type: ignore[arg-type]
 
 
 class DeliverTests:
@@ -99,31 +99,31 @@ class DeliverTests:
         assert source.closed
 
 
-class ChunkBudgetTests:
+class ShareOfMemoryTests:
     """Memory, when there are many."""
 
     def test_few_read_in_large_chunks(self) -> None:
         """One GET is as fast as it can be."""
-        chunks = ChunkBudget()
-        assert chunks.chunk() == CHUNK
-        chunks.readers = 8
-        assert chunks.chunk() == CHUNK
+        chunks = share_of_memory()
+        assert chunks() == CHUNK
+        chunks.count = 8
+        assert chunks() == CHUNK
 
     def test_many_share_the_budget(self) -> None:
         """However slow their clients are."""
-        chunks = ChunkBudget()
-        for chunks.readers in (17, 64, 200):
-            assert chunks.readers * 2 * chunks.chunk() <= BUDGET
-        chunks.readers = 10_000
-        assert chunks.chunk() == MIN_CHUNK
+        chunks = share_of_memory()
+        for chunks.count in (17, 64, 200):
+            assert chunks.count * 2 * chunks() <= BUDGET
+        chunks.count = 10_000
+        assert chunks() == MIN_CHUNK
 
     def test_those_under_way_are_counted(self) -> None:
         """Until they end, in whatever way."""
-        chunks, run = ChunkBudget(), RunLater()
+        chunks, run = share_of_memory(), RunLater()
         open_reader = ObjectReader(ObjectInfo("key", 2, "etag", 0), BytesSource(b"x"), chunks, run)
         outcome = open_reader.deliver(Consumer())
-        assert chunks.readers == 1
+        assert chunks.count == 1
         run.run()
         with pytest.raises(DamagedObject):
             result(outcome)
-        assert chunks.readers == 0
+        assert chunks.count == 0

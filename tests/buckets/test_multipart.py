@@ -11,7 +11,7 @@ from tests.support import Body, BytesBody, RunLater, result, run_now
 from twisted_storaged.buckets.buffers import Buffers
 from twisted_storaged.buckets.interface import ObjectInfo
 from twisted_storaged.buckets.multipart import InThreads, Uploader
-from twisted_storaged.buckets.window import Window
+from twisted_storaged.buckets.share import Share
 from twisted_storaged.errors import BodyLost, BucketError
 
 PART = 10
@@ -55,7 +55,7 @@ class Sink:
 
 
 def upload(body: object, sink: Sink, run: object = run_now, window: int = 2) -> Deferred[ObjectInfo]:
-    uploader = Uploader(Buffers(PART, keep=2), Window(window, window, window))
+    uploader = Uploader(Buffers(PART, keep=2), Share(window, window, window))
     return Deferred.fromCoroutine(uploader.store(body, InThreads(sink, run)))  # type: ignore[arg-type]
 
 
@@ -170,16 +170,16 @@ class WindowTests:
 
     def test_one_body_alone_has_more_of_it(self) -> None:
         """As soon as others come, it has its share; nobody has less than the least."""
-        window = Window(total=16, least=4, most=8)
+        window = Share(total=16, least=4, most=8)
         shares = []
-        with window.uploading():
+        with window.taken():
             shares.append(window())
-            with window.uploading(), window.uploading():
+            with window.taken(), window.taken():
                 shares.append(window())
-                with window.uploading(), window.uploading(), window.uploading():
+                with window.taken(), window.taken(), window.taken():
                     shares.append(window())
         assert shares == [8, 5, 4]
-        assert window.bodies == 0
+        assert window.count == 0
 
     def test_complete_waits_for_every_part(self) -> None:
         """Also when they come back out of order."""

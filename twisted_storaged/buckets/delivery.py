@@ -5,8 +5,6 @@ The thread reads one chunk and returns; no thread waits for a client. While one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -16,6 +14,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twisted_storaged.buckets.interface import IObjectReader, ObjectInfo
+from twisted_storaged.buckets.share import Share
 from twisted_storaged.buckets.threads import Run
 from twisted_storaged.deferreds import Gate, deferred
 from twisted_storaged.errors import DamagedObject
@@ -40,31 +39,16 @@ class Source(Protocol):
         """Let go of it, wherever reading stopped."""
 
 
-class ChunkBudget:
-    """The memory that all deliveries of a bucket share."""
-
-    def __init__(self) -> None:
-        self.readers = 0
-
-    def chunk(self) -> int:
-        """How many bytes a delivery may read at once, now."""
-        return max(MIN_CHUNK, min(CHUNK, BUDGET // (2 * max(self.readers, 1))))
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Count one more delivery."""
-        self.readers += 1
-        try:
-            yield
-        finally:
-            self.readers -= 1
+def share_of_memory() -> Share:
+    """How many bytes a delivery may read at once, by how many there are: two such chunks of each are in memory."""
+    return Share(BUDGET // 2, MIN_CHUNK, CHUNK)
 
 
 @implementer(IObjectReader)
 class ObjectReader:
     """An open object of any bucket that has a `Source` for it."""
 
-    def __init__(self, info: ObjectInfo, source: Source, chunks: ChunkBudget, run: Run) -> None:
+    def __init__(self, info: ObjectInfo, source: Source, chunks: Share, run: Run) -> None:
         self.info = info
         self._source = source
         self._chunks = chunks
@@ -75,7 +59,7 @@ class ObjectReader:
         gate = Gate()
         consumer.registerProducer(gate, True)
         try:
-            with self._chunks.reading():
+            with self._chunks.taken():
                 await self._pump(consumer, gate)
         finally:
             consumer.unregisterProducer()
@@ -106,4 +90,4 @@ class ObjectReader:
         _log.warn("{key!r} was not closed: {failure.value}", key=self.info.key, failure=failure)
 
     def _read(self) -> Deferred[bytes]:
-        return self._run(self._source.read, self._chunks.chunk())
+        return self._run(self._source.read, self._chunks())

@@ -27,14 +27,14 @@ from zope.interface import implementer
 
 from twisted_storaged.buckets.buffers import Buffers
 from twisted_storaged.buckets.committer import Committer
-from twisted_storaged.buckets.delivery import ChunkBudget, ObjectReader
+from twisted_storaged.buckets.delivery import ObjectReader, share_of_memory
 from twisted_storaged.buckets.directory import ContentFile, Directory, new_name
 from twisted_storaged.buckets.index import Change, Entry, Index
 from twisted_storaged.buckets.interface import IBucket, IObjectReader, ListPage, ObjectInfo
 from twisted_storaged.buckets.multipart import InThreads, Uploader
 from twisted_storaged.buckets.parts import PartStream
+from twisted_storaged.buckets.share import Share
 from twisted_storaged.buckets.threads import Threads
-from twisted_storaged.buckets.window import Window
 from twisted_storaged.deferreds import deferred
 from twisted_storaged.errors import BucketError, ObjectNotFound, StartError
 
@@ -69,9 +69,9 @@ class LocalBucket:
         self.name = name
         self._path = settings.path
         self._threads = Threads(reactor, put_slots * WINDOW + READERS + COMMITTERS, f"bucket {name}")
-        self._chunks = ChunkBudget()
+        self._chunks = share_of_memory()
         self._buffers = Buffers(PART_SIZE, keep=put_slots)
-        self._uploader = Uploader(self._buffers, Window(put_slots, WINDOW, WINDOW))
+        self._uploader = Uploader(self._buffers, Share(put_slots, WINDOW, WINDOW))
         self._reactor = reactor
         self._committer = Committer(self._soon, self._commit_all)
 

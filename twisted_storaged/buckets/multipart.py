@@ -1,6 +1,6 @@
 """The way of a body into a bucket: it is cut into parts as it arrives, and a window of parts is in flight at once.
 
-`parts` cuts, `window` says how many parts are in flight; `Uploader` is the order in which things happen, and a
+`parts` cuts, `inflight` counts those in flight; `Uploader` is the order in which things happen, and a
 `PartSink` is what a kind of bucket does with parts. This is where a half-written object is kept from being seen: of one
 body, either `whole` or `complete` is called, once, with every byte in; in all other cases `abort` is, after the last
 part has come back.
@@ -16,10 +16,11 @@ from twisted.logger import Logger
 from twisted.web.iweb import IBodyProducer
 
 from twisted_storaged.buckets.buffers import Buffers
+from twisted_storaged.buckets.inflight import InFlight
 from twisted_storaged.buckets.interface import ObjectInfo
 from twisted_storaged.buckets.parts import PartStream
+from twisted_storaged.buckets.share import Share
 from twisted_storaged.buckets.threads import Run
-from twisted_storaged.buckets.window import InFlight, Window
 
 _log = Logger()
 
@@ -81,7 +82,7 @@ class Uploader:
     """How a bucket uploads: in parts of `buffers.size` bytes, as many at once as `window` says."""
 
     buffers: Buffers
-    window: Window
+    window: Share
 
     async def store(self, body: IBodyProducer, sink: PartSink) -> ObjectInfo:
         """Read `body` into `sink`.
@@ -104,7 +105,7 @@ class Uploader:
     async def _store_parts(self, first: bytearray, stream: PartStream, sink: PartSink) -> ObjectInfo:
         try:
             await sink.begin()
-            with self.window.uploading():
+            with self.window.taken():
                 await self._send(first, stream, sink)
             stream.check()
             return await sink.complete()

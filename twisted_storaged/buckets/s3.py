@@ -20,13 +20,13 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
 from twisted_storaged.buckets.buffers import Buffers
-from twisted_storaged.buckets.delivery import ChunkBudget
+from twisted_storaged.buckets.delivery import share_of_memory
 from twisted_storaged.buckets.interface import IBucket, IObjectReader, ListPage, ObjectInfo
 from twisted_storaged.buckets.multipart import Uploader
 from twisted_storaged.buckets.s3reader import S3Reader
 from twisted_storaged.buckets.s3upload import S3Upload
+from twisted_storaged.buckets.share import Share
 from twisted_storaged.buckets.threads import Threads
-from twisted_storaged.buckets.window import Window
 from twisted_storaged.deferreds import deferred
 from twisted_storaged.errors import BucketError, InvalidKey, ObjectNotFound, StartError
 from twisted_storaged.keys import MAX_KEY_BYTES
@@ -75,8 +75,8 @@ class S3Bucket:
         self._settings = settings
         self._reactor = reactor
         self._threads = Threads(reactor, max(put_slots * WINDOW, WINDOW_ALONE) + SPARE_THREADS, f"bucket {name}")
-        self._chunks = ChunkBudget()
-        self._window = Window(put_slots * WINDOW, WINDOW, WINDOW_ALONE)
+        self._chunks = share_of_memory()
+        self._window = Share(put_slots * WINDOW, WINDOW, WINDOW_ALONE)
         self._buffers = Buffers(MIN_PART_SIZE, keep=put_slots * WINDOW)
 
     def start(self) -> None:

@@ -11,8 +11,8 @@ from twisted.internet.interfaces import IConsumer
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from twisted_storaged.buckets.delivery import ChunkBudget
 from twisted_storaged.buckets.interface import IObjectReader, ObjectInfo
+from twisted_storaged.buckets.share import Share
 from twisted_storaged.deferreds import ConsumerGone, deferred
 from twisted_storaged.errors import DamagedObject
 from twisted_storaged.s3.client import DataPlane, RequestFailed
@@ -30,9 +30,7 @@ READ_AHEAD_WIDTH = 10
 class S3Reader:
     """The body of a GetObject of `s3_key`, and what else it takes to read it."""
 
-    def __init__(
-        self, info: ObjectInfo, body: BodyStream, objects: DataPlane, s3_key: str, chunks: ChunkBudget
-    ) -> None:
+    def __init__(self, info: ObjectInfo, body: BodyStream, objects: DataPlane, s3_key: str, chunks: Share) -> None:
         self.info = info
         self._body = body
         self._objects = objects
@@ -43,9 +41,9 @@ class S3Reader:
     @deferred
     async def deliver(self, consumer: IConsumer) -> None:
         try:
-            with self._chunks.reading():
+            with self._chunks.taken():
                 if self.info.size < FROM_SIZE:
-                    await self._body.deliver(consumer, self._chunks.chunk)
+                    await self._body.deliver(consumer, self._chunks)
                 else:
                     await self._deliver_large(consumer)
         except (ConnectionFailed, RequestFailed) as error:
@@ -57,7 +55,7 @@ class S3Reader:
     async def _deliver_large(self, consumer: IConsumer) -> None:
         front = Front(consumer, self._objects.clock, lambda: self._begin_ahead(front))
         try:
-            await self._body.deliver(front, self._chunks.chunk)
+            await self._body.deliver(front, self._chunks)
         except ConsumerGone:
             if self._ahead is None or front.delivered != self._ahead.start:
                 raise
@@ -67,7 +65,7 @@ class S3Reader:
         start = front.delivered + LEAD
         if start + SEGMENT > self.info.size:
             return
-        width = min(READ_AHEAD_WIDTH, READ_AHEAD_BUDGET // (SEGMENT * self._chunks.readers))
+        width = min(READ_AHEAD_WIDTH, READ_AHEAD_BUDGET // (SEGMENT * self._chunks.count))
         ahead = ReadAhead(self._fetch, start, self.info.size, width)
 
         def take_over(_: bytes) -> None:

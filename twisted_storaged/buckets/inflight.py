@@ -1,38 +1,11 @@
-"""How many parts may be in flight, and waiting until there is room for another."""
+"""The parts of one body that are in flight: waiting until there is room for another, or none."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
-
-
-class Window:
-    """How many parts of one body may be in flight: from `least` to `most`, so that all bodies keep to `total`.
-
-    One body alone has the whole of a slow network; many together do not take more memory than there is.
-    """
-
-    def __init__(self, total: int, least: int, most: int) -> None:
-        self._total = total
-        self._least = least
-        self._most = most
-        self.bodies = 0
-
-    def __call__(self) -> int:
-        """The number as of now."""
-        return max(self._least, min(self._most, self._total // max(self.bodies, 1)))
-
-    @contextmanager
-    def uploading(self) -> Iterator[None]:
-        """Count one more body."""
-        self.bodies += 1
-        try:
-            yield
-        finally:
-            self.bodies -= 1
 
 
 class InFlight:
