@@ -271,6 +271,26 @@ class BodyStreamTests:
         consumer.producer.resumeProducing()
         result(done)
 
+    @pytest.mark.parametrize("early", [b"", b"0123456789"])
+    def test_a_connection_that_closes_after_the_last_byte_took_nothing_along(self, early: bytes) -> None:
+        """Though the consumer has still to send some of it, or has not even come."""
+        made = Made()
+        stream = made.stream(early)
+        consumer = Consumer(paused=True)
+        if not early:
+            delivered = stream.deliver(consumer, lambda: CHUNK)
+            made.connection().dataReceived(b"0123456789")
+        made.connection().connectionLost(Failure(ConnectionDone()))
+        if early:
+            delivered = stream.deliver(consumer, lambda: CHUNK)
+        consumer.producer.resumeProducing()
+        result(delivered)
+        assert consumer.data == b"0123456789"
+        asked = made.ask()
+        made.connection().dataReceived(OK)
+        assert result(asked)[0].status == 200
+        assert len(made.endpoint.connections) == 2
+
     def test_reads_as_much_as_it_is_told(self) -> None:
         """The budget may shrink meanwhile."""
         made = Made()

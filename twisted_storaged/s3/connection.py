@@ -200,7 +200,9 @@ class BodyStream:
             self._drained()
 
     def failed(self, failure: Failure) -> None:
-        """The connection was lost before the end."""
+        """The connection was lost; if that was after the last byte of the body, it is no failure."""
+        if self._ended:
+            return
         self._failure = failure
         if self._consumer is not None:
             self._finish(failure)
