@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet import reactor as _reactor
@@ -15,11 +16,24 @@ from zope.interface import implementer
 
 from twisted_storaged.buckets.buffers import Buffers
 from twisted_storaged.buckets.delivery import ObjectReader, share_of_memory
-from twisted_storaged.buckets.interface import IBucket, IObjectReader, ListPage, ObjectInfo
+from twisted_storaged.buckets.digests import Digesting
+from twisted_storaged.buckets.interface import IBucket, IObjectReader
 from twisted_storaged.buckets.multipart import InThreads, Uploader
+from twisted_storaged.buckets.objects import (
+    NO_OPTIONS,
+    ByteRange,
+    Condition,
+    Digests,
+    ListPage,
+    ListQuery,
+    Metadata,
+    ObjectInfo,
+    PutOptions,
+    Span,
+)
 from twisted_storaged.buckets.share import Share
 from twisted_storaged.deferreds import deferred
-from twisted_storaged.errors import ObjectNotFound
+from twisted_storaged.errors import ObjectNotFound, PreconditionFailed
 
 #: The reactor that pytest-twisted runs, as something with all its interfaces.
 reactor: Any = _reactor
@@ -189,6 +203,8 @@ class MemoryBucket:
     def __init__(self, name: str = "primary", page: int = 1000, part_size: int = 1 << 16) -> None:
         self.name = name
         self.objects: dict[str, bytes] = {}
+        self.metadata: dict[str, Metadata] = {}
+        self.digests: dict[str, Digests] = {}
         self.failing: Exception | None = None
         self.fail_parts = False
         self.run: Any = run_now
@@ -202,40 +218,84 @@ class MemoryBucket:
         return succeed(None)
 
     @deferred
-    async def put(self, key: str, body: IBodyProducer, max_length: int) -> ObjectInfo:
+    async def put(self, key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
         uploader = Uploader(Buffers(self._part_size, keep=0), Share(2, 2, 2))
-        return await uploader.store(body, InThreads(_MemoryUpload(self, key), self.run))
+        upload = InThreads(_MemoryUpload(self, key, options), self.run)
+        info = await uploader.store(body, upload, Digesting(options, self.run))
+        self.digests[key] = info.digests
+        return info
 
-    def get(self, key: str) -> Deferred[IObjectReader]:
+    @deferred
+    async def head(self, key: str) -> ObjectInfo:
         if self.failing is not None:
-            return fail(self.failing)
+            raise self.failing
         if key not in self.objects:
-            return fail(ObjectNotFound(key))
-        return succeed(ObjectReader(self.info(key), BytesSource(self.objects[key]), share_of_memory(), self.run))
+            raise ObjectNotFound(key)
+        return self.info(key)
 
-    def list(self, prefix: str, token: str | None = None) -> Deferred[ListPage]:
+    @deferred
+    async def get(self, key: str, wanted: ByteRange | None = None) -> IObjectReader:
+        info = await self.head(key)
+        span = Span(0, info.size) if wanted is None else wanted.within(info.size)
+        source = BytesSource(self.objects[key][span.start : span.end])
+        return ObjectReader(info, span, source, share_of_memory(), self.run)
+
+    def list(self, query: ListQuery, token: str | None = None) -> Deferred[ListPage]:
         if self.failing is not None:
             return fail(self.failing)
-        keys = sorted((key for key in self.objects if key.startswith(prefix)), key=str.encode)
-        rest = [key for key in keys if token is None or key.encode() > token.encode()]
-        page = rest[: self._page]
-        return succeed(ListPage([self.info(key) for key in page], page[-1] if len(rest) > len(page) else None))
+        rest = entries(self.objects, replace(query, after=token or query.after))
+        page = rest[: min(self._page, query.page_limit)]
+        prefixes = tuple(entry for entry in page if is_common_prefix(entry, query))
+        objects = [listed(self.info(entry)) for entry in page if not is_common_prefix(entry, query)]
+        return succeed(ListPage(objects, page[-1] if len(rest) > len(page) else None, prefixes))
 
-    def delete(self, key: str) -> Deferred[None]:
-        if self.failing is not None:
-            return fail(self.failing)
+    def delete(self, key: str, condition: Condition | None = None) -> Deferred[None]:
+        try:
+            self.check(key, condition)
+        except Exception:  # noqa: BLE001 (whatever it is, the Deferred has it)
+            return fail()
         self.objects.pop(key, None)
         return succeed(None)
 
+    def check(self, key: str, condition: Condition | None) -> None:
+        """Fail if the bucket is to, or if the condition does not hold."""
+        if self.failing is not None:
+            raise self.failing
+        etag = self.info(key).etag if key in self.objects else None
+        if condition is not None and condition.etag != etag:
+            raise PreconditionFailed(f"{key!r} has {etag}")
+
     def info(self, key: str) -> ObjectInfo:
         data = self.objects[key]
-        return ObjectInfo(key, len(data), hashlib.md5(data).hexdigest(), 1_700_000_000.5)
+        etag = hashlib.md5(data).hexdigest()
+        return ObjectInfo(key, len(data), etag, 1_700_000_000.5, self.metadata.get(key, ()), self.digests.get(key, {}))
+
+
+def entries(keys: Iterable[str], query: ListQuery) -> list[str]:
+    """What a list has to have, by the plainest of means."""
+    names = set()
+    for key in keys:
+        if key.startswith(query.prefix):
+            end = key.find(query.delimiter, len(query.prefix)) if query.delimiter else -1
+            names.add(key if end < 0 else key[: end + len(query.delimiter or "")])
+    return sorted((name for name in names if name.encode() > (query.after or "").encode()), key=str.encode)
+
+
+def is_common_prefix(entry: str, query: ListQuery) -> bool:
+    """Whether an entry of a list is one."""
+    return query.delimiter is not None and query.delimiter in entry[len(query.prefix) :]
+
+
+def listed(info: ObjectInfo) -> ObjectInfo:
+    """An object as lists have it."""
+    return info._replace(metadata=(), digests={})
 
 
 class _MemoryUpload:
-    def __init__(self, bucket: MemoryBucket, key: str) -> None:
+    def __init__(self, bucket: MemoryBucket, key: str, options: PutOptions) -> None:
         self._bucket = bucket
         self._key = key
+        self._options = options
         self._parts: dict[int, bytes] = {}
 
     def whole(self, body: bytearray) -> ObjectInfo:
@@ -251,8 +311,8 @@ class _MemoryUpload:
         self._parts[number] = bytes(body)
 
     def complete(self) -> ObjectInfo:
-        if self._bucket.failing is not None:
-            raise self._bucket.failing
+        self._bucket.check(self._key, self._options.condition)
+        self._bucket.metadata[self._key] = self._options.metadata
         self._bucket.objects[self._key] = b"".join(self._parts[number] for number in sorted(self._parts))
         return self._bucket.info(self._key)
 

@@ -27,6 +27,38 @@ class NoFreeSlot(StorageError):
     """As many PUTs as are allowed are under way."""
 
 
+class InvalidRequest(StorageError):
+    """The client's headers or query say something that cannot be; str() says what."""
+
+
+class DigestMismatch(StorageError):
+    """The body has another digest than the client said; str() says which."""
+
+
+class PreconditionFailed(StorageError):
+    """What the client wanted to be so before its request was carried out is not."""
+
+
+class WriteConflict(StorageError):
+    """Another conditional write of the same key was under way: the client may try again."""
+
+
+class ConditionUnsupported(StorageError):
+    """The bucket cannot check a condition and write in one step."""
+
+
+class RangeNotSatisfiable(StorageError):
+    """The object has none of the bytes that were asked for.
+
+    Attributes:
+        size: of the object, in bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the object has {size} bytes")
+        self.size = size
+
+
 class BodyLost(StorageError):
     """The peer went away before its body was whole."""
 

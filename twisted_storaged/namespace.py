@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 
 from twisted.internet.defer import Deferred
 
-from twisted_storaged.buckets.interface import IBucket, ObjectInfo
+from twisted_storaged.buckets.interface import IBucket
+from twisted_storaged.buckets.objects import ListQuery, ObjectInfo
 from twisted_storaged.buckets.registry import Registry
 from twisted_storaged.policy import Policy, Rule
 
@@ -74,7 +75,7 @@ class _Pages:
         return Deferred.fromCoroutine(self._next())
 
     async def _next(self) -> list[ObjectInfo]:
-        page = await self._bucket.list(self._prefix, self._token)
+        page = await self._bucket.list(ListQuery(self._prefix), self._token)
         self._token = page.token
         self._more = page.token is not None
         return page.objects

@@ -15,8 +15,9 @@ from zope.interface.verify import verifyObject
 
 from tests.conftest import ENGINES, Engines
 from tests.support import Body, BytesBody, Consumer, MemoryBucket, reactor
-from twisted_storaged.buckets.interface import IBucket, IObjectReader, ObjectInfo
+from twisted_storaged.buckets.interface import IBucket, IObjectReader
 from twisted_storaged.buckets.local import LocalBucket, LocalSettings
+from twisted_storaged.buckets.objects import ListQuery, ObjectInfo
 from twisted_storaged.buckets.s3 import S3Bucket
 from twisted_storaged.errors import BodyLost, ObjectNotFound
 
@@ -88,7 +89,7 @@ async def read(bucket: Any, key: str) -> bytes:
 async def keys(bucket: Any, prefix: str = "") -> list[str]:
     found, token = [], None
     while True:
-        page = await bucket.list(prefix, token)
+        page = await bucket.list(ListQuery(prefix), token)
         found += [info.key for info in page.objects]
         token = page.token
         if token is None:
@@ -156,7 +157,7 @@ class RoundTripTests:
         first = await put(bucket, "a", b"one")
         reader = await bucket.get("a")
         reader.close()
-        (listed,) = (await bucket.list("")).objects
+        (listed,) = (await bucket.list(ListQuery(""))).objects
         assert first.etag == reader.info.etag == listed.etag
         assert '"' not in first.etag
         assert (await put(bucket, "a", b"two")).etag != first.etag
@@ -240,7 +241,7 @@ class ListTests:
         names = [f"p/{number:04}" for number in range(1003)]
         for key in names:
             await put(bucket, key, b"")
-        assert len((await bucket.list("p/")).objects) == 1000
+        assert len((await bucket.list(ListQuery("p/"))).objects) == 1000
         assert await keys(bucket, "p/") == names
 
     @pytest_twisted.ensureDeferred
@@ -248,7 +249,7 @@ class ListTests:
         """Of each."""
         before = time.time()
         await put(bucket, "a", b"12345")
-        (info,) = (await bucket.list("")).objects
+        (info,) = (await bucket.list(ListQuery(""))).objects
         assert info.size == 5
         if bucket.name != "primary":
             assert abs(info.last_modified - before) < 60

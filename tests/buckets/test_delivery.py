@@ -6,13 +6,13 @@ import pytest
 
 from tests.support import BytesSource, Consumer, RunLater, result, run_now
 from twisted_storaged.buckets.delivery import BUDGET, CHUNK, MIN_CHUNK, ObjectReader, share_of_memory
-from twisted_storaged.buckets.interface import ObjectInfo
+from twisted_storaged.buckets.objects import ObjectInfo, Span
 from twisted_storaged.deferreds import ConsumerGone
 from twisted_storaged.errors import BucketError, DamagedObject
 
 
 def reader(source: object, size: int, run: object = run_now) -> ObjectReader:
-    return ObjectReader(ObjectInfo("key", size, "etag", 0), source, share_of_memory(), run)  # type: ignore[arg-type]
+    return ObjectReader(ObjectInfo("key", size, "etag", 0), Span(0, size), source, share_of_memory(), run)  # type: ignore[arg-type]
 
 
 class DeliverTests:
@@ -120,7 +120,7 @@ class ShareOfMemoryTests:
     def test_those_under_way_are_counted(self) -> None:
         """Until they end, in whatever way."""
         chunks, run = share_of_memory(), RunLater()
-        open_reader = ObjectReader(ObjectInfo("key", 2, "etag", 0), BytesSource(b"x"), chunks, run)
+        open_reader = ObjectReader(ObjectInfo("key", 2, "etag", 0), Span(0, 2), BytesSource(b"x"), chunks, run)
         outcome = open_reader.deliver(Consumer())
         assert chunks.count == 1
         run.run()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from twisted_storaged.buckets.index import Change, Entry, Index
-from twisted_storaged.buckets.interface import ObjectInfo
+from twisted_storaged.buckets.objects import ObjectInfo
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from twisted.internet.task import deferLater
 from tests.support import BytesBody, Consumer, reactor
 from twisted_storaged.buckets import directory, local
 from twisted_storaged.buckets.index import Change, Entry, Index
-from twisted_storaged.buckets.interface import ObjectInfo
 from twisted_storaged.buckets.local import PART_SIZE, SMALL, LocalBucket, LocalSettings
+from twisted_storaged.buckets.objects import ListQuery, ObjectInfo
 from twisted_storaged.errors import BucketError, StartError
 
 
@@ -137,7 +137,7 @@ class SmallTests:
         info = await put(bucket, "a", b"x" * size)
         assert len(contents(tmp_path)) == (size > SMALL)
         assert info.size == size
-        assert (await bucket.list("")).objects == [info]
+        assert (await bucket.list(ListQuery(""))).objects == [info]
         assert await read(bucket, "a") == b"x" * size
 
     @pytest_twisted.ensureDeferred
@@ -291,7 +291,7 @@ class ThreadsTests:
         for data in (b"small", large(b"x"), b"x" * (PART_SIZE + 1)):
             await put(bucket, "a", data)
         await read(bucket, "a")
-        await bucket.list("")
+        await bucket.list(ListQuery(""))
         await bucket.delete("a")
         assert await _until(lambda: "remove" in callers)
         assert set(callers) == {

@@ -9,8 +9,9 @@ from twisted.internet.defer import Deferred
 
 from tests.support import Body, BytesBody, RunLater, result, run_now
 from twisted_storaged.buckets.buffers import Buffers
-from twisted_storaged.buckets.interface import ObjectInfo
+from twisted_storaged.buckets.digests import Digesting
 from twisted_storaged.buckets.multipart import InThreads, Uploader
+from twisted_storaged.buckets.objects import NO_OPTIONS, ObjectInfo
 from twisted_storaged.buckets.share import Share
 from twisted_storaged.errors import BodyLost, BucketError
 
@@ -56,7 +57,7 @@ class Sink:
 
 def upload(body: object, sink: Sink, run: object = run_now, window: int = 2) -> Deferred[ObjectInfo]:
     uploader = Uploader(Buffers(PART, keep=2), Share(window, window, window))
-    return Deferred.fromCoroutine(uploader.store(body, InThreads(sink, run)))  # type: ignore[arg-type]
+    return Deferred.fromCoroutine(uploader.store(body, InThreads(sink, run), Digesting(NO_OPTIONS, run)))  # type: ignore[arg-type]
 
 
 class WholeTests:

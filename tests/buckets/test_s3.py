@@ -17,6 +17,7 @@ from tests.conftest import Engines
 from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
 from tests.support import Body, BytesBody, Consumer, reactor
 from twisted_storaged.buckets import s3
+from twisted_storaged.buckets.objects import ListQuery
 from twisted_storaged.buckets.s3 import MAX_PARTS, MIN_PART_SIZE, S3Bucket, S3Settings, part_size
 from twisted_storaged.buckets.s3upload import combined_etag
 from twisted_storaged.errors import BodyLost, BucketError, DamagedObject, InvalidKey, ObjectNotFound, StartError
@@ -294,7 +295,7 @@ class PrefixTests:
         bucket = S3Bucket("primary", engine.settings(name, "mine/"), reactor, 4)
         bucket.start()
         await put(bucket, b"x", "a")
-        assert [info.key for info in (await bucket.list("")).objects] == ["a"]
+        assert [info.key for info in (await bucket.list(ListQuery(""))).objects] == ["a"]
         assert {item["Key"] for item in engine.client().list_objects_v2(Bucket=name)["Contents"]} == {
             "mine/a",
             "other/a",

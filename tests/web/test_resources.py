@@ -9,6 +9,7 @@ import pytest
 from tests.support import MemoryBucket
 from tests.test_keys import BROKEN
 from tests.web.wire import Server, chunk, chunked_put, put, request
+from twisted_storaged.buckets.objects import ListQuery
 from twisted_storaged.errors import BucketError
 from twisted_storaged.policy import DEFAULT_MAX_PUT, VECTORS_MAX_PUT, Policy, Rule
 
@@ -289,10 +290,10 @@ class ListTests:
         server.bucket.objects = {"a": b"", "b": b""}
         page, calls = server.bucket.list, []
 
-        def fails_later(prefix: str, token: str | None = None) -> object:
+        def fails_later(query: ListQuery, token: str | None = None) -> object:
             calls.append(token)
             server.bucket.failing = BucketError("down") if len(calls) > 1 else None
-            return page(prefix, token)
+            return page(query, token)
 
         server.bucket.list = fails_later  # type: ignore[method-assign,assignment]
         connection = server.connect()

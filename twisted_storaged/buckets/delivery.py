@@ -13,7 +13,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from twisted_storaged.buckets.interface import IObjectReader, ObjectInfo
+from twisted_storaged.buckets.interface import IObjectReader
+from twisted_storaged.buckets.objects import ObjectInfo, Span
 from twisted_storaged.buckets.share import Share
 from twisted_storaged.buckets.threads import Run
 from twisted_storaged.deferreds import Gate, deferred
@@ -48,8 +49,10 @@ def share_of_memory() -> Share:
 class ObjectReader:
     """An open object of any bucket that has a `Source` for it."""
 
-    def __init__(self, info: ObjectInfo, source: Source, chunks: Share, run: Run) -> None:
+    def __init__(self, info: ObjectInfo, span: Span, source: Source, chunks: Share, run: Run) -> None:
+        """Read `span` of an object from `source`, which begins there."""
         self.info = info
+        self.span = span
         self._source = source
         self._chunks = chunks
         self._run = run
@@ -69,13 +72,13 @@ class ObjectReader:
         self._run(self._source.close).addErrback(self._close_failed)
 
     async def _pump(self, consumer: IConsumer, gate: Gate) -> None:
-        left = self.info.size
+        left = length = self.span.end - self.span.start
         reading = self._read() if left else None
         while reading is not None:
             chunk = await reading
             left -= len(chunk)
             if not chunk or left < 0:
-                raise DamagedObject(f"{self.info.key!r} has {self.info.size - left} bytes of {self.info.size}")
+                raise DamagedObject(f"{self.info.key!r} has {length - left} bytes of {length}")
             reading = self._read() if left else None
             try:
                 consumer.write(chunk)

@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
-from twisted_storaged.buckets.interface import ObjectInfo
+from twisted_storaged.buckets.objects import ObjectInfo
 
 #: The layout of the tables below, kept in the database's user_version.
 _LAYOUT = 2

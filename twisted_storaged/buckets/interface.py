@@ -1,47 +1,35 @@
-"""What a bucket promises to the rest of the house: `IBucket`, and the values that cross it."""
+"""What a bucket promises to the rest of the house: `IBucket`. The values that cross it are in `objects`."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
 from twisted.web.iweb import IBodyProducer
 from zope.interface import Attribute, Interface
 
-
-class ObjectInfo(NamedTuple):
-    """What is known of an object without reading it.
-
-    `etag` is opaque text without quotes that changes with the content; `size` is in bytes; `last_modified` in
-    seconds since the epoch.
-    """
-
-    key: str
-    size: int
-    etag: str
-    last_modified: float
-
-
-@dataclass(frozen=True)
-class ListPage:
-    """Some objects of a list, in key order (bytes of UTF-8), and the token of the next page; None after the last."""
-
-    objects: list[ObjectInfo]
-    token: str | None
+from twisted_storaged.buckets.objects import (
+    NO_OPTIONS,
+    ByteRange,
+    Condition,
+    ListPage,
+    ListQuery,
+    ObjectInfo,
+    PutOptions,
+    Span,
+)
 
 
 class IObjectReader(Interface):
     """One object, open for reading. It stays what it was when opened, whatever is put under its key meanwhile."""
 
     info: ObjectInfo = Attribute("The object's ObjectInfo.")
+    span: Span = Attribute("Which of its bytes `deliver` writes.")
 
     def deliver(consumer: IConsumer) -> Deferred[None]:
-        """Write all bytes to `consumer`, as fast as it takes them, and close.
+        """Write the bytes of `span` to `consumer`, as fast as it takes them, and close.
 
-        Fails with BucketError when the bytes cannot be had, or are not `info.size` many (what was written until
-        then is part of the object and nothing else), and with ConsumerGone when the consumer stopped it.
+        Fails with BucketError when the bytes cannot be had, or are not those that were put (what was written until
+        then is less than the whole span), and with ConsumerGone when the consumer stopped it.
         """
 
     def close() -> None:
@@ -59,18 +47,27 @@ class IBucket(Interface):
     def stop() -> Deferred[None]:
         """Close it, after the last request has ended."""
 
-    def put(key: str, body: IBodyProducer, max_length: int) -> Deferred[ObjectInfo]:
+    def put(key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> Deferred[ObjectInfo]:
         """Store `body`, which is at most `max_length` bytes, under `key`.
 
         Fires when the object is durable and visible, in the place of what had this key. On any failure, also one
         of the body, the old object stays and nothing is left of the new one; it fires after that is so.
+
+        Fails with DigestMismatch, PreconditionFailed or WriteConflict; and with ConditionUnsupported where the
+        condition and the write could not be one step.
         """
 
-    def get(key: str) -> Deferred[IObjectReader]:
-        """Open an object. Fails with ObjectNotFound."""
+    def head(key: str) -> Deferred[ObjectInfo]:
+        """Look at an object. Fails with ObjectNotFound."""
 
-    def list(prefix: str, token: str | None = None) -> Deferred[ListPage]:
-        """The page at `token` (None: the first) of the objects whose keys start with `prefix`."""
+    def get(key: str, wanted: ByteRange | None = None) -> Deferred[IObjectReader]:
+        """Open an object, to read it or a range of it. Fails with ObjectNotFound or RangeNotSatisfiable."""
 
-    def delete(key: str) -> Deferred[None]:
-        """See to it that no object has `key`, whether or not one had."""
+    def list(query: ListQuery, token: str | None = None) -> Deferred[ListPage]:
+        """The page at `token` (None: the first) of a list."""
+
+    def delete(key: str, condition: Condition | None = None) -> Deferred[None]:
+        """See to it that no object has `key`, whether or not one had.
+
+        Fails as `put` does where a condition does not hold, or cannot be checked in the same step.
+        """

@@ -28,10 +28,12 @@ from zope.interface import implementer
 from twisted_storaged.buckets.buffers import Buffers
 from twisted_storaged.buckets.committer import Committer
 from twisted_storaged.buckets.delivery import ObjectReader, share_of_memory
+from twisted_storaged.buckets.digests import Digesting
 from twisted_storaged.buckets.directory import ContentFile, Directory, new_name
 from twisted_storaged.buckets.index import Change, Entry, Index
-from twisted_storaged.buckets.interface import IBucket, IObjectReader, ListPage, ObjectInfo
+from twisted_storaged.buckets.interface import IBucket, IObjectReader
 from twisted_storaged.buckets.multipart import InThreads, Uploader
+from twisted_storaged.buckets.objects import NO_OPTIONS, ListPage, ListQuery, ObjectInfo, PutOptions, Span
 from twisted_storaged.buckets.parts import PartStream
 from twisted_storaged.buckets.share import Share
 from twisted_storaged.buckets.threads import Threads
@@ -93,9 +95,10 @@ class LocalBucket:
         self._directory.close()
 
     @deferred
-    async def put(self, key: str, body: IBodyProducer, max_length: int) -> ObjectInfo:
+    async def put(self, key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
+        digesting = Digesting(options, self._run)
         small = body.length is not UNKNOWN_LENGTH and body.length <= SMALL
-        entry = await (self._read(key, body) if small else self._write(key, body))
+        entry = await (self._read(key, body) if small else self._write(key, body, digesting))
         await self._commit(Change(key, entry))
         return entry.info
 
@@ -104,10 +107,11 @@ class LocalBucket:
         entry, descriptor = await self._run(self._open, key)
         if entry.content is not None:
             return _SmallReader(entry.info, bytes(entry.content))
-        return ObjectReader(entry.info, _FileSource(descriptor), self._chunks, self._run)
+        return ObjectReader(entry.info, Span(0, entry.info.size), _FileSource(descriptor), self._chunks, self._run)
 
     @deferred
-    async def list(self, prefix: str, token: str | None = None) -> ListPage:
+    async def list(self, query: ListQuery, token: str | None = None) -> ListPage:
+        prefix = query.prefix
         objects = await self._run(self._index.page, token or prefix, token is not None, PAGE_LIMIT)
         if objects and not objects[-1].key.startswith(prefix):
             return ListPage([info for info in objects if info.key.startswith(prefix)], None)
@@ -127,9 +131,10 @@ class LocalBucket:
             stream.stop()
         return Entry(ObjectInfo(key, len(content), new_name(), time.time()), content)
 
-    async def _write(self, key: str, body: IBodyProducer) -> Entry:
+    async def _write(self, key: str, body: IBodyProducer, digesting: Digesting) -> Entry:
         """Bring a body to the disk, in a new file."""
-        return Entry(await self._uploader.store(body, InThreads(_Upload(key, self._directory), self._run)))
+        upload = InThreads(_Upload(key, self._directory), self._run)
+        return Entry(await self._uploader.store(body, upload, digesting))
 
     async def _commit(self, change: Change) -> None:
         replaced = await self._committer.commit(change)

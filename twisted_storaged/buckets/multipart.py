@@ -9,18 +9,21 @@ part has come back.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.iweb import IBodyProducer
 
 from twisted_storaged.buckets.buffers import Buffers
+from twisted_storaged.buckets.digests import Digesting
 from twisted_storaged.buckets.inflight import InFlight
-from twisted_storaged.buckets.interface import ObjectInfo
+from twisted_storaged.buckets.objects import ObjectInfo
 from twisted_storaged.buckets.parts import PartStream
 from twisted_storaged.buckets.share import Share
 from twisted_storaged.buckets.threads import Run
+from twisted_storaged.deferreds import deferred
 
 _log = Logger()
 
@@ -84,10 +87,11 @@ class Uploader:
     buffers: Buffers
     window: Share
 
-    async def store(self, body: IBodyProducer, sink: PartSink) -> ObjectInfo:
-        """Read `body` into `sink`.
+    async def store(self, body: IBodyProducer, sink: PartSink, digesting: Digesting) -> ObjectInfo:
+        """Read `body` into `sink`, and what goes by into `digesting`, whose digests the result has.
 
         Raises:
+            DigestMismatch: the body is not what it should be.
             Exception: what the body or the sink failed with; the sink is as it was before, if it could be reached.
         """
         stream = PartStream(body, self.buffers)
@@ -95,29 +99,42 @@ class Uploader:
         try:
             first = await stream.next()
             if not stream.exhausted:
-                return await self._store_parts(first, stream, sink)
-            info = await sink.whole(first)
-            self.buffers.give_back(first)
-            return info
+                return await self._store_parts(first, stream, sink, digesting)
+            return await self._store_whole(first, sink, digesting)
         finally:
             stream.stop()
 
-    async def _store_parts(self, first: bytearray, stream: PartStream, sink: PartSink) -> ObjectInfo:
+    async def _store_whole(self, body: bytearray, sink: PartSink, digesting: Digesting) -> ObjectInfo:
+        if digesting:
+            await digesting.take(body)
+        digests = digesting.check()
+        info = await sink.whole(body)
+        self.buffers.give_back(body)
+        return info._replace(digests=digests)
+
+    async def _store_parts(
+        self, first: bytearray, stream: PartStream, sink: PartSink, digesting: Digesting
+    ) -> ObjectInfo:
         try:
             await sink.begin()
             with self.window.taken():
-                await self._send(first, stream, sink)
+                await self._send(first, stream, sink, digesting)
             stream.check()
-            return await sink.complete()
+            digests = digesting.check()
+            info = await sink.complete()
+            return info._replace(digests=digests)
         except BaseException:
             await self._abort(sink)
             raise
 
-    async def _send(self, first: bytearray, stream: PartStream, sink: PartSink) -> None:
+    async def _send(self, first: bytearray, stream: PartStream, sink: PartSink, digesting: Digesting) -> None:
         in_flight = InFlight(self.window)
 
         def send(number: int, part: bytearray) -> None:
-            sent = sink.part(number, part)
+            sent: Deferred[Any] = sink.part(number, part)
+            if digesting:
+                # Both are waited for, whichever fails: each has the part's memory.
+                sent = _both(sent, digesting.take(part))
             in_flight.add(sent.addCallbacks(lambda _: self.buffers.give_back(part), stream.fail))
 
         try:
@@ -136,3 +153,11 @@ class Uploader:
             await sink.abort()
         except Exception as error:  # noqa: BLE001 (what the upload failed with is what the client hears)
             _log.error("an upload could not be aborted: {error}", error=error)
+
+
+@deferred
+async def _both(one: Deferred[None], other: Deferred[None]) -> None:
+    """Wait for both; fails as the first of them that fails."""
+    for _, result in await DeferredList([one, other], consumeErrors=True):
+        if isinstance(result, Failure):
+            result.raiseException()

@@ -21,8 +21,10 @@ from zope.interface import implementer
 
 from twisted_storaged.buckets.buffers import Buffers
 from twisted_storaged.buckets.delivery import share_of_memory
-from twisted_storaged.buckets.interface import IBucket, IObjectReader, ListPage, ObjectInfo
+from twisted_storaged.buckets.digests import Digesting
+from twisted_storaged.buckets.interface import IBucket, IObjectReader
 from twisted_storaged.buckets.multipart import Uploader
+from twisted_storaged.buckets.objects import NO_OPTIONS, ListPage, ListQuery, ObjectInfo, PutOptions
 from twisted_storaged.buckets.s3reader import S3Reader
 from twisted_storaged.buckets.s3upload import S3Upload
 from twisted_storaged.buckets.share import Share
@@ -102,12 +104,13 @@ class S3Bucket:
         self._client.close()
 
     @deferred
-    async def put(self, key: str, body: IBodyProducer, max_length: int) -> ObjectInfo:
+    async def put(self, key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
         longest = max_length if body.length is UNKNOWN_LENGTH else body.length
         address = {"Bucket": self._settings.bucket, "Key": self._s3_key(key)}
         upload = S3Upload(self._objects, self._client, self._threads.run, address, key)
         with storage_errors():
-            return await Uploader(self._buffers_for(longest), self._window).store(body, upload)
+            digesting = Digesting(options, self._threads.run)
+            return await Uploader(self._buffers_for(longest), self._window).store(body, upload, digesting)
 
     @deferred
     async def get(self, key: str) -> IObjectReader:
@@ -122,9 +125,9 @@ class S3Bucket:
         return S3Reader(info, body, self._objects, s3_key, self._chunks)
 
     @deferred
-    async def list(self, prefix: str, token: str | None = None) -> ListPage:
+    async def list(self, query: ListQuery, token: str | None = None) -> ListPage:
         with storage_errors():
-            answer = await self._objects.list_objects(self._settings.prefix + prefix, token)
+            answer = await self._objects.list_objects(self._settings.prefix + query.prefix, token)
             return parse_list(answer, self._settings.prefix)
 
     @deferred

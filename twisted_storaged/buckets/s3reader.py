@@ -11,7 +11,8 @@ from twisted.internet.interfaces import IConsumer
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from twisted_storaged.buckets.interface import IObjectReader, ObjectInfo
+from twisted_storaged.buckets.interface import IObjectReader
+from twisted_storaged.buckets.objects import ObjectInfo
 from twisted_storaged.buckets.share import Share
 from twisted_storaged.deferreds import ConsumerGone, deferred
 from twisted_storaged.errors import DamagedObject

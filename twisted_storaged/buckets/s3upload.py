@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import BotoCoreError, ClientError
 from twisted.internet.defer import Deferred
 
-from twisted_storaged.buckets.interface import ObjectInfo
+from twisted_storaged.buckets.objects import ObjectInfo
 from twisted_storaged.buckets.threads import Run
 from twisted_storaged.deferreds import deferred
 from twisted_storaged.s3.answers import etag_of

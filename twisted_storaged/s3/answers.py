@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from twisted_storaged.buckets.interface import ListPage, ObjectInfo
+from twisted_storaged.buckets.objects import ListPage, ObjectInfo
 from twisted_storaged.errors import BucketError, ObjectNotFound
 from twisted_storaged.s3.client import RequestFailed
 from twisted_storaged.s3.wire import Answer, ConnectionFailed

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from twisted.web import http
 
 from twisted_storaged import errors
-from twisted_storaged.buckets.interface import ObjectInfo
+from twisted_storaged.buckets.objects import ObjectInfo
 from twisted_storaged.deferreds import ConsumerGone, Gate
 from twisted_storaged.transports import flush
 from twisted_storaged.web.request import StreamingRequest

@@ -1,0 +1,120 @@
+"""The values that cross a bucket's border: what is known of an object, and what is asked of a put, a get, a list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
+
+from twisted_storaged.errors import RangeNotSatisfiable
+
+#: An object's metadata, as S3 has it: names in lower case, `content-type` and its like and `x-amz-meta-*`, with values.
+#: https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html
+Metadata = tuple[tuple[str, str], ...]
+
+#: Digests of all bytes of an object, by algorithm: "md5", "sha-256", "sha-512".
+Digests = Mapping[str, bytes]
+NO_DIGESTS: Digests = MappingProxyType({})
+
+
+class ObjectInfo(NamedTuple):
+    """What is known of an object without reading it.
+
+    `etag` is opaque text without quotes that changes with the content; `size` is in bytes; `last_modified` in
+    seconds since the epoch. `metadata` is what was given with the put, and `digests` those that are known; lists
+    have neither.
+    """
+
+    key: str
+    size: int
+    etag: str
+    last_modified: float
+    metadata: Metadata = ()
+    digests: Digests = NO_DIGESTS
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a key must have for a write to happen: the object of this ETag; or, for None, no object."""
+
+    etag: str | None = None
+
+
+@dataclass(frozen=True)
+class PutOptions:
+    """What comes with a body.
+
+    Attributes:
+        metadata: kept with the object.
+        condition: checked in the same step that makes the object visible.
+        expected: digests that the body must have.
+        wanted: algorithms whose digests the result must know, beside those of `expected`.
+    """
+
+    metadata: Metadata = ()
+    condition: Condition | None = None
+    expected: Digests = field(default_factory=dict)
+    wanted: frozenset[str] = frozenset()
+
+
+NO_OPTIONS = PutOptions()
+
+
+class Span(NamedTuple):
+    """The bytes from offset `start` to before `end`."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    """A range of bytes that a client asks for, in one of the three forms of RFC 9110, 14.1.2.
+
+    `first` to `last`, both included; from `first` on, where `last` is None; the last `last` bytes, where `first` is.
+    """
+
+    first: int | None
+    last: int | None
+
+    def within(self, size: int) -> Span:
+        """What it means for an object of `size` bytes.
+
+        Raises:
+            RangeNotSatisfiable: none of them are there.
+        """
+        if self.first is None:
+            start, end = max(0, size - (self.last or 0)), size
+        else:
+            start, end = self.first, size if self.last is None else min(self.last + 1, size)
+        if start >= end:
+            raise RangeNotSatisfiable(size)
+        return Span(start, end)
+
+    def __str__(self) -> str:
+        first, last = ("" if end is None else end for end in (self.first, self.last))
+        return f"bytes={first}-{last}"
+
+
+@dataclass(frozen=True)
+class ListQuery:
+    """What to list: entries whose names start with `prefix` and sort after `after`, by the bytes of their UTF-8.
+
+    An entry is an object, by its key; with a `delimiter`, the keys that have it after the prefix are one entry
+    together, a common prefix, up to and with the delimiter. A page has at most `page_limit` entries.
+    """
+
+    prefix: str = ""
+    delimiter: str | None = None
+    after: str | None = None
+    page_limit: int = 1000
+
+
+@dataclass(frozen=True)
+class ListPage:
+    """Some entries of a list, those of each kind in order, and the token of the next page; None after the last."""
+
+    objects: list[ObjectInfo]
+    token: str | None
+    prefixes: tuple[str, ...] = ()
