@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
-from tests.support import MemoryBucket, result
+from tests.support import MemoryBucket, entries, result
+from twisted_storaged.buckets.objects import ListQuery
 from twisted_storaged.buckets.registry import Registry
 from twisted_storaged.errors import BucketError, UnknownBucket
 from twisted_storaged.namespace import Namespace
@@ -16,9 +17,10 @@ from twisted_storaged.policy import Policy, Rule
 RULES = [Rule("a/", 1, "one"), Rule("a/b/", 1, "two"), Rule("c", 1, "one")]
 
 
-def listed(namespace: Namespace, prefix: str) -> list[str]:
+def listed(namespace: Namespace, prefix: str, delimiter: str | None = None, after: str | None = None) -> list[str]:
     async def collect() -> list[str]:
-        return [item.key async for page in namespace.pages(prefix) for item in page]
+        query = ListQuery(prefix, delimiter, after)
+        return [name async for page in namespace.pages(query) for name in page.names()]
 
     return result(Deferred.fromCoroutine(collect()))
 
@@ -68,3 +70,30 @@ class NamespaceTests:
         with pytest.raises(BucketError):
             listed(namespace, "")
         assert listed(namespace, "x") == []
+
+    @given(
+        keys=st.sets(st.text("abc/é", min_size=1, max_size=6), max_size=30),
+        prefix=st.text("abc/", max_size=2),
+        after=st.text("abc/", max_size=3),
+        page=st.integers(1, 4),
+    )
+    def test_common_prefixes_are_as_of_one_bucket(self, keys: set[str], prefix: str, after: str, page: int) -> None:
+        """Each once, though several buckets have keys below it."""
+        buckets = {name: MemoryBucket(name, page) for name in ("primary", "one", "two")}
+        namespace = Namespace(Policy(RULES), Registry(buckets.values()))
+        for key in keys:
+            buckets[namespace.rule_for(key).bucket].objects[key] = b""
+        expected = entries(keys, ListQuery(prefix, "/", after))
+        assert listed(namespace, prefix, "/", after) == expected
+
+    def test_a_bucket_can_be_asked_for(self) -> None:
+        """Whatever the policy says."""
+        buckets = [MemoryBucket(name) for name in ("primary", "one", "two")]
+        namespace = Namespace(Policy(RULES), Registry(buckets))
+        buckets[2].objects = {"x": b"", "a/x": b""}
+        assert namespace.bucket_for("x", "two") is buckets[2]
+
+        async def collect() -> list[str]:
+            return [name async for page in namespace.pages(ListQuery(), "two") for name in page.names()]
+
+        assert result(Deferred.fromCoroutine(collect())) == ["a/x", "x"]

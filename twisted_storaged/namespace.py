@@ -1,13 +1,14 @@
-"""The one space of keys that clients see, over however many buckets the policy spreads it."""
+"""The one space of keys that clients see, over however many buckets the policy spreads it; or one of those alone."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from typing import NamedTuple
 
 from twisted.internet.defer import Deferred
 
 from twisted_storaged.buckets.interface import IBucket
-from twisted_storaged.buckets.objects import ListQuery, ObjectInfo
+from twisted_storaged.buckets.objects import ListPage, ListQuery, ObjectInfo
 from twisted_storaged.buckets.registry import Registry
 from twisted_storaged.policy import Policy, Rule
 
@@ -23,81 +24,98 @@ class Namespace:
         """What the policy says of a key."""
         return self._policy.rule_for(key)
 
-    def bucket_for(self, key: str) -> IBucket:
-        """The bucket that holds a key, if any does. Raises UnknownBucket."""
-        return self._registry.get(self._policy.rule_for(key).bucket)
+    def bucket_for(self, key: str, name: str | None = None) -> IBucket:
+        """The bucket that holds a key, if any does; or the one of this `name`. Raises UnknownBucket."""
+        return self._registry.get(self._policy.rule_for(key).bucket if name is None else name)
 
-    async def pages(self, prefix: str) -> AsyncIterator[list[ObjectInfo]]:
-        """All objects whose keys start with `prefix`, in key order (bytes of UTF-8), a page at a time.
+    async def pages(self, query: ListQuery, name: str | None = None) -> AsyncGenerator[ListPage, None]:
+        """The entries of a list, a page at a time: of all buckets, or of the one of this `name`.
+
+        Everything on a page comes before everything on the next.
 
         Raises:
-            UnknownBucket: the policy names a bucket that is not there.
+            UnknownBucket: there is none of this name.
             BucketError: a bucket failed.
         """
-        lists = [_Pages(self._registry.get(name), prefix) for name in self._policy.buckets_under(prefix)]
-        if len(lists) == 1:
-            async for objects in lists[0].all():
-                yield objects
-            return
-        async for page in _merge(lists):
-            # A bucket may hold, from other times or of other hosts, keys that the policy now finds elsewhere.
-            yield [item for item, name in page if self._policy.rule_for(item.key).bucket == name]
+        names = self._policy.buckets_under(query.prefix) if name is None else [name]
+        lists = [_Pages(self._registry.get(one), query) for one in names]
+        async for page in lists[0].all() if len(lists) == 1 else _merge(lists, self._policy):
+            yield page
 
 
 class _Pages:
     """The list of one bucket: the rest of the page that was fetched last, and the pages to come."""
 
-    def __init__(self, bucket: IBucket, prefix: str) -> None:
+    def __init__(self, bucket: IBucket, query: ListQuery) -> None:
         self._bucket = bucket
-        self._prefix = prefix
+        self._query = query
         self._token: str | None = None
         self._more = True
-        self.objects: list[tuple[ObjectInfo, str]] = []
+        self.entries: list[_Entry] = []
 
-    async def all(self) -> AsyncIterator[list[ObjectInfo]]:
+    async def all(self) -> AsyncGenerator[ListPage, None]:
         """The pages as the bucket gives them; while one is looked at, the next is fetched."""
-        coming: Deferred[list[ObjectInfo]] | None = self._ask()
+        coming: Deferred[ListPage] | None = self._ask()
         try:
             while coming is not None:
-                objects = await coming
+                page = await coming
                 coming = self._ask() if self._more else None
-                yield objects
+                yield page
         finally:
             if coming is not None:
-                coming.addErrback(lambda _: [])
+                coming.addErrback(lambda _: None)
 
     async def fill(self) -> None:
-        """Fetch pages until there are objects, or no more pages."""
-        while not self.objects and self._more:
-            self.objects = [(item, self._bucket.name) for item in await self._next()]
+        """Fetch pages until there are entries, or no more pages."""
+        while not self.entries and self._more:
+            page = await self._next()
+            entries = [_Entry(info.key.encode("utf-8"), self._bucket.name, info) for info in page.objects]
+            entries += [_Entry(prefix.encode("utf-8"), self._bucket.name, None) for prefix in page.prefixes]
+            self.entries = sorted(entries, key=_order)
 
-    def _ask(self) -> Deferred[list[ObjectInfo]]:
-        return Deferred.fromCoroutine(self._next())
-
-    async def _next(self) -> list[ObjectInfo]:
-        page = await self._bucket.list(ListQuery(self._prefix), self._token)
-        self._token = page.token
-        self._more = page.token is not None
-        return page.objects
-
-    def take_to(self, last: bytes) -> list[tuple[ObjectInfo, str]]:
-        """Remove and return what is here of the keys up to `last`."""
-        count = sum(_order(entry) <= last for entry in self.objects)
-        taken, self.objects = self.objects[:count], self.objects[count:]
+    def take_to(self, last: bytes) -> list[_Entry]:
+        """Remove and return what is here of the entries up to `last`."""
+        count = sum(entry.name <= last for entry in self.entries)
+        taken, self.entries = self.entries[:count], self.entries[count:]
         return taken
 
+    def _ask(self) -> Deferred[ListPage]:
+        return Deferred.fromCoroutine(self._next())
 
-async def _merge(lists: list[_Pages]) -> AsyncIterator[list[tuple[ObjectInfo, str]]]:
-    """Pages of all lists in one order: up to the key to which every list is known."""
+    async def _next(self) -> ListPage:
+        page = await self._bucket.list(self._query, self._token)
+        self._token = page.token
+        self._more = page.token is not None
+        return page
+
+
+class _Entry(NamedTuple):
+    """An object in the list of a bucket, or, without an `info`, a common prefix."""
+
+    name: bytes
+    bucket: str
+    info: ObjectInfo | None
+
+
+async def _merge(lists: list[_Pages], policy: Policy) -> AsyncGenerator[ListPage, None]:
+    """Pages of all lists in one order: up to the entry to which every list is known."""
     while True:
         for pages in lists:
             await pages.fill()
-        full = [pages for pages in lists if pages.objects]
+        full = [pages for pages in lists if pages.entries]
         if not full:
             return
-        last = min(_order(pages.objects[-1]) for pages in full)
-        yield sorted((entry for pages in full for entry in pages.take_to(last)), key=_order)
+        last = min(pages.entries[-1].name for pages in full)
+        yield _visible(sorted((entry for pages in full for entry in pages.take_to(last)), key=_order), policy)
 
 
-def _order(entry: tuple[ObjectInfo, str]) -> bytes:
-    return entry[0].key.encode("utf-8")
+def _visible(entries: list[_Entry], policy: Policy) -> ListPage:
+    """A page without what a bucket holds, from other times or of other hosts, that the policy now finds elsewhere."""
+    objects = [entry.info for entry in entries if entry.info and policy.rule_for(entry.info.key).bucket == entry.bucket]
+    prefixes = [(entry.name.decode("utf-8"), entry.bucket) for entry in entries if entry.info is None]
+    shown = dict.fromkeys(prefix for prefix, bucket in prefixes if bucket in policy.buckets_under(prefix))
+    return ListPage(objects, None, tuple(shown))
+
+
+def _order(entry: _Entry) -> bytes:
+    return entry.name

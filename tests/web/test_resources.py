@@ -366,3 +366,65 @@ class PathsTests:
         data = connection.received()
         assert data.count(b"HTTP/1.1 200 OK") == 4
         assert data.index(b"one") < data.index(b"two")
+
+
+class ObjectTests:
+    """One resource for each object: what the verb paths do, under one path."""
+
+    @pytest.mark.parametrize("root", ["/objects", "/buckets/primary/objects"])
+    @pytest.mark.parametrize(("path", "key"), KEYS)
+    def test_all_methods(self, root: str, path: str, key: str) -> None:
+        """On any key."""
+        server = Server()
+        data = put(path, b"hello").replace(b"/storage/put", root.encode())
+        assert json.loads(server.ask(data).body)["key"] == key
+        assert server.bucket.objects == {key: b"hello"}
+        assert server.ask(request("GET", f"{root}/{path}")).body == b"hello"
+        head = server.ask(request("HEAD", f"{root}/{path}"))
+        assert (head.status, head.headers["content-length"], head.body) == (200, "5", b"")
+        assert server.ask(request("DELETE", f"{root}/{path}")).status == 204
+        assert server.bucket.objects == {}
+
+    def test_other_methods(self) -> None:
+        """405 says which there are."""
+        response = Server().ask(request("POST", "/objects/a"))
+        assert (response.status, response.headers["allow"]) == (405, "GET, HEAD, PUT, DELETE")
+
+    @pytest.mark.parametrize(
+        "path", ["/objects", "/objects/", "/buckets", "/buckets/", "/buckets/primary", "/buckets/primary/x"]
+    )
+    def test_paths_without_an_object(self, path: str) -> None:
+        """There is no key, or nothing at all."""
+        response = Server().ask(request("GET", path))
+        assert (response.status, response.line) in [(400, "empty key"), (404, "not found")]
+
+    @pytest.mark.parametrize(
+        ("method", "path"),
+        [
+            ("PUT", "/storage/put/a?bucket=other"),
+            ("PUT", "/objects/a?bucket=other"),
+            ("PUT", "/buckets/other/objects/a"),
+        ],
+    )
+    def test_a_named_bucket(self, method: str, path: str) -> None:
+        """Whatever the policy says of the key; its cap holds all the same."""
+        other = MemoryBucket("other")
+        server = Server(others=[other], policy=Policy([Rule("a", 3)]))
+        data = put("a", b"abc").replace(b"/storage/put/a", path.encode())
+        assert server.ask(data).status == 200
+        assert (server.bucket.objects, other.objects) == ({}, {"a": b"abc"})
+        for get in ("/storage/get/a?bucket=other", "/buckets/other/objects/a"):
+            assert server.ask(request("GET", get)).body == b"abc"
+        assert server.ask(request("GET", "/storage/get/a")).status == 404
+        large = put("a", b"abcd").replace(b"/storage/put/a", path.encode())
+        assert server.ask(large).status == 413
+        assert server.ask(request("DELETE", "/storage/delete/a?bucket=other")).status == 204
+        assert other.objects == {}
+
+    @pytest.mark.parametrize(
+        "path", ["/storage/get/a?bucket=none", "/storage/get/a?bucket=", "/buckets/none/objects/a"]
+    )
+    def test_an_unknown_bucket(self, path: str) -> None:
+        """Is said to be."""
+        response = Server().ask(request("GET", path))
+        assert (response.status, response.line) == (404, "no such bucket")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.error import ConnectionDone
@@ -72,11 +73,17 @@ class InPlaceTransport(Transport):
 class Server:
     """The whole HTTP side over a bucket in memory."""
 
-    def __init__(self, bucket: MemoryBucket | None = None, policy: Policy | None = None, put_slots: int = 4) -> None:
+    def __init__(
+        self,
+        bucket: MemoryBucket | None = None,
+        policy: Policy | None = None,
+        put_slots: int = 4,
+        others: Sequence[MemoryBucket] = (),
+    ) -> None:
         self.clock = Clock()
         self.bucket = bucket or MemoryBucket()
         self.slots = PutSlots(put_slots)
-        namespace = Namespace(policy or Policy(), Registry([self.bucket]))
+        namespace = Namespace(policy or Policy(), Registry([self.bucket, *others]))
         self.site: Any = StorageSite(make_tree(namespace, self.slots), self.clock)
 
     def connect(self, in_place: bool = False) -> Connection:

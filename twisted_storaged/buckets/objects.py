@@ -118,3 +118,13 @@ class ListPage:
     objects: list[ObjectInfo]
     token: str | None
     prefixes: tuple[str, ...] = ()
+
+    def names(self) -> list[str]:
+        """All its entries, in order."""
+        return sorted([*(info.key for info in self.objects), *self.prefixes], key=str.encode)
+
+    def up_to(self, last: str) -> ListPage:
+        """The entries up to this one."""
+        end = last.encode("utf-8")
+        objects = [info for info in self.objects if info.key.encode("utf-8") <= end]
+        return ListPage(objects, None, tuple(prefix for prefix in self.prefixes if prefix.encode("utf-8") <= end))

@@ -1,10 +1,9 @@
-"""What answers look like: errors to statuses in one table, objects to headers, lists to JSON."""
+"""What answers look like: errors to statuses in one table, objects to headers. Lists are in `lists`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,9 +12,12 @@ from twisted.python.failure import Failure
 from twisted.web import http
 
 from twisted_storaged import errors
-from twisted_storaged.buckets.objects import ObjectInfo
-from twisted_storaged.deferreds import ConsumerGone, Gate
+from twisted_storaged.buckets.objects import ObjectInfo, Span
+from twisted_storaged.deferreds import ConsumerGone
 from twisted_storaged.transports import flush
+from twisted_storaged.web.digests import repr_digest
+from twisted_storaged.web.metadata import metadata_headers
+from twisted_storaged.web.ranges import content_range
 from twisted_storaged.web.request import StreamingRequest
 
 #: Seconds that a client is told to wait before it tries again.
@@ -25,7 +27,7 @@ Header = tuple[bytes, bytes]
 
 _TEXT = (b"Content-Type", b"text/plain; charset=utf-8")
 _JSON = (b"Content-Type", b"application/json")
-_BYTES = (b"Content-Type", b"application/octet-stream")
+_RANGES = (b"Accept-Ranges", b"bytes")
 
 _log = Logger()
 
@@ -40,9 +42,16 @@ class Refusal(NamedTuple):
 
 REFUSALS: Mapping[type[BaseException] | None, Refusal] = {
     errors.InvalidKey: Refusal(http.BAD_REQUEST),
+    errors.InvalidRequest: Refusal(http.BAD_REQUEST),
+    errors.DigestMismatch: Refusal(http.BAD_REQUEST),
+    errors.UnknownBucket: Refusal(http.NOT_FOUND, "no such bucket"),
     errors.ObjectNotFound: Refusal(http.NOT_FOUND, "not found"),
     errors.BodyStalled: Refusal(http.REQUEST_TIMEOUT, "body stalled"),
     errors.PayloadTooLarge: Refusal(http.REQUEST_ENTITY_TOO_LARGE, "payload too large", retry=True),
+    errors.PreconditionFailed: Refusal(http.PRECONDITION_FAILED, "precondition failed"),
+    errors.RangeNotSatisfiable: Refusal(http.REQUESTED_RANGE_NOT_SATISFIABLE, "range not satisfiable"),
+    errors.WriteConflict: Refusal(http.CONFLICT, "another conditional write is under way", retry=True),
+    errors.ConditionUnsupported: Refusal(http.NOT_IMPLEMENTED, "conditional write not supported by this bucket"),
     errors.NoFreeSlot: Refusal(http.SERVICE_UNAVAILABLE, "storaged: put concurrency cap reached", retry=True),
 }
 INTERNAL = Refusal(http.INTERNAL_SERVER_ERROR, "internal")
@@ -57,8 +66,10 @@ def answer_failure(failure: Failure, request: StreamingRequest) -> None:
     if request.startedWriting:
         request.abort()
     elif not request.gone:
-        retry = [(b"Retry-After", b"%d" % RETRY_AFTER)] if refusal.retry else []
-        answer_text(request, refusal.status, refusal.message or str(failure.value), retry)
+        headers = [(b"Retry-After", b"%d" % RETRY_AFTER)] if refusal.retry else []
+        if isinstance(failure.value, errors.RangeNotSatisfiable):
+            headers.append((b"Content-Range", b"bytes */%d" % failure.value.size))
+        answer_text(request, refusal.status, refusal.message or str(failure.value), headers)
 
 
 def answer_text(request: StreamingRequest, status: int, line: str, headers: Iterable[Header] = ()) -> None:
@@ -66,58 +77,39 @@ def answer_text(request: StreamingRequest, status: int, line: str, headers: Iter
     _answer(request, status, [_TEXT, *headers], line.encode("utf-8") + b"\n")
 
 
-def answer_json(request: StreamingRequest, document: object) -> None:
+def answer_json(request: StreamingRequest, document: object, headers: Iterable[Header] = ()) -> None:
     """Answer 200 with a JSON document."""
-    _answer(request, http.OK, [_JSON], _json(document))
+    _answer(request, http.OK, [_JSON, *headers], _json(document))
 
 
-def answer_nothing(request: StreamingRequest) -> None:
-    """Answer 204."""
+def answer_nothing(request: StreamingRequest, status: int = http.NO_CONTENT, headers: Iterable[Header] = ()) -> None:
+    """Answer without a body."""
     if not request.gone:
-        request.start_answer(http.NO_CONTENT, ())
+        request.start_answer(status, headers)
         request.finish()
 
 
-def start_object(request: StreamingRequest, info: ObjectInfo) -> None:
-    """Say what an object is, ahead of its bytes."""
-    headers = [
-        _BYTES,
-        (b"ETag", b'"%s"' % info.etag.encode("ascii")),
-        (b"Last-Modified", _http_date(info.last_modified)),
-    ]
-    request.start_answer(http.OK, headers, info.size)
+def answer_not_modified(request: StreamingRequest, info: ObjectInfo) -> None:
+    """Answer 304, with what a cache is to know. RFC 9110, 15.4.5."""
+    cached = [(b"Cache-Control", value.encode("ascii")) for name, value in info.metadata if name == "cache-control"]
+    answer_nothing(request, http.NOT_MODIFIED, [*_validators(info), *cached])
 
 
-async def answer_list(request: StreamingRequest, prefix: str, pages: AsyncIterator[list[ObjectInfo]]) -> None:
-    """Answer with the JSON of a list, page by page, as fast as the client takes it."""
-    gate = Gate()
-    request.registerProducer(gate, True)
-    try:
-        lead = b'{"prefix":%s,"objects":[' % _json(prefix)
-        async for page in pages:
-            if not request.startedWriting:
-                request.start_answer(http.OK, [_JSON])
-            if page:
-                request.write(lead + _json([_listed(info) for info in page])[1:-1])
-                await gate.opened()
-                lead = b","
-        if not request.startedWriting:
-            request.start_answer(http.OK, [_JSON])
-        request.write(b"]}" if lead == b"," else lead + b"]}")
-    finally:
-        request.unregisterProducer()
-    if not request.gone:
-        request.finish()
+def start_object(request: StreamingRequest, info: ObjectInfo, span: Span | None, algorithm: str | None) -> None:
+    """Say what an object is, ahead of its bytes, or those of `span`; with its digest by `algorithm`, if known."""
+    headers = [*metadata_headers(info.metadata), *_validators(info), _RANGES]
+    if algorithm is not None:
+        headers += repr_digest(algorithm, info.digests)
+    if span is None:
+        request.start_answer(http.OK, headers, info.size)
+    else:
+        headers.append((b"Content-Range", content_range(span, info.size)))
+        request.start_answer(http.PARTIAL_CONTENT, headers, span.end - span.start)
 
 
-def _listed(info: ObjectInfo) -> dict[str, object]:
-    return {"key": info.key, "size": info.size, "etag": info.etag, "last_modified": _timestamp(int(info.last_modified))}
-
-
-@lru_cache(maxsize=4096)
-def _timestamp(seconds: int) -> str:
-    """The time as RFC 3339 has it; objects are often put many at a time."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _validators(info: ObjectInfo) -> list[Header]:
+    etag = b'"%s"' % info.etag.encode("ascii")
+    return [(b"ETag", etag), (b"Last-Modified", _http_date(info.last_modified))]
 
 
 def _answer(request: StreamingRequest, status: int, headers: Iterable[Header], body: bytes) -> None:

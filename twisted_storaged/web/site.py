@@ -15,6 +15,10 @@ from twisted_storaged.web.streaming import IDLE_SECONDS, StreamingChannel
 
 SERVER = b"storaged/" + __version__.encode("ascii")
 
+#: What anybody has stored is shown, if a browser comes by, as what it says it is, and never runs.
+#: https://fetch.spec.whatwg.org/#x-content-type-options-header and https://www.w3.org/TR/CSP3/#directive-sandbox
+_INERT = b"X-Content-Type-Options: nosniff\r\nContent-Security-Policy: default-src 'none'; sandbox\r\n"
+
 
 class StorageSite(Site):
     """The factory of channels, which knows those that are open."""
@@ -44,7 +48,7 @@ class StorageSite(Site):
         second = int(self.reactor.seconds())
         if second != self._second:
             self._second = second
-            self._common = b"Server: %s\r\nDate: %s\r\n" % (SERVER, datetimeToString(second))
+            self._common = b"Server: %s\r\nDate: %s\r\n%s" % (SERVER, datetimeToString(second), _INERT)
         return self._common
 
     def acceptableProtocols(self) -> list[bytes]:

@@ -1,0 +1,50 @@
+"""Header fields and query parameters of a request, checked for what all of them have in common."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from twisted.web import http
+
+from twisted_storaged.errors import InvalidRequest
+
+#: Visible ASCII, spaces and tabs. RFC 9110, 5.5
+_TEXT = re.compile(rb"[\t\x20-\x7e]*")
+
+
+def field(request: Any, name: str) -> str | None:
+    """The value of a header field.
+
+    Raises:
+        InvalidRequest: it is there twice, or is not ASCII.
+    """
+    values = request.requestHeaders.getRawHeaders(name.encode("ascii")) or ()
+    if not values:
+        return None
+    if len(values) > 1:
+        raise InvalidRequest(f"{name} is given twice")
+    if not _TEXT.fullmatch(values[0]):
+        raise InvalidRequest(f"{name} is not ASCII")
+    return str(values[0].decode("ascii"))
+
+
+def parameter(request: Any, name: str) -> bytes | None:
+    """The value of a query parameter, percent-decoded; the first, where there are several."""
+    query = http.parse_qs(request.uri.partition(b"?")[2], keep_blank_values=True)
+    values: list[bytes | None] = query.get(name.encode("ascii"), [None])
+    return values[0]
+
+
+def count(request: Any, name: str) -> int | None:
+    """A query parameter that is a number from 1 on.
+
+    Raises:
+        InvalidRequest: it is anything else.
+    """
+    digits = parameter(request, name)
+    if digits is None:
+        return None
+    if not re.fullmatch(b"[0-9]{1,18}", digits) or int(digits) == 0:
+        raise InvalidRequest(f"{name} is not a number from 1 on")
+    return int(digits)
