@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
+from uuid import uuid4
 
 ROOT = Path(__file__).parent.parent
 TWISTD = Path(sys.executable).parent / "twistd"
@@ -71,6 +72,17 @@ class Daemon:
                 raise RuntimeError(f"storaged did not start:\n{self.log}")
             time.sleep(0.02)
         self.port = int(match[2])
+
+    def settle(self) -> None:
+        """Wait until the access log has all that was answered until now."""
+        path = f"/health?{uuid4().hex}"
+        with self.connect() as client:
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            client.recv(1000)
+        end = time.monotonic() + STOP_SECONDS
+        while path not in self.log:
+            assert time.monotonic() < end, "the access log is not written"
+            time.sleep(0.02)
 
     def kill(self) -> None:
         """Kill -9."""
