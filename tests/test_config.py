@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from twisted_storaged.buckets.local import LocalSettings
-from twisted_storaged.buckets.s3 import S3Settings
+from twisted_storaged.buckets.s3settings import S3Settings
 from twisted_storaged.config import Config, Overrides, load_config
 from twisted_storaged.secrets import Credentials
 from twisted_storaged.tables import ConfigError

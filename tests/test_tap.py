@@ -13,7 +13,7 @@ from twisted.python.usage import UsageError
 
 from twisted_storaged import tap
 from twisted_storaged.buckets.local import LocalSettings
-from twisted_storaged.buckets.s3 import S3Settings
+from twisted_storaged.buckets.s3settings import S3Settings
 from twisted_storaged.errors import StartError
 
 

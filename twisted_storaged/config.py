@@ -9,11 +9,12 @@ from pathlib import Path
 
 from twisted_storaged.admission import DEFAULT_PUT_SLOTS
 from twisted_storaged.buckets.local import LocalSettings
-from twisted_storaged.buckets.s3 import S3Settings
+from twisted_storaged.buckets.s3conditions import CLAIMS
+from twisted_storaged.buckets.s3settings import S3Settings
 from twisted_storaged.endpoints import DEFAULT_BIND, endpoint_description, is_local
 from twisted_storaged.policy import PRIMARY, Policy, Rule
 from twisted_storaged.secrets import Credentials, take_credentials
-from twisted_storaged.tables import ANY_TEXT, COUNT, FLAG, SIZE, TEXT, ConfigError, Table, read_toml
+from twisted_storaged.tables import ANY_TEXT, COUNT, FLAG, NUMBER, SIZE, TEXT, ConfigError, Table, one_of, read_toml
 
 #: What stands for the file in errors about the command line.
 COMMAND_LINE = Path("command line")
@@ -130,6 +131,8 @@ def _s3_bucket(table: Table, secret: Credentials | None) -> S3Settings:
         use_path_style=table.take("use_path_style", FLAG),
         access_key_id=credentials.access_key_id if credentials else None,
         secret_access_key=credentials.secret_access_key if credentials else None,
+        conditional_writes=table.take("conditional_writes", one_of(*CLAIMS), "auto"),
+        get_resumes=table.take("get_resumes", NUMBER, 3),
     )
 
 

@@ -55,19 +55,35 @@ def _count(value: object) -> int:
     return value
 
 
+def _number(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError
+    return value
+
+
 def _size(value: object) -> int:
     """Bytes; see IEC 80000-13 for the units."""
     if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
         return int(match[1]) * _UNITS[match[2]]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError
-    return value
+    return _number(value)
+
+
+def one_of(*words: str) -> Kind[str]:
+    """One of these words."""
+
+    def read(value: object) -> str:
+        if not isinstance(value, str) or value not in words:
+            raise ValueError
+        return value
+
+    return Kind(read, " or ".join(f'"{word}"' for word in words))
 
 
 TEXT = Kind(_text, "a text that is not empty")
 ANY_TEXT = Kind(_any_text, "a text")
 FLAG = Kind(_flag, "true or false")
 COUNT = Kind(_count, "a whole number of at least 1")
+NUMBER = Kind(_number, "a whole number, or 0")
 SIZE = Kind(_size, 'a size such as "256 MiB", or a whole number of bytes')
 
 

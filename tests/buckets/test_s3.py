@@ -18,7 +18,8 @@ from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
 from tests.support import Body, BytesBody, Consumer, reactor
 from twisted_storaged.buckets import s3
 from twisted_storaged.buckets.objects import ListQuery
-from twisted_storaged.buckets.s3 import MAX_PARTS, MIN_PART_SIZE, S3Bucket, S3Settings, part_size
+from twisted_storaged.buckets.s3 import MAX_PARTS, MIN_PART_SIZE, S3Bucket, part_size
+from twisted_storaged.buckets.s3settings import CONNECT_TIMEOUT, READ_TIMEOUT, S3Settings, make_client
 from twisted_storaged.buckets.s3upload import combined_etag
 from twisted_storaged.errors import BodyLost, BucketError, DamagedObject, InvalidKey, ObjectNotFound, StartError
 
@@ -363,14 +364,14 @@ class AddressingTests:
     )
     def test_path_style_or_virtual_hosted(self, path_style: bool, url: str) -> None:
         """As the configuration says."""
-        client, _ = s3.make_client(S3Settings("bucket", "", "https://s3.example.org", "eu-1", path_style, "a", "b"))
+        client, _ = make_client(S3Settings("bucket", "", "https://s3.example.org", "eu-1", path_style, "a", "b"))
         signed = client.generate_presigned_url("get_object", Params={"Bucket": "bucket", "Key": "key"})
         assert signed.startswith(url + "?")
 
     def test_timeouts_and_retries(self) -> None:
         """A hung engine does not hang a request for ever."""
-        config = s3.make_client(S3Settings("b", region="eu-1", access_key_id="a", secret_access_key="b"))[0].meta.config
-        assert (config.connect_timeout, config.read_timeout) == (s3.CONNECT_TIMEOUT, s3.READ_TIMEOUT)
+        config = make_client(S3Settings("b", region="eu-1", access_key_id="a", secret_access_key="b"))[0].meta.config
+        assert (config.connect_timeout, config.read_timeout) == (CONNECT_TIMEOUT, READ_TIMEOUT)
         assert config.retries["mode"] == "standard"
 
 

@@ -1,4 +1,4 @@
-"""Real S3 engines on loopback, and how to start each: moto in this process, rclone and Ceph as processes."""
+"""Real S3 engines on loopback, and how to start each: moto in this process, rclone, Ceph and Swift as processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import boto3
 from botocore.config import Config
 from moto.server import ThreadedMotoServer
 
-from twisted_storaged.buckets.s3 import S3Settings
+from twisted_storaged.buckets.s3settings import S3Settings
 
 FOLDER = Path(__file__).parent
 READY_SECONDS = 120
@@ -88,6 +88,13 @@ def rclone(folder: Path) -> Iterator[Engine]:
 def ceph(folder: Path) -> Iterator[Engine]:
     """Ceph's radosgw over one OSD in memory."""
     with _script("ceph", folder, free_ports(60), OSDS="1", STORE="memstore", OSD_GB="4") as engine:
+        yield engine
+
+
+@contextmanager
+def swift(folder: Path) -> Iterator[Engine]:
+    """OpenStack Swift, with one object server."""
+    with _script("swift", folder, free_ports(11), NODES="1", BIN=str(Path(sys.executable).parent)) as engine:
         yield engine
 
 

@@ -21,7 +21,8 @@ from twisted.internet.defer import Deferred
 from tests.buckets.test_contract import ODD_KEYS
 from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
 from tests.support import BytesBody, Consumer, reactor, result, run_now
-from twisted_storaged.buckets.s3 import S3Bucket, S3Settings, make_client
+from twisted_storaged.buckets.s3 import S3Bucket
+from twisted_storaged.buckets.s3settings import S3Settings, make_client
 from twisted_storaged.s3 import client
 from twisted_storaged.s3.client import IN_THREAD_FROM, DataPlane, RequestFailed, crc32c
 from twisted_storaged.s3.setup import current_keys, make_data_plane
@@ -110,16 +111,27 @@ class SameAsBoto3Tests:
             assert said(mine)[:3] == said(pair.last())[:3]
 
     @pytest.mark.parametrize("prefix", ["", "a/b c+d", "ä€😀&=%"])
-    @pytest.mark.parametrize("token", [None, "1/to+ken="])
+    @pytest.mark.parametrize(
+        ("query", "arguments"),
+        [
+            ({}, {}),
+            ({"continuation-token": "1/to+ken="}, {"ContinuationToken": "1/to+ken="}),
+            (
+                {"delimiter": "/", "start-after": "a/é+", "max-keys": "7"},
+                {"Delimiter": "/", "StartAfter": "a/é+", "MaxKeys": 7},
+            ),
+        ],
+    )
     @pytest_twisted.ensureDeferred
-    async def test_list_objects(self, pair: Pair, prefix: str, token: str | None) -> None:
+    async def test_list_objects(
+        self, pair: Pair, prefix: str, query: dict[str, str], arguments: dict[str, object]
+    ) -> None:
         """With boto3's own encoding of keys."""
         page = b"<ListBucketResult></ListBucketResult>"
         pair.endpoint.script = lambda _: Answer(body=page)
-        await pair.objects.list_objects(prefix, token)
+        await pair.objects.list_objects({"prefix": prefix, **query})
         mine = pair.last()
-        more = {} if token is None else {"ContinuationToken": token}
-        pair.boto.list_objects_v2(Bucket="bucket", Prefix=prefix, **more)
+        pair.boto.list_objects_v2(Bucket="bucket", Prefix=prefix, **arguments)
         assert said(mine)[:3] == said(pair.last())[:3]
 
     @pytest_twisted.ensureDeferred

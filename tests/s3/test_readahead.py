@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer
 from twisted.internet.task import Clock
+from zope.interface import implementer
 
 from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
 from tests.support import Consumer, reactor, result
@@ -16,10 +18,13 @@ from twisted_storaged.buckets import s3reader
 from twisted_storaged.buckets.s3 import S3Bucket
 from twisted_storaged.deferreds import ConsumerGone
 from twisted_storaged.errors import DamagedObject
+from twisted_storaged.s3 import front as s3front
 from twisted_storaged.s3 import readahead
-from twisted_storaged.s3.readahead import FAST, PROBE, SEGMENT, Front, ReadAhead
+from twisted_storaged.s3.front import FAST, PROBE, Front
+from twisted_storaged.s3.readahead import SEGMENT, ReadAhead
 
 
+@implementer(IPushProducer)
 class Producer:
     """What a Front is fed by."""
 
@@ -41,8 +46,9 @@ class FrontTests:
 
     def make(self) -> tuple[Clock, Consumer, Producer, Front, list[int]]:
         clock, consumer, producer, slow = Clock(), Consumer(), Producer(), []
-        front = Front(consumer, clock, lambda: slow.append(front.delivered))
-        front.registerProducer(producer, True)  # type: ignore[arg-type]
+        front: Front = Front(consumer, clock, lambda: slow.append(front.delivered))
+        front.open()
+        front.registerProducer(producer, True)
         return clock, consumer, producer, front, slow
 
     @pytest.mark.parametrize(("speed", "expected"), [(FAST * 1.1, []), (FAST * 0.9, [PROBE])])
@@ -145,7 +151,7 @@ class SlowS3Tests:
 
     @pytest.fixture
     def slow(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Scripted, S3Bucket]]:
-        for module in (readahead, s3reader):
+        for module in (readahead, s3front, s3reader):
             for name, value in {"FROM_SIZE": 1 << 20, "PROBE": 1 << 17, "SEGMENT": 1 << 18, "LEAD": 1 << 19}.items():
                 monkeypatch.setattr(module, name, value, raising=False)
         with scripted() as (endpoint, engine):
@@ -184,11 +190,11 @@ class SlowS3Tests:
         """It costs least."""
         endpoint, bucket = slow
         endpoint.script = lambda _: None
-        readahead.FAST = 1.0  # slower than any machine
+        s3front.FAST = 1.0  # slower than any machine
         try:
             assert await self.read(bucket) == self.DATA
         finally:
-            readahead.FAST = FAST
+            s3front.FAST = FAST
         assert self.ranges(endpoint) == []
 
     @pytest_twisted.ensureDeferred
@@ -224,5 +230,5 @@ class SlowS3Tests:
 
     def test_nobody_waits_for_too_small_an_object(self) -> None:
         """The defaults: 64 MiB, and less than 150 MB/s."""
-        values: Any = (readahead.FROM_SIZE, readahead.FAST, readahead.LEAD, readahead.SEGMENT)
+        values: Any = (readahead.FROM_SIZE, s3front.FAST, readahead.LEAD, readahead.SEGMENT)
         assert values == (64 << 20, 150e6, 16 << 20, 4 << 20)

@@ -8,12 +8,11 @@ which not all engines understand.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from uuid import uuid4
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 from twisted.logger import Logger
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
@@ -24,20 +23,32 @@ from twisted_storaged.buckets.delivery import share_of_memory
 from twisted_storaged.buckets.digests import Digesting
 from twisted_storaged.buckets.interface import IBucket, IObjectReader
 from twisted_storaged.buckets.multipart import Uploader
-from twisted_storaged.buckets.objects import NO_OPTIONS, ListPage, ListQuery, ObjectInfo, PutOptions
-from twisted_storaged.buckets.s3reader import S3Reader
+from twisted_storaged.buckets.objects import (
+    NO_OPTIONS,
+    ByteRange,
+    Condition,
+    ListPage,
+    ListQuery,
+    ObjectInfo,
+    PutOptions,
+)
+from twisted_storaged.buckets.s3conditions import CLAIMS, NO_CLAIMS, Claims, Conditions, delete_if
+from twisted_storaged.buckets.s3probe import Probe
+from twisted_storaged.buckets.s3reader import ReadSettings, S3Reader
+from twisted_storaged.buckets.s3settings import S3Settings, make_client
 from twisted_storaged.buckets.s3upload import S3Upload
 from twisted_storaged.buckets.share import Share
 from twisted_storaged.buckets.threads import Threads
 from twisted_storaged.deferreds import deferred
-from twisted_storaged.errors import BucketError, InvalidKey, ObjectNotFound, StartError
+from twisted_storaged.errors import BucketError, InvalidKey, ObjectNotFound, RangeNotSatisfiable, StartError
 from twisted_storaged.keys import MAX_KEY_BYTES
-from twisted_storaged.s3.answers import info_of, parse_list, storage_errors
-from twisted_storaged.s3.setup import make_data_plane
+from twisted_storaged.s3.answers import info_of, opened, size_told, storage_errors
+from twisted_storaged.s3.client import RequestFailed
+from twisted_storaged.s3.listing import list_parameters, parse_list, sorted_after
+from twisted_storaged.s3.setup import Access, make_data_plane
 
-if TYPE_CHECKING:
-    from botocore.client import BaseClient
-
+#: What the keys that conditional writes are tried on begin with, after the bucket's prefix.
+PROBE_KEY = ".storaged-probe-"
 #: The smallest part that S3 allows, in bytes, and the most parts of one upload.
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 MIN_PART_SIZE = 5 << 20
@@ -48,22 +59,6 @@ WINDOW = 4
 WINDOW_ALONE = 8
 #: Threads beside the uploading ones: for the calls that boto3 makes.
 SPARE_THREADS = 4
-#: Seconds for a connection, or a blocked send; and for the next bytes of an answer.
-CONNECT_TIMEOUT = 10
-READ_TIMEOUT = 60
-
-
-@dataclass(frozen=True)
-class S3Settings:
-    """Where an S3 bucket is. None leaves a choice to boto3: its environment, files, and credential chain."""
-
-    bucket: str
-    prefix: str = ""
-    endpoint: str | None = None
-    region: str | None = None
-    use_path_style: bool | None = None
-    access_key_id: str | None = None
-    secret_access_key: str | None = field(default=None, repr=False)
 
 
 @implementer(IBucket)
@@ -77,15 +72,17 @@ class S3Bucket:
         self._settings = settings
         self._reactor = reactor
         self._threads = Threads(reactor, max(put_slots * WINDOW, WINDOW_ALONE) + SPARE_THREADS, f"bucket {name}")
-        self._chunks = share_of_memory()
         self._window = Share(put_slots * WINDOW, WINDOW, WINDOW_ALONE)
         self._buffers = Buffers(MIN_PART_SIZE, keep=put_slots * WINDOW)
+        self._conditions = Conditions(CLAIMS[settings.conditional_writes], self._probe)
 
     def start(self) -> None:
         try:
             self._client, credentials = make_client(self._settings)
             bucket = self._settings.bucket
             self._objects = make_data_plane(self._client, credentials, bucket, self._threads.run, self._reactor)
+            self._access = Access(self._objects, self._client, self._threads.run, bucket)
+            self._reading = ReadSettings(self._objects, share_of_memory(), self._settings.get_resumes)
         except (BotoCoreError, ValueError) as error:
             raise StartError(f"bucket {self.name}: {error}") from error
         self._log.info(
@@ -105,35 +102,69 @@ class S3Bucket:
 
     @deferred
     async def put(self, key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
-        longest = max_length if body.length is UNKNOWN_LENGTH else body.length
-        address = {"Bucket": self._settings.bucket, "Key": self._s3_key(key)}
-        upload = S3Upload(self._objects, self._client, self._threads.run, address, key)
-        with storage_errors():
+        s3_key = self._s3_key(key)
+        buffers = self._buffers_for(max_length if body.length is UNKNOWN_LENGTH else body.length)
+        condition, claims = options.condition, NO_CLAIMS
+        if condition is not None:
+            claims = await self._conditions.require(condition, *_operations(body.length, buffers.size))
+        with storage_errors(conditional=condition is not None):
+            upload = S3Upload(self._access, s3_key, key, options, claims)
             digesting = Digesting(options, self._threads.run)
-            return await Uploader(self._buffers_for(longest), self._window).store(body, upload, digesting)
+            return await Uploader(buffers, self._window).store(body, upload, digesting)
 
     @deferred
-    async def get(self, key: str) -> IObjectReader:
-        s3_key = self._s3_key(key)
+    async def head(self, key: str) -> ObjectInfo:
         with storage_errors():
-            answer, body = await self._objects.get_object(s3_key)
+            return info_of(await self._objects.head_object(self._s3_key(key)), key)
+
+    @deferred
+    async def get(self, key: str, wanted: ByteRange | None = None) -> IObjectReader:
+        s3_key = self._s3_key(key)
+        headers = {} if wanted is None else {"range": str(wanted)}
+        with storage_errors():
+            try:
+                answer, body = await self._objects.get_object(s3_key, headers)
+            except RequestFailed as error:
+                if error.answer.status != 416:
+                    raise
+                size = size_told(error.answer)
+                raise RangeNotSatisfiable((await self.head(key)).size if size is None else size) from error
         try:
-            info = info_of(answer, key)
-        except BucketError:
+            info, span = opened(answer, key, wanted)
+        except (BucketError, RangeNotSatisfiable):
             body.close()
             raise
-        return S3Reader(info, body, self._objects, s3_key, self._chunks)
+        return S3Reader(s3_key, info, span, body, self._reading)
 
     @deferred
     async def list(self, query: ListQuery, token: str | None = None) -> ListPage:
+        prefix = self._settings.prefix
         with storage_errors():
-            answer = await self._objects.list_objects(self._settings.prefix + query.prefix, token)
-            return parse_list(answer, self._settings.prefix)
+            answer = await self._objects.list_objects(list_parameters(query, token, prefix))
+            page = parse_list(answer, prefix)
+        return page if query.after is None else sorted_after(page, query.after)
 
     @deferred
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, condition: Condition | None = None) -> None:
+        s3_key = self._s3_key(key)
+        if condition is not None:
+            await self._conditions.require(condition, "DeleteObject")
+            with storage_errors(conditional=True):
+                await delete_if(self._objects, s3_key, condition)
+            return
         with suppress(ObjectNotFound), storage_errors():  # S3 itself would not say so, some engines do
-            await self._objects.delete_object(self._s3_key(key))
+            await self._objects.delete_object(s3_key)
+
+    @deferred
+    async def _probe(self) -> Claims:
+        key = f"{self._settings.prefix}{PROBE_KEY}{uuid4().hex}"
+        claims = await Probe(self._access, key).claims()
+        self._log.info(
+            "bucket {name} checks and writes in one step: {claims}",
+            name=self.name,
+            claims=", ".join(sorted(map(str, claims))) or "nothing",
+        )
+        return claims
 
     def _s3_key(self, key: str) -> str:
         s3_key = self._settings.prefix + key
@@ -148,43 +179,15 @@ class S3Bucket:
         return self._buffers if size == self._buffers.size else Buffers(size, keep=0)
 
 
+def _operations(length: Any, part: int) -> Sequence[str]:
+    """What may carry out the write of a body of `length` bytes that is cut into parts of `part`."""
+    if length is UNKNOWN_LENGTH:
+        return "PutObject", "CompleteMultipartUpload"
+    return ("PutObject",) if length <= part else ("CompleteMultipartUpload",)
+
+
 def part_size(longest: int) -> int:
     """The size of all parts but the last, in bytes, so that a body of `longest` bytes has no part 10,001."""
     needed = -(-longest // MAX_PARTS)
     whole_mebibytes = -(-needed >> 20) << 20
     return max(MIN_PART_SIZE, whole_mebibytes)
-
-
-def make_client(settings: S3Settings) -> tuple[BaseClient, Any]:
-    """The client that a bucket's threads share (clients are thread-safe, sessions are not), and its credentials.
-
-    Raises:
-        ValueError: there are no credentials anywhere.
-        BotoCoreError: boto3 cannot make sense of the settings.
-    """
-    session = boto3.session.Session(
-        aws_access_key_id=settings.access_key_id,
-        aws_secret_access_key=settings.secret_access_key,
-        region_name=settings.region,
-    )
-    # Found here, they are the client's too, and refresh themselves there for as long as it lives.
-    credentials = session.get_credentials()
-    if credentials is None:
-        raise ValueError("no credentials: not in the secrets file, not in the configuration, not in boto3's own chain")
-    region = session.region_name or "us-east-1"
-    client = session.client("s3", endpoint_url=settings.endpoint, region_name=region, config=_client_config(settings))
-    return client, credentials
-
-
-def _client_config(settings: S3Settings) -> Config:
-    style = {None: "auto", True: "path", False: "virtual"}[settings.use_path_style]
-    return Config(
-        connect_timeout=CONNECT_TIMEOUT,
-        read_timeout=READ_TIMEOUT,
-        retries={"mode": "standard"},
-        tcp_keepalive=True,
-        signature_version="s3v4",
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        s3={"addressing_style": style},
-    )

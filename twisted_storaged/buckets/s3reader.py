@@ -1,24 +1,28 @@
 """An object of S3, open for reading: its bytes go from S3's socket to the consumer, with no thread in between.
 
-Where S3 is slow and the object large, several ranges of it are fetched at a time: see `s3.readahead`.
+Where S3 breaks off, what is left is asked for again, of the same object. Where S3 is slow and there is much to read,
+several ranges are fetched at a time: see `s3.readahead`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from twisted.internet.interfaces import IConsumer
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twisted_storaged.buckets.interface import IObjectReader
-from twisted_storaged.buckets.objects import ObjectInfo
+from twisted_storaged.buckets.objects import ByteRange, ObjectInfo, Span
 from twisted_storaged.buckets.share import Share
 from twisted_storaged.deferreds import ConsumerGone, deferred
-from twisted_storaged.errors import DamagedObject
+from twisted_storaged.errors import BucketError, DamagedObject, StorageError
+from twisted_storaged.s3.answers import opened
 from twisted_storaged.s3.client import DataPlane, RequestFailed
 from twisted_storaged.s3.connection import BodyStream
-from twisted_storaged.s3.readahead import FROM_SIZE, LEAD, SEGMENT, Front, ReadAhead
+from twisted_storaged.s3.front import Front
+from twisted_storaged.s3.readahead import FROM_SIZE, LEAD, SEGMENT, ReadAhead
 from twisted_storaged.s3.wire import ConnectionFailed
 
 #: Bytes that the ranges of all GETs may take.
@@ -26,61 +30,134 @@ READ_AHEAD_BUDGET = 48 << 20
 #: Ranges of one GET that are fetched at a time, where the budget allows it.
 READ_AHEAD_WIDTH = 10
 
+_log = Logger()
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """What the readers of one bucket share.
+
+    Attributes:
+        chunks: how many bytes each may read at once.
+        resumes: how often a GET that broke off goes on.
+    """
+
+    objects: DataPlane
+    chunks: Share
+    resumes: int
+
 
 @implementer(IObjectReader)
 class S3Reader:
-    """The body of a GetObject of `s3_key`, and what else it takes to read it."""
+    """The body of a GetObject of `s3_key`, which is `span` of the object, and what else it takes to read it."""
 
-    def __init__(self, info: ObjectInfo, body: BodyStream, objects: DataPlane, s3_key: str, chunks: Share) -> None:
+    def __init__(self, s3_key: str, info: ObjectInfo, span: Span, body: BodyStream, settings: ReadSettings) -> None:
         self.info = info
-        self._body = body
-        self._objects = objects
+        self.span = span
         self._s3_key = s3_key
-        self._chunks = chunks
+        self._body: BodyStream | None = body
+        self._objects = settings.objects
+        self._chunks = settings.chunks
+        self._resumes = settings.resumes
         self._ahead: ReadAhead | None = None
 
     @deferred
     async def deliver(self, consumer: IConsumer) -> None:
-        try:
-            with self._chunks.taken():
-                if self.info.size < FROM_SIZE:
-                    await self._body.deliver(consumer, self._chunks)
-                else:
-                    await self._deliver_large(consumer)
-        except (ConnectionFailed, RequestFailed) as error:
-            raise DamagedObject(f"{self.info.key!r} broke off: {error}") from error
+        with self._chunks.taken():
+            if self._body is not None and self._body.ended:
+                await self._body.deliver(consumer, self._chunks)
+            else:
+                await self._deliver_rest(consumer)
 
     def close(self) -> None:
-        self._body.close()
+        if self._body is not None:
+            self._body.close()
 
-    async def _deliver_large(self, consumer: IConsumer) -> None:
-        front = Front(consumer, self._objects.clock, lambda: self._begin_ahead(front))
+    async def _deliver_rest(self, consumer: IConsumer) -> None:
+        worth_it = self.span.end - self.span.start >= FROM_SIZE
+        front = Front(consumer, self._objects.clock, (lambda: self._begin_ahead(front)) if worth_it else None)
+        front.open()
         try:
-            await self._body.deliver(front, self._chunks)
+            await self._deliver_resuming(front)
+        except (ConnectionFailed, RequestFailed, StorageError) as error:
+            raise DamagedObject(f"{self.info.key!r} broke off: {error}") from error
+        finally:
+            front.close()
+            if self._ahead is not None:
+                self._ahead.close()
+
+    async def _deliver_resuming(self, front: Front) -> None:
+        left = self._resumes
+        while True:
+            try:
+                await self._deliver_once(front)
+            except ConnectionFailed as error:
+                if front.gone:
+                    raise ConsumerGone from error
+                if not left:
+                    raise
+                left -= 1
+                _log.warn(
+                    "{key!r} broke off at byte {at}: {error}; it goes on from there, {left} more times at most",
+                    key=self.info.key,
+                    at=self.span.start + front.delivered,
+                    error=error,
+                    left=left,
+                )
+            else:
+                return
+
+    async def _deliver_once(self, front: Front) -> None:
+        """Deliver what is left, with the body that is open, or a new one."""
+        body, self._body = self._body or await self._reopened(front), None
+        if body is None:
+            return
+        try:
+            await body.deliver(front, self._chunks)
         except ConsumerGone:
-            if self._ahead is None or front.delivered != self._ahead.start:
+            ahead, self._ahead = self._ahead, None
+            if ahead is None or front.delivered != front.end:
                 raise
-            await self._ahead.deliver(consumer)
+            front.end = None
+            await ahead.deliver(front)
+
+    async def _reopened(self, front: Front) -> BodyStream | None:
+        """What is left of the same object; None for nothing."""
+        start, end = self.span.start + front.delivered, self.span.end
+        if start == end:
+            return None
+        answer, body = await self._objects.get_object(self._s3_key, self._range(start, end))
+        try:
+            info, _ = opened(answer, self.info.key, ByteRange(start, end - 1))
+            if (info.etag, info.size) != (self.info.etag, self.info.size):
+                raise BucketError("it was replaced meanwhile")
+        except BaseException:
+            body.close()
+            raise
+        return body
 
     def _begin_ahead(self, front: Front) -> None:
-        start = front.delivered + LEAD
-        if start + SEGMENT > self.info.size:
+        start = self.span.start + front.delivered + LEAD
+        if start + SEGMENT > self.span.end:
             return
         width = min(READ_AHEAD_WIDTH, READ_AHEAD_BUDGET // (SEGMENT * self._chunks.count))
-        ahead = ReadAhead(self._fetch, start, self.info.size, width)
+        ahead = ReadAhead(self._fetch, start, self.span.end, width)
 
         def take_over(_: bytes) -> None:
-            if front.delivered < start:
-                self._ahead, front.end = ahead, start
+            if self.span.start + front.delivered < start:
+                self._ahead, front.end = ahead, start - self.span.start
 
-        ahead.begin().addCallbacks(take_over, _go_on_without)
+        def go_on_without(_: Failure) -> None:
+            """The first connection delivers the rest, slowly; if that fails too, it is its failure that counts."""
+            ahead.close()
+
+        ahead.begin().addCallbacks(take_over, go_on_without)
 
     async def _fetch(self, start: int, end: int) -> bytes:
-        answer = await self._objects.get_range(self._s3_key, start, end, self.info.etag)
+        answer = await self._objects.read_object(self._s3_key, self._range(start, end))
         if len(answer.body) != end - start:
             raise ConnectionFailed(f"{len(answer.body)} bytes came for a range of {end - start}")
         return answer.body
 
-
-def _go_on_without(_: Failure) -> Any:
-    """The first connection delivers the rest, slowly; if that fails too, it is its failure that counts."""
+    def _range(self, start: int, end: int) -> dict[str, str]:
+        return {"if-match": f'"{self.info.etag}"', "range": str(ByteRange(start, end - 1))}

@@ -1,39 +1,60 @@
-"""What answers of S3 mean, in storage terms: objects, pages of lists, and errors."""
+"""What answers of S3 mean, in storage terms: objects, ranges of them, and errors. Lists are in `listing`."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from urllib.parse import unquote_plus
-from xml.etree import ElementTree
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from twisted_storaged.buckets.objects import ListPage, ObjectInfo
-from twisted_storaged.errors import BucketError, ObjectNotFound
+from twisted_storaged.buckets.objects import ByteRange, ObjectInfo, Span
+from twisted_storaged.errors import (
+    BucketError,
+    ObjectNotFound,
+    PreconditionFailed,
+    StorageError,
+    WriteConflict,
+)
 from twisted_storaged.s3.client import RequestFailed
+from twisted_storaged.s3.metadata import metadata_of
 from twisted_storaged.s3.wire import Answer, ConnectionFailed
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_UNSATISFIED = re.compile(r"bytes \*/(\d+)")
+_ACTUAL_SIZE = re.compile(rb"<ActualObjectSize>(\d+)</ActualObjectSize>")
 
 
 @contextmanager
-def storage_errors() -> Iterator[None]:
-    """Turn what the data plane and boto3 raise into errors of storage.
+def storage_errors(conditional: bool = False) -> Iterator[None]:
+    """Turn what the data plane and boto3 raise into errors of storage; of a write that is `conditional`, or any call.
 
     Raises:
         ObjectNotFound: S3 says that there is no such key. That there is no such bucket is trouble.
+        PreconditionFailed: the condition did not hold; also, there was no object to hold it against.
+        WriteConflict: another write of the key was under way.
         BucketError: anything else, with its cause.
     """
     try:
         yield
     except RequestFailed as error:
-        if error.answer.status == 404 and error.answer.code in ("NoSuchKey", "NotFound", ""):
-            raise ObjectNotFound(str(error)) from error
-        raise BucketError(str(error)) from error
-    except (ConnectionFailed, ClientError, BotoCoreError, OSError) as error:
+        raise _meaning(error, error.answer.status, error.answer.code, conditional) from error
+    except ClientError as error:
+        status, code = error.response["ResponseMetadata"]["HTTPStatusCode"], error.response["Error"]["Code"]
+        raise _meaning(error, status, code, conditional) from error
+    except (ConnectionFailed, BotoCoreError, OSError) as error:
         raise BucketError(f"{type(error).__name__}: {error}") from error
+
+
+def _meaning(error: Exception, status: int, code: str, conditional: bool) -> StorageError:
+    missing = status == 404 and code in ("NoSuchKey", "NotFound", "")
+    if conditional and (missing or status == 412):
+        return PreconditionFailed(str(error))
+    if conditional and code == "ConditionalRequestConflict":
+        return WriteConflict(str(error))
+    return ObjectNotFound(str(error)) if missing else BucketError(str(error))
 
 
 def etag_of(answer: Answer) -> str:
@@ -50,31 +71,33 @@ def info_of(answer: Answer, key: str) -> ObjectInfo:
         size, modified = int(answer.headers["content-length"]), _http_date(answer.headers["last-modified"])
     except (KeyError, ValueError) as error:
         raise BucketError(f"the engine's answer does not say what {key!r} is: {error}") from error
-    return ObjectInfo(key, size, etag_of(answer), modified)
+    return ObjectInfo(key, size, etag_of(answer), modified, *metadata_of(answer.headers))
 
 
-def parse_list(answer: Answer, prefix: str) -> ListPage:
-    """A page of ListObjectsV2, its keys without `prefix`. Raises BucketError when it is none."""
-    try:
-        root = ElementTree.fromstring(answer.body)  # noqa: S314 (from our S3, and expat refuses entity bombs)
-    except ElementTree.ParseError as error:
-        raise BucketError(f"ListObjectsV2: not XML: {error}") from error
-    namespace = root.tag[: root.tag.find("}") + 1]
-    names = [namespace + name for name in ("Key", "Size", "ETag", "LastModified")]
-    objects = [_listed(item, names, len(prefix)) for item in root.iterfind(f"{namespace}Contents")]
-    token = root.findtext(f"{namespace}NextContinuationToken")
-    return ListPage(objects, token or None)
+def opened(answer: Answer, key: str, wanted: ByteRange | None) -> tuple[ObjectInfo, Span]:
+    """The whole object that an answer is of, and the span of it that its body is.
+
+    What counts is Content-Range and not the status: rclone answers 200 with one.
+
+    Raises:
+        RangeNotSatisfiable: the engine gives the whole object for a range that it has nothing of.
+        BucketError: it is not what was wanted.
+    """
+    info = info_of(answer, key)
+    if wanted is None:
+        return info, Span(0, info.size)
+    told = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
+    first, last, size = map(int, told.groups()) if told else (0, info.size - 1, info.size)
+    span = wanted.within(size)
+    if span != (first, last + 1) or info.size != last + 1 - first:
+        raise BucketError(f"the engine gave bytes {first}-{last}/{size} of {key!r} for {wanted}")
+    return info._replace(size=size), span
 
 
-def _listed(item: ElementTree.Element, names: list[str], skip: int) -> ObjectInfo:
-    fields = {child.tag: child.text for child in item}
-    key, size, etag, modified = [fields[name] or "" for name in names]
-    return ObjectInfo(unquote_plus(key)[skip:], int(size), etag.strip('"'), _iso_date(modified))
-
-
-@lru_cache(maxsize=4096)
-def _iso_date(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()
+def size_told(answer: Answer) -> int | None:
+    """The size of the object in an answer of 416, if it says so."""
+    told = _UNSATISFIED.fullmatch(answer.headers.get("content-range", "")) or _ACTUAL_SIZE.search(answer.body)
+    return int(told[1]) if told else None
 
 
 @lru_cache(maxsize=1024)

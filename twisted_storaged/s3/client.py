@@ -33,9 +33,14 @@ RANGE_READ_SIZE = 256 << 10
 TRIES = 3
 LONGEST_PAUSE = 20.0
 
+#: The headers that make a write conditional: whoever sends it twice must know.
+CONDITIONS = frozenset({"if-match", "if-none-match"})
+
+_CHECKSUM = "x-amz-checksum-crc32c"
 _METHODS = {"HeadObject": "HEAD", "DeleteObject": "DELETE"}
 _NONE: Mapping[str, str] = MappingProxyType({})
 _TRY_AGAIN_STATUS = {429, 500, 502, 503, 504}
+_MAYBE_DONE_STATUS = {500, 502, 504}
 _TRY_AGAIN_CODES = {
     "BandwidthLimitExceeded",
     "PriorRequestNotComplete",
@@ -53,11 +58,13 @@ class RequestFailed(Exception):
 
     Attributes:
         answer: what it said.
+        again: whether this was another try, after one that may have been carried out.
     """
 
-    def __init__(self, operation: str, answer: Answer) -> None:
+    def __init__(self, operation: str, answer: Answer, again: bool) -> None:
         super().__init__(f"{operation}: {answer}")
         self.answer = answer
+        self.again = again
 
 
 @dataclass(frozen=True)
@@ -93,24 +100,28 @@ class DataPlane:
         self._keys = keys
         self._to = transports
 
-    async def put_object(self, key: str, body: bytearray) -> Answer:
-        """Store an object, with its CRC-32C. https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html ."""
-        return await self._send("PutObject", key, "", body, crc32c(body))
+    async def put_object(self, key: str, body: bytearray, headers: Mapping[str, str] = _NONE) -> Answer:
+        """Store an object, with its CRC-32C. https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html .
+
+        `headers` are its metadata, and conditions.
+        """
+        return await self._send("PutObject", key, "", body, {**headers, _CHECKSUM: crc32c(body)})
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: bytearray, checksum: str) -> Answer:
         """Store a part of a multipart upload. https://docs.aws.amazon.com/AmazonS3/latest/API/API_UploadPart.html ."""
         query = f"partNumber={number}&uploadId={quote(upload_id, safe='')}"
-        return await self._send("UploadPart", key, query, body, checksum)
+        return await self._send("UploadPart", key, query, body, {_CHECKSUM: checksum})
 
-    async def get_object(self, key: str) -> tuple[Answer, BodyStream]:
+    async def get_object(self, key: str, headers: Mapping[str, str] = _NONE) -> tuple[Answer, BodyStream]:
         """Open an object. https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html .
 
-        The body comes when it is delivered; what goes wrong then is not tried again.
+        The body comes when it is delivered; what goes wrong then is not tried again. `headers` are a range, and
+        conditions.
         """
         streams: list[BodyStream] = []
 
         async def attempt() -> Answer:
-            head = await self._head("GET", key, "")
+            head = await self._head("GET", key, "", headers)
             answer, connection = await self._to.pool.ask(head, streamed=True, read_size=FIRST_READ_SIZE)
             if answer.status < 300:
                 streams.append(connection.stream())
@@ -119,24 +130,26 @@ class DataPlane:
         answer = await self._tried("GetObject", attempt)
         return answer, streams[0]
 
-    async def get_range(self, key: str, start: int, end: int, etag: str) -> Answer:
-        """Get the bytes from `start` to before `end`, all at once, of the object that has this ETag still."""
-        extra = {"if-match": f'"{etag}"', "range": f"bytes={start}-{end - 1}"}
-        return await self._ask("GetObject", key, "", extra, RANGE_READ_SIZE)
+    async def read_object(self, key: str, headers: Mapping[str, str] = _NONE) -> Answer:
+        """Get an object, or a range of it, all at once."""
+        return await self._ask("GetObject", key, "", headers, RANGE_READ_SIZE)
 
     async def head_object(self, key: str) -> Answer:
         """Look at an object. https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html ."""
         return await self._ask("HeadObject", key, "")
 
-    async def delete_object(self, key: str) -> Answer:
+    async def delete_object(self, key: str, headers: Mapping[str, str] = _NONE) -> Answer:
         """Remove an object. https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObject.html ."""
-        return await self._ask("DeleteObject", key, "")
+        return await self._ask("DeleteObject", key, "", headers)
 
-    async def list_objects(self, prefix: str, token: str | None) -> Answer:
-        """List a page of at most 1000 keys. https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html ."""
-        more = "" if token is None else f"continuation-token={quote(token, safe='')}&"
-        query = f"{more}encoding-type=url&list-type=2&prefix={quote(prefix, safe='')}"
-        return await self._ask("ListObjectsV2", "", query)
+    async def list_objects(self, query: Mapping[str, str]) -> Answer:
+        """List a page. https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html .
+
+        `query` is what that page names: `prefix`, `delimiter`, `continuation-token`, `max-keys`, `start-after`.
+        """
+        parameters = sorted({"encoding-type": "url", "list-type": "2", **query}.items())
+        text = "&".join([f"{name}={quote(value, safe='')}" for name, value in parameters])
+        return await self._ask("ListObjectsV2", "", text)
 
     def start(self) -> None:
         """Begin to look at who is late."""
@@ -164,19 +177,18 @@ class DataPlane:
 
         async def attempt() -> Answer:
             head = await self._head(method, key, query, extra)
-            answer, _ = await self._to.pool.ask(head, head_request=method == "HEAD", read_size=read_size)
+            once = method == "DELETE" and not extra.keys().isdisjoint(CONDITIONS)
+            answer, _ = await self._to.pool.ask(head, method == "HEAD", read_size=read_size, once=once)
             return answer
 
         return await self._tried(operation, attempt)
 
-    async def _send(self, operation: str, key: str, query: str, body: bytearray, checksum: str) -> Answer:
-        extra = {"x-amz-checksum-crc32c": checksum}
-
+    async def _send(self, operation: str, key: str, query: str, body: bytearray, extra: Mapping[str, str]) -> Answer:
         async def attempt() -> Answer:
             head = await self._head("PUT", key, query, extra, len(body))
             if len(body) > IN_THREAD_FROM:
                 return await self._to.run(self._to.blocking.ask, head, body)
-            answer, _ = await self._to.pool.ask(head + body)
+            answer, _ = await self._to.pool.ask(head + body, once=not extra.keys().isdisjoint(CONDITIONS))
             return answer
 
         return await self._tried(operation, attempt)
@@ -191,17 +203,20 @@ class DataPlane:
         return request_head(method, f"{path}?{query}" if query else path, headers)
 
     async def _tried(self, operation: str, attempt: Callable[[], Awaitable[Answer]]) -> Answer:
+        again = False
         for left in reversed(range(TRIES)):
             try:
                 answer = await attempt()
             except ConnectionFailed:
                 if not left:
                     raise
+                again = True
             else:
                 if answer.status < 300:
                     return answer
                 if not left or not _may_pass(answer):
-                    raise RequestFailed(operation, answer)
+                    raise RequestFailed(operation, answer, again)
+                again = again or answer.status in _MAYBE_DONE_STATUS
             await deferLater(self._to.reactor, _pause(TRIES - left))
         raise AssertionError("the last try returns or raises")
 

@@ -164,6 +164,11 @@ class BodyStream:
             connection.transport.pauseProducing()
             connection.deadline = None
 
+    @property
+    def ended(self) -> bool:
+        """Whether all of it has come: nothing can go wrong with it any more."""
+        return self._ended
+
     def deliver(self, consumer: IConsumer, chunk: Callable[[], int]) -> Deferred[None]:
         """Write the body to `consumer`, in pieces of at most `chunk()` bytes.
 

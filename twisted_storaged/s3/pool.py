@@ -33,9 +33,14 @@ class Pool:
         self._looking.clock = reactor
 
     async def ask(
-        self, data: bytes, head_request: bool = False, streamed: bool = False, read_size: int = READ_SIZE
+        self,
+        data: bytes,
+        head_request: bool = False,
+        streamed: bool = False,
+        read_size: int = READ_SIZE,
+        once: bool = False,
     ) -> tuple[Answer, Connection]:
-        """Send a request on a free connection, or a new one; see `Connection.ask`.
+        """Send a request on a free connection, or a new one; see `Connection.ask`. With `once`, never on both.
 
         Raises:
             ConnectionFailed: there was no answer.
@@ -45,7 +50,7 @@ class Pool:
             return await connection.ask(data, head_request, streamed, read_size), connection
         except ConnectionFailed:
             # S3 closes connections that were idle for long; that is not known until the next request is sent.
-            if not connection.stale:
+            if once or not connection.stale:
                 raise
         connection = await self._connect()
         return await connection.ask(data, head_request, streamed, read_size), connection

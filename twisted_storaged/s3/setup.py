@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -20,6 +21,17 @@ from twisted_storaged.s3.client import DataPlane, Location, Transports
 from twisted_storaged.s3.pool import Pool
 from twisted_storaged.s3.signing import Keys, Signer
 from twisted_storaged.s3.wire import ConnectionFailed
+
+
+@dataclass(frozen=True)
+class Access:
+    """The two ways to a bucket: the data plane; and boto3, whose calls `run` makes in threads."""
+
+    objects: DataPlane
+    client: Any
+    run: Run
+    bucket: str
+
 
 _ANY_KEY = "k"
 _END = b"-----END CERTIFICATE-----"

@@ -46,7 +46,7 @@ class Signer:
             signed["x-amz-security-token"] = keys.token
         names = sorted(signed)
         listed = ";".join(names)
-        canonical_headers = "".join([f"{name}:{signed[name]}\n" for name in names])
+        canonical_headers = "".join([f"{name}:{' '.join(signed[name].split())}\n" for name in names])
         canonical = f"{method}\n{path}\n{query}\n{canonical_headers}\n{listed}\n{UNSIGNED}"
         digest = sha256(canonical.encode("utf-8")).hexdigest()
         to_sign = f"{ALGORITHM}\n{self._stamp}\n{self._scope}\n{digest}"

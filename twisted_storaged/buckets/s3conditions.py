@@ -1,0 +1,123 @@
+"""Which conditional writes a bucket of S3 may be asked for: only those that its engine checks and carries out in one
+step. The operator says which, or `s3probe` finds out, at the first that is asked for.
+
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, NamedTuple
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from twisted_storaged.buckets.objects import Condition
+from twisted_storaged.errors import BucketError, ConditionUnsupported
+from twisted_storaged.s3.client import DataPlane, RequestFailed
+
+
+class Conditional(NamedTuple):
+    """An operation of S3 and a header that makes it conditional."""
+
+    operation: str
+    header: str
+
+    def __str__(self) -> str:
+        return f"{self.operation} with {self.header}"
+
+
+PUT_ABSENT: Final = Conditional("PutObject", "if-none-match")
+PUT_SAME: Final = Conditional("PutObject", "if-match")
+COMPLETE_ABSENT: Final = Conditional("CompleteMultipartUpload", "if-none-match")
+COMPLETE_SAME: Final = Conditional("CompleteMultipartUpload", "if-match")
+DELETE_SAME: Final = Conditional("DeleteObject", "if-match")
+
+Claims = frozenset[Conditional]
+NO_CLAIMS: Claims = frozenset()
+
+#: What `conditional_writes` may be, and what that claims; "auto" is to be found out.
+CLAIMS: Mapping[str, Claims | None] = {
+    "auto": None,
+    "all": frozenset({PUT_ABSENT, PUT_SAME, COMPLETE_ABSENT, COMPLETE_SAME, DELETE_SAME}),
+    "put_object": frozenset({PUT_ABSENT, PUT_SAME}),
+    "none": NO_CLAIMS,
+}
+
+
+def condition_headers(condition: Condition | None) -> dict[str, str]:
+    """The header of a condition, if there is one. RFC 9110, 13.1.1 and 13.1.2."""
+    if condition is None:
+        return {}
+    return {"if-none-match": "*"} if condition.etag is None else {"if-match": f'"{condition.etag}"'}
+
+
+def condition_arguments(condition: Condition | None) -> dict[str, str]:
+    """The same, as an argument of boto3's."""
+    names = {"if-none-match": "IfNoneMatch", "if-match": "IfMatch"}
+    return {names[name]: value for name, value in condition_headers(condition).items()}
+
+
+def conditional(operation: str, condition: Condition) -> Conditional:
+    """What an operation with this condition is."""
+    return Conditional(operation, "if-none-match" if condition.etag is None else "if-match")
+
+
+class Conditions:
+    """What a bucket claims, once that is known."""
+
+    def __init__(self, claims: Claims | None, probe: Callable[[], Awaitable[Claims]]) -> None:
+        """It claims `claims`; or, for None, what `probe` finds. A probe that fails is made again for the next asker."""
+        self._claims = claims
+        self._probe = probe
+        self._waiting: list[Deferred[Claims]] = []
+
+    async def require(self, condition: Condition, *operations: str) -> Claims:
+        """What the bucket claims, which is this condition on one of these operations at least.
+
+        Raises:
+            ConditionUnsupported: on none of them.
+            BucketError: that could not be found out.
+        """
+        claims = self._claims if self._claims is not None else await self._found()
+        if not any(conditional(operation, condition) in claims for operation in operations):
+            raise ConditionUnsupported(f"not {' or '.join(str(conditional(name, condition)) for name in operations)}")
+        return claims
+
+    def _found(self) -> Deferred[Claims]:
+        """What the one probe finds that all wait for who ask meanwhile."""
+        waiter: Deferred[Claims] = Deferred()
+        self._waiting.append(waiter)
+        if len(self._waiting) == 1:
+            Deferred.fromCoroutine(self._find()).addBoth(self._tell)
+        return waiter
+
+    async def _find(self) -> Claims:
+        try:
+            self._claims = await self._probe()
+        except Exception as error:
+            raise BucketError(f"which conditional writes there are could not be found out: {error}") from error
+        return self._claims
+
+    def _tell(self, found: Claims | Failure) -> None:
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            waiter.callback(found)
+
+
+async def delete_if(objects: DataPlane, s3_key: str, condition: Condition) -> None:
+    """Remove an object if it is the one that is meant. Raises what the data plane raises."""
+    try:
+        await objects.delete_object(s3_key, condition_headers(condition))
+    except RequestFailed as error:
+        # An earlier try may have been carried out, and its reply lost: then there is nothing any more.
+        if not error.again or not await _is_gone(objects, s3_key):
+            raise
+
+
+async def _is_gone(objects: DataPlane, s3_key: str) -> bool:
+    try:
+        await objects.head_object(s3_key)
+    except RequestFailed as error:
+        return error.answer.status == 404
+    return False

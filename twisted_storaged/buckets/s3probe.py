@@ -1,0 +1,186 @@
+"""Finding out which conditional writes an engine checks and carries out in one step.
+
+Engines differ, and documentation does not help: some ignore conditions, some refuse what holds, some look first and
+write then. So each condition is tried where it holds and where it does not; and several writers who may not all have
+it are sent off at once, more than once. What passes is claimed.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+from botocore.exceptions import BotoCoreError, ClientError
+from twisted.internet.defer import Deferred, gatherResults
+
+from twisted_storaged.buckets.objects import Condition
+from twisted_storaged.buckets.s3conditions import (
+    COMPLETE_ABSENT,
+    COMPLETE_SAME,
+    DELETE_SAME,
+    PUT_ABSENT,
+    PUT_SAME,
+    Claims,
+    condition_arguments,
+    condition_headers,
+)
+from twisted_storaged.s3.answers import etag_of
+from twisted_storaged.s3.client import RequestFailed, crc32c
+from twisted_storaged.s3.setup import Access
+
+#: Writers at once, and how often: an engine that is not atomic has one winner by chance, not every time.
+RACERS = 8
+ROUNDS = 5
+
+#: How a write ended: carried out, refused for its condition, or neither.
+WON, LOST, NEITHER = "won", "lost", "neither"
+
+_ABSENT = Condition()
+_OTHER = Condition("0" * 32)
+#: Statuses that say that a condition did not hold: RFC 9110, 15.5.13; and that somebody else was faster, or deleted it.
+_LOST_STATUS = {404, 409, 412}
+#: Statuses that say nothing of conditions: the probe is to be made again.
+_BUSY_STATUS = {403, 429, 503, 504}
+
+#: A write that is ready but for its condition, and what the object then is.
+Write = tuple[bytes, Callable[[Condition], Coroutine[Any, Any, Any]]]
+
+
+class Probe:
+    """Writes to a key of its own, and removes it again."""
+
+    def __init__(self, access: Access, key: str) -> None:
+        self._objects = access.objects
+        self._client = access.client
+        self._run = access.run
+        self._address = {"Bucket": access.bucket, "Key": key}
+        self._key = key
+        self._uploads: set[str] = set()
+
+    async def claims(self) -> Claims:
+        """What the engine can. Raises what the data plane and boto3 raise when that cannot be found out."""
+        checks: dict[Any, Callable[[], Awaitable[bool]]] = {
+            PUT_ABSENT: partial(self._absent, self._new_put),
+            PUT_SAME: partial(self._same, self._new_put),
+            COMPLETE_ABSENT: partial(self._absent, self._new_upload),
+            COMPLETE_SAME: partial(self._same, self._new_upload),
+            DELETE_SAME: self._delete_same,
+        }
+        try:
+            return frozenset([one for one, check in checks.items() if await check()])
+        finally:
+            await self._clean()
+
+    async def _absent(self, new: Callable[[], Awaitable[Write]]) -> bool:
+        """Of several who want the key to be absent, one has it; who comes later, never."""
+        for _ in range(ROUNDS):
+            await self._objects.delete_object(self._key)
+            if not await self._race(new, _ABSENT) or await self._one(new, _ABSENT) != LOST:
+                return False
+        return True
+
+    async def _same(self, new: Callable[[], Awaitable[Write]]) -> bool:
+        """Of several who want the object to be the one they saw, one has it; nobody who saw another, or where it is gone."""
+        for _ in range(ROUNDS):
+            same = Condition(await self._overwrite())
+            if await self._one(new, _OTHER) != LOST or not await self._race(new, same):
+                return False
+        await self._objects.delete_object(self._key)
+        return await self._one(new, same) == LOST
+
+    async def _delete_same(self) -> bool:
+        """A delete takes the object that it means, never one that was put meanwhile."""
+        for _ in range(ROUNDS):
+            same = Condition(await self._overwrite())
+            if await self._outcome(self._delete(_OTHER)) != LOST:
+                return False
+            attempts = [attempt for _ in range(RACERS // 2) for attempt in (self._delete(same), self._overwrite())]
+            outcomes = await self._together(attempts)
+            if NEITHER in outcomes[::2] or outcomes[::2].count(WON) > 1 or not await self._content():
+                return False
+        same = Condition(await self._overwrite())
+        return [await self._outcome(self._delete(same)) for _ in range(2)] == [WON, LOST]
+
+    async def _race(self, new: Callable[[], Awaitable[Write]], condition: Condition) -> bool:
+        """Whether one wins and all others lose, and the object is the winner's."""
+        writes = [await new() for _ in range(RACERS)]
+        outcomes = await self._together([write(condition) for _, write in writes])
+        if sorted(outcomes) != [LOST] * (RACERS - 1) + [WON]:
+            return False
+        return await self._content() == writes[outcomes.index(WON)][0]
+
+    async def _one(self, new: Callable[[], Awaitable[Write]], condition: Condition) -> str:
+        _, write = await new()
+        return await self._outcome(write(condition))
+
+    async def _together(self, attempts: Sequence[Coroutine[Any, Any, Any]]) -> list[str]:
+        return await gatherResults(
+            [Deferred.fromCoroutine(self._outcome(attempt)) for attempt in attempts], consumeErrors=True
+        )
+
+    async def _outcome(self, attempt: Awaitable[Any]) -> str:
+        try:
+            await attempt
+        except (RequestFailed, ClientError) as error:
+            status = _status_of(error)
+            if status in _BUSY_STATUS:
+                raise
+            return LOST if status in _LOST_STATUS else NEITHER
+        return WON
+
+    async def _new_put(self) -> Write:
+        content = uuid4().bytes
+        return content, lambda condition: self._objects.put_object(
+            self._key, bytearray(content), condition_headers(condition)
+        )
+
+    async def _new_upload(self) -> Write:
+        create = self._client.create_multipart_upload
+        upload_id = (await self._run(create, **self._address, ChecksumAlgorithm="CRC32C"))["UploadId"]
+        self._uploads.add(upload_id)
+        content = uuid4().bytes
+        checksum = crc32c(bytearray(content))
+        answer = await self._objects.upload_part(self._key, upload_id, 1, bytearray(content), checksum)
+        part = {"PartNumber": 1, "ETag": answer.headers.get("etag", ""), "ChecksumCRC32C": checksum}
+
+        async def write(condition: Condition) -> None:
+            upload = {**self._address, "UploadId": upload_id, "MultipartUpload": {"Parts": [part]}}
+            complete = self._client.complete_multipart_upload
+            await self._run(complete, **upload, **condition_arguments(condition))
+            self._uploads.discard(upload_id)
+
+        return content, write
+
+    async def _overwrite(self) -> str:
+        """Put something new, and give its ETag."""
+        content = b64encode(uuid4().bytes)
+        return etag_of(await self._objects.put_object(self._key, bytearray(content)))
+
+    async def _delete(self, condition: Condition) -> None:
+        await self._objects.delete_object(self._key, condition_headers(condition))
+
+    async def _content(self) -> bytes | None:
+        """What the object is now; None where there is none."""
+        try:
+            return (await self._objects.read_object(self._key)).body
+        except RequestFailed as error:
+            if error.answer.status != 404:
+                raise
+            return None
+
+    async def _clean(self) -> None:
+        for upload_id in self._uploads:
+            with suppress(ClientError, BotoCoreError):  # one that was completed and did not say so
+                await self._run(self._client.abort_multipart_upload, **self._address, UploadId=upload_id)
+        with suppress(RequestFailed):
+            await self._objects.delete_object(self._key)
+
+
+def _status_of(error: RequestFailed | ClientError) -> int:
+    if isinstance(error, RequestFailed):
+        return error.answer.status
+    return int(error.response["ResponseMetadata"]["HTTPStatusCode"])

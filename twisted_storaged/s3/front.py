@@ -1,0 +1,90 @@
+"""The consumer of a GET, as the answers that it is made of see it: one after the other writes to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer
+from zope.interface import implementer
+
+#: So many bytes are timed, and so many per second are not slow.
+PROBE = 4 << 20
+FAST = 150e6
+
+
+@implementer(IConsumer, IPushProducer)
+class Front:
+    """What is delivered is counted, timed, and cut off at `end`, if that is set. The consumer sees one producer.
+
+    Attributes:
+        delivered: how many bytes have gone to the consumer.
+        end: after how many bytes to stop the producer of now; None: never.
+        gone: whether the consumer wants no more.
+    """
+
+    def __init__(self, consumer: IConsumer, clock: Any, slow: Callable[[], None] | None) -> None:
+        """Deliver to `consumer`; where that is slow, and not because of the consumer, `slow` is told, once."""
+        self._consumer = consumer
+        self._clock = clock
+        self._slow = slow
+        self._producer: Any = None
+        self._started = self._paused_at = float(clock.seconds())
+        self._paused = 0.0
+        self._full = False
+        self.delivered = 0
+        self.end: int | None = None
+        self.gone = False
+
+    def open(self) -> None:
+        """Be the consumer's producer."""
+        self._consumer.registerProducer(self, True)
+
+    def close(self) -> None:
+        """Be it no more."""
+        self._consumer.unregisterProducer()
+
+    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
+        self._producer = producer
+        if self.gone:
+            self._producer.stopProducing()
+        elif self._full:
+            self._producer.pauseProducing()
+
+    def unregisterProducer(self) -> None:
+        self._producer = None
+
+    def write(self, data: bytes) -> None:
+        if self.gone:
+            return
+        if self.end is not None and self.delivered + len(data) >= self.end:
+            data = data[: self.end - self.delivered]
+        self.delivered += len(data)
+        self._consumer.write(data)
+        if self.delivered == self.end:
+            self._producer.stopProducing()
+        elif self._slow is not None and self.delivered >= PROBE:
+            self._judge()
+
+    def pauseProducing(self) -> None:
+        self._full = True
+        self._paused_at = self._clock.seconds()
+        if self._producer is not None:
+            self._producer.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self._full = False
+        self._paused += self._clock.seconds() - self._paused_at
+        if self._producer is not None:
+            self._producer.resumeProducing()
+
+    def stopProducing(self) -> None:
+        self.gone = True
+        if self._producer is not None:
+            self._producer.stopProducing()
+
+    def _judge(self) -> None:
+        slow, self._slow = self._slow, None
+        waited = self._clock.seconds() - self._started - self._paused
+        if slow is not None and self.delivered < FAST * waited:
+            slow()

@@ -1,0 +1,80 @@
+"""Metadata and digests of an object, as the headers that S3 keeps with it, and as boto3's names for them.
+
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html
+"""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from typing import Any
+
+from twisted_storaged.buckets.objects import NO_DIGESTS, Digests, Metadata, PutOptions
+from twisted_storaged.errors import InvalidRequest
+
+#: What S3 calls metadata of the system; and its users' own.
+_ARGUMENTS = {
+    "cache-control": "CacheControl",
+    "content-disposition": "ContentDisposition",
+    "content-encoding": "ContentEncoding",
+    "content-type": "ContentType",
+}
+_USERS = "x-amz-meta-"
+#: Names that are ours, and those of them that hold digests, in base64.
+_OURS = f"{_USERS}storaged-"
+_DIGESTS = {f"{_OURS}{name}": name for name in ("sha-256", "sha-512")}
+#: What an object is sent as of which nobody said what it is; and what engines say of one that was sent as nothing.
+_UNKNOWN = "application/octet-stream"
+_UNKNOWNS = (_UNKNOWN, "binary/octet-stream")
+#: Bytes that S3 keeps of its users' metadata, names and all.
+_ROOM = 2048
+
+
+def headers_of(options: PutOptions) -> dict[str, str]:
+    """The headers that S3 is to keep. Digests are left out where there is no room for them.
+
+    Raises:
+        InvalidRequest: S3 cannot keep this metadata.
+    """
+    headers = {"content-type": _UNKNOWN, **dict(options.metadata)}
+    for name, value in options.metadata:
+        if name.startswith(_OURS):
+            raise InvalidRequest(f"metadata named {_OURS}* is storaged's own")
+        if not (name.isascii() and value.isascii()):
+            raise InvalidRequest(f"metadata is not ASCII: {name}")
+    kept = {name: b64encode(options.expected[of]).decode() for name, of in _DIGESTS.items() if of in options.expected}
+    return {**headers, **kept} if _size(headers) + _size(kept) <= _ROOM else headers
+
+
+def arguments_of(headers: Mapping[str, str]) -> dict[str, Any]:
+    """The same, as arguments of boto3's CreateMultipartUpload."""
+    users = {name.removeprefix(_USERS): value for name, value in headers.items() if name.startswith(_USERS)}
+    systems = {_ARGUMENTS[name]: value for name, value in headers.items() if not name.startswith(_USERS)}
+    return {**systems, "Metadata": users}
+
+
+def metadata_of(headers: Mapping[str, str]) -> tuple[Metadata, Digests]:
+    """What S3 kept, from an answer's headers."""
+    kept = [pair for pair in sorted(headers.items()) if pair[0] in _ARGUMENTS or pair[0].startswith(_USERS)]
+    metadata = [
+        (name, value)
+        for name, value in kept
+        if not name.startswith(_OURS) and not (name == "content-type" and value in _UNKNOWNS)
+    ]
+    return tuple(metadata), _digests(dict(kept))
+
+
+def _digests(headers: Mapping[str, str]) -> Digests:
+    found = {}
+    for header, name in _DIGESTS.items():
+        if header in headers:
+            try:
+                found[name] = b64decode(headers[header], validate=True)
+            except binascii.Error:
+                return NO_DIGESTS  # somebody else's, then
+    return found or NO_DIGESTS
+
+
+def _size(headers: Mapping[str, str]) -> int:
+    return sum(len(name) + len(value) for name, value in headers.items() if name.startswith(_USERS))
