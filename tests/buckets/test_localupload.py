@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
+from awscrt.checksums import crc32c
 from twisted.internet.defer import Deferred, gatherResults
 
 from tests.buckets.embedded import contents, put, read
-from tests.support import Consumer, listed
+from tests.support import Consumer, listed, result, run_now
+from twisted_storaged.buckets.directory import Directory
 from twisted_storaged.buckets.local import LocalBucket
-from twisted_storaged.buckets.localupload import PART_SIZE, SMALL
+from twisted_storaged.buckets.localupload import PART_SIZE, SMALL, LocalUpload
+from twisted_storaged.buckets.lookup import Entry
 from twisted_storaged.buckets.objects import Condition, ListQuery, PutOptions
 from twisted_storaged.errors import (
     DigestMismatch,
@@ -105,3 +108,24 @@ class OptionsTests:
         await bucket.delete("a", Condition(new.etag))
         with pytest.raises(ObjectNotFound):
             await bucket.head("a")
+
+
+class ChecksumTests:
+    """What the bytes are held against, for as long as they are kept."""
+
+    def test_parts_may_be_written_in_any_order(self, tmp_path: Path) -> None:
+        """The checksum is that of the whole."""
+        data = os.urandom(PART_SIZE * 2 + 5)
+        upload = LocalUpload("a", Directory(tmp_path), run_now)
+        result(upload.begin())
+        for number in (3, 1, 2):
+            result(upload.part(number, bytearray(data[(number - 1) * PART_SIZE : number * PART_SIZE])))
+        info = result(upload.complete())
+        assert upload.entry(info) == Entry(info, None, crc32c(data))
+
+    def test_a_small_one_has_one_too(self, tmp_path: Path) -> None:
+        """An empty one as well; known length or not."""
+        for data in (b"", b"abc"):
+            upload = LocalUpload("a", Directory(tmp_path / data.hex()), run_now)
+            info = result(upload.whole(bytearray(data)))
+            assert upload.entry(info) == Entry(info, data, crc32c(data))
