@@ -80,4 +80,8 @@ class BucketError(StorageError):
 
 
 class DamagedObject(BucketError):
-    """An object's bytes are fewer, or more, than its size."""
+    """An object's bytes are not those that were put: fewer, more, or others."""
+
+
+class OutOfSpace(BucketError):
+    """The storage behind a bucket has no room for this, or its owner may have no more; there may be again, later."""

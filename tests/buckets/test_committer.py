@@ -10,6 +10,7 @@ from twisted.python.failure import Failure
 
 from tests.support import result
 from twisted_storaged.buckets.committer import Committer
+from twisted_storaged.errors import PreconditionFailed, StorageError
 
 
 class Commits:
@@ -18,7 +19,7 @@ class Commits:
     def __init__(self) -> None:
         self.turns: list[Callable[[], None]] = []
         self.batches: list[list[str]] = []
-        self._outcomes: list[Deferred[Sequence[str]]] = []
+        self._outcomes: list[Deferred[Sequence[str | StorageError]]] = []
         self.committer: Committer[str, str] = Committer(self.turns.append, self._commit_all)
 
     def turn(self) -> None:
@@ -27,11 +28,11 @@ class Commits:
         for call in turns:
             call()
 
-    def end(self, outcome: Sequence[str] | Failure) -> None:
+    def end(self, outcome: Sequence[str | StorageError] | Failure) -> None:
         """The commit under way has ended."""
         self._outcomes.pop().callback(outcome)
 
-    def _commit_all(self, changes: list[str]) -> Deferred[Sequence[str]]:
+    def _commit_all(self, changes: list[str]) -> Deferred[Sequence[str | StorageError]]:
         assert not self._outcomes, "two commits at once"
         self.batches.append(changes)
         self._outcomes.append(Deferred())
@@ -80,3 +81,13 @@ class CommitterTests:
         commits.turn()
         commits.end(["3"])
         assert result(later) == "3"
+
+    def test_a_change_may_fail_alone(self) -> None:
+        """The others of its batch have their results."""
+        commits = Commits()
+        one, two, three = (commits.committer.commit(change) for change in ("one", "two", "three"))
+        commits.turn()
+        commits.end(["1", PreconditionFailed("two"), "3"])
+        assert (result(one), result(three)) == ("1", "3")
+        with pytest.raises(PreconditionFailed, match="two"):
+            result(two)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from twisted_storaged.buckets.index import Change, Entry, Index
-from twisted_storaged.buckets.objects import ObjectInfo
+from twisted_storaged.buckets.index import Change, Index, Outcome
+from twisted_storaged.buckets.lookup import Entry
+from twisted_storaged.buckets.objects import Condition, ListQuery, ObjectInfo
+from twisted_storaged.errors import PreconditionFailed
 
 
 @pytest.fixture
@@ -20,12 +22,12 @@ def entry(key: str, file: str = "f", content: bytes | None = None) -> Entry:
     return Entry(ObjectInfo(key, 3, file, 1.5), content)
 
 
-def put(index: Index, key: str, file: str = "f", content: bytes | None = None) -> str | None:
+def put(index: Index, key: str, file: str = "f", content: bytes | None = None) -> Outcome:
     (replaced,) = index.commit([Change(key, entry(key, file, content))])
     return replaced
 
 
-def delete(index: Index, key: str) -> str | None:
+def delete(index: Index, key: str) -> Outcome:
     (removed,) = index.commit([Change(key, None)])
     return removed
 
@@ -87,14 +89,17 @@ class IndexTests:
         keys = ["a", "a/b", "a//b", "a!", "b", "Z", "é", "\uffff", "😀", "a\x80"]
         for key in keys:
             put(index, key)
-        assert [info.key for info in index.page("", False, 100)] == sorted(keys, key=str.encode)
+        assert [info.key for info in index.page(ListQuery()).objects] == sorted(keys, key=str.encode)
 
     def test_a_page_goes_on_after_the_last(self, index: Index) -> None:
-        """Or at it."""
+        """Of the page before; `after` is for the first."""
         for key in "abcd":
             put(index, key)
-        assert [info.key for info in index.page("b", True, 1)] == ["c"]
-        assert [info.key for info in index.page("b", False, 2)] == ["b", "c"]
+        page = index.page(ListQuery(page_limit=2, after="a"))
+        assert [info.key for info in page.objects] == ["b", "c"]
+        page = index.page(ListQuery(page_limit=2, after="a"), page.token)
+        assert [info.key for info in page.objects] == ["d"]
+        assert page.token is None
 
     def test_files_are_in_order(self, index: Index) -> None:
         """Which is what a sweep needs; a small content is none."""
@@ -120,13 +125,6 @@ class IndexTests:
         assert index.get("a") is None
         put(index, "a")
 
-    def test_an_index_of_another_time_is_refused(self, tmp_path: Path, index: Index) -> None:
-        """Instead of being misread."""
-        index._writer.execute("PRAGMA user_version = 99")
-        index.close()
-        with pytest.raises(sqlite3.Error, match="layout 99"):
-            Index(tmp_path / "index.sqlite")
-
     def test_what_is_no_index_is_refused(self, tmp_path: Path) -> None:
         """And left alone."""
         path = tmp_path / "other.sqlite"
@@ -134,3 +132,90 @@ class IndexTests:
         with pytest.raises(sqlite3.Error):
             Index(path)
         assert path.read_bytes().startswith(b"not a database")
+
+
+class DetailsTests:
+    """What HEAD and GET say, and lists do not."""
+
+    TOLD = ObjectInfo(
+        "a", 3, "one", 1.5, (("content-type", "a/ü"), ("x-amz-meta-b", "")), {"md5": b"\0\xff", "sha-256": b"x"}
+    )
+
+    def test_come_back(self, index: Index) -> None:
+        """To the letter."""
+        index.commit([Change("a", Entry(self.TOLD, b"abc", 0xFFFFFFFF))])
+        assert index.get("a") == Entry(self.TOLD, b"abc", 0xFFFFFFFF)
+        assert index.head("a") == self.TOLD
+        assert index.head("b") is None
+        assert index.page(ListQuery()).objects == [ObjectInfo("a", 3, "one", 1.5)]
+
+    def test_one_without_the_other(self, index: Index) -> None:
+        """Metadata, or digests."""
+        for told in (self.TOLD._replace(metadata=()), self.TOLD._replace(digests={})):
+            index.commit([Change("a", Entry(told))])
+            assert index.head("a") == told
+
+    def test_go_with_the_object(self, index: Index) -> None:
+        """Nothing is left of those of an overwritten or deleted one."""
+        for key in "ab":
+            index.commit([Change(key, Entry(self.TOLD._replace(key=key)))])
+        put(index, "a")
+        delete(index, "b")
+        assert index.head("a") == entry("a").info
+        assert index._reader.execute("SELECT * FROM details").fetchall() == []
+
+
+class ConditionTests:
+    """What must be so for a change to happen."""
+
+    NEW = Condition()
+
+    @pytest.mark.parametrize("change", [entry("a", "two"), None])
+    @pytest.mark.parametrize("condition", [Condition("one"), NEW])
+    def test_holds_or_nothing_happens(self, index: Index, condition: Condition, change: Entry | None) -> None:
+        """For puts and deletes, with an object there and without."""
+        (outcome,) = index.commit([Change("a", change, condition)])
+        if condition.etag is None:
+            assert outcome is None
+            assert index.get("a") == change
+        else:
+            assert isinstance(outcome, PreconditionFailed)
+            assert index.get("a") is None
+        delete(index, "a")
+        put(index, "a", "one")
+        (outcome,) = index.commit([Change("a", change, condition)])
+        if condition.etag == "one":
+            assert outcome == "one"
+            assert index.get("a") == change
+        else:
+            assert isinstance(outcome, PreconditionFailed)
+            assert index.get("a") == entry("a", "one")
+
+    def test_sees_the_changes_before_it(self, index: Index) -> None:
+        """Those of its own batch, too; and who fails does not keep the others from going on."""
+        outcomes = index.commit(
+            [
+                Change("a", entry("a", "one"), self.NEW),
+                Change("a", entry("a", "two"), self.NEW),
+                Change("b", entry("b", "three")),
+                Change("a", entry("a", "four"), Condition("one")),
+                Change("a", entry("a", "five"), Condition("one")),
+            ]
+        )
+        assert [type(outcome) for outcome in outcomes] == [
+            type(None),
+            PreconditionFailed,
+            type(None),
+            str,
+            PreconditionFailed,
+        ]
+        assert outcomes[3] == "one"
+        assert index.get("a") == entry("a", "four")
+        assert index.get("b") == entry("b", "three")
+
+    def test_who_fails_leaves_nothing(self, index: Index) -> None:
+        """Of a content, or of details."""
+        put(index, "a", "one", b"old")
+        index.commit([Change("a", Entry(DetailsTests.TOLD, b"new"), self.NEW)])
+        assert contents(index) == [b"old"]
+        assert index._reader.execute("SELECT * FROM details").fetchall() == []

@@ -2,56 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import deferLater
 
-from tests.support import BytesBody, Consumer, reactor
-from twisted_storaged.buckets import directory, local
-from twisted_storaged.buckets.index import Change, Entry, Index
-from twisted_storaged.buckets.local import PART_SIZE, SMALL, LocalBucket, LocalSettings
+from tests.buckets.embedded import contents, large, make, put, read, until
+from tests.support import BytesBody, Consumer
+from twisted_storaged.buckets import directory
+from twisted_storaged.buckets.index import Change, Index, Outcome
+from twisted_storaged.buckets.local import LocalBucket
+from twisted_storaged.buckets.localupload import PART_SIZE, SMALL
+from twisted_storaged.buckets.lookup import Entry
 from twisted_storaged.buckets.objects import ListQuery, ObjectInfo
-from twisted_storaged.errors import BucketError, StartError
-
-
-def make(path: Path) -> LocalBucket:
-    return LocalBucket("local", LocalSettings(path), reactor, 4)
-
-
-@pytest.fixture
-def bucket(tmp_path: Path) -> Generator[LocalBucket, None, None]:
-    bucket = make(tmp_path)
-    bucket.start()
-    yield bucket
-    pytest_twisted.blockon(bucket.stop())
-
-
-async def put(bucket: LocalBucket, key: str, data: bytes) -> ObjectInfo:
-    return await bucket.put(key, BytesBody(data, chunk=1 << 20), 1 << 30)
-
-
-def large(data: bytes) -> bytes:
-    """The same, too large for the index."""
-    return data + b" " * SMALL
-
-
-async def read(bucket: LocalBucket, key: str) -> bytes:
-    consumer = Consumer()
-    reader = await bucket.get(key)
-    await reader.deliver(consumer)
-    return consumer.data
-
-
-def contents(path: Path) -> set[str]:
-    return {file.name for file in (path / "objects").glob("*/*")}
+from twisted_storaged.errors import (
+    BucketError,
+    DamagedObject,
+    OutOfSpace,
+    StartError,
+)
 
 
 class DurabilityTests:
@@ -72,7 +48,7 @@ class DurabilityTests:
             )
             fsync(descriptor)
 
-        def recording_commit(self: Index, changes: Sequence[Change]) -> Sequence[str | None]:
+        def recording_commit(self: Index, changes: Sequence[Change]) -> Sequence[Outcome]:
             order.append("key")
             return commit(self, changes)
 
@@ -124,7 +100,7 @@ class DurabilityTests:
             await put(bucket, "a", large(data))
         await bucket.delete("a")
         await bucket.get("b").addErrback(lambda _: None)
-        assert await _until(lambda: contents(tmp_path) == set())
+        assert await until(lambda: contents(tmp_path) == set())
 
 
 class SmallTests:
@@ -157,7 +133,7 @@ class SmallTests:
         for data in (b"one", large(b"two"), b"three", large(b"four"), b"five"):
             await put(bucket, "a", data)
             assert await read(bucket, "a") == data
-        assert await _until(lambda: contents(tmp_path) == set())
+        assert await until(lambda: contents(tmp_path) == set())
 
     @pytest_twisted.ensureDeferred
     async def test_those_that_come_together_are_committed_together(
@@ -168,7 +144,7 @@ class SmallTests:
         committed: set[str] = set()
         commit = Index.commit
 
-        def recording_commit(self: Index, changes: Sequence[Change]) -> Sequence[str | None]:
+        def recording_commit(self: Index, changes: Sequence[Change]) -> Sequence[Outcome]:
             batches.append(len(changes))
             result = commit(self, changes)
             committed.update(change.key for change in changes)
@@ -253,16 +229,8 @@ class ReadersTests:
         """Not an object that never was."""
         info = await put(bucket, "a", large(b"x"))
         (tmp_path / "objects" / info.etag[:2] / info.etag).unlink()
-        with pytest.raises(BucketError, match="No such file"):
+        with pytest.raises(DamagedObject, match=r"'a'.*there is no file"):
             await bucket.get("a")
-
-    @pytest_twisted.ensureDeferred
-    async def test_a_file_that_was_cut_is_trouble(self, bucket: LocalBucket, tmp_path: Path) -> None:
-        """The client must not take the rest for all."""
-        info = await put(bucket, "a", large(b"x" * 36))
-        os.truncate(tmp_path / "objects" / info.etag[:2] / info.etag, 50)
-        with pytest.raises(BucketError, match="has 50 bytes of 65572"):
-            await read(bucket, "a")
 
 
 class ThreadsTests:
@@ -282,9 +250,8 @@ class ThreadsTests:
 
             monkeypatch.setattr(place, name, watched)
 
-        for name in ("open", "close", "pwrite", "fsync", "fstat"):
+        for name in ("open", "close", "pread", "pwrite", "fsync", "fstat"):
             watch(os, name)
-        watch(local._FileSource, "read")  # the reactor reads its own wake-up pipe with os.read
         for name in ("commit", "get", "page"):
             watch(Index, name)
         watch(directory.Directory, "remove")
@@ -293,11 +260,11 @@ class ThreadsTests:
         await read(bucket, "a")
         await bucket.list(ListQuery(""))
         await bucket.delete("a")
-        assert await _until(lambda: "remove" in callers)
+        assert await until(lambda: "remove" in callers)
         assert set(callers) == {
             "open",
             "close",
-            "read",
+            "pread",
             "pwrite",
             "fsync",
             "fstat",
@@ -310,10 +277,60 @@ class ThreadsTests:
         assert strangers == set()
 
 
-async def _until(condition: Any) -> bool:
-    """Wait, for as long as a slow machine might take, until something that was started has happened."""
-    for _ in range(1000):
-        if condition():
-            return True
-        await deferLater(reactor, 0.01)
-    return False
+class OutOfSpaceTests:
+    """A disk without room, and one with room again."""
+
+    @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+    @pytest.mark.parametrize("call", ["pwrite", "fsync", "open"])
+    @pytest_twisted.ensureDeferred
+    async def test_for_a_file(
+        self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, call: str, code: int
+    ) -> None:
+        """Is its own error; nothing is left, and writing goes on later."""
+        await put(bucket, "a", large(b"old"))
+        before = contents(tmp_path)
+
+        def full(*_: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, full)
+            outcomes = [bucket.put("a", BytesBody(b"x" * size), 1 << 30) for size in (SMALL + 1, PART_SIZE * 3)]
+            for outcome in outcomes:
+                with pytest.raises(OutOfSpace, match=os.strerror(code)):
+                    await outcome
+        assert contents(tmp_path) == before
+        await put(bucket, "a", large(b"new"))
+        assert await read(bucket, "a") == large(b"new")
+
+    @pytest.mark.parametrize("size", [50_000, SMALL + 1])
+    @pytest_twisted.ensureDeferred
+    async def test_for_the_index(self, bucket: LocalBucket, tmp_path: Path, size: int) -> None:
+        """The same, by SQLite's own error; a file is not left behind to take even more."""
+        writer = bucket._index._writer
+        (pages,) = writer.execute("PRAGMA page_count").fetchone()
+        writer.execute(f"PRAGMA max_page_count = {pages + 3}")
+
+        async def fill() -> None:
+            for number in range(1000):
+                await put(bucket, f"{number:0900}", b"x" * size)
+
+        with pytest.raises(OutOfSpace, match="full"):
+            await fill()
+        count = len((await bucket.list(ListQuery())).objects)
+        assert len(contents(tmp_path)) == (count if size > SMALL else 0)
+        writer.execute("PRAGMA max_page_count = 100000")
+        await put(bucket, "a", b"x" * size)
+        assert await read(bucket, "a") == b"x" * size
+
+    @pytest_twisted.ensureDeferred
+    async def test_another_error_is_another_error(self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A disk that breaks must not look like one that is full."""
+
+        def broken(*_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(os, "pwrite", broken)
+        with pytest.raises(BucketError, match="Input/output error") as caught:
+            await put(bucket, "a", b"x" * (SMALL + 1))
+        assert caught.type is BucketError

@@ -12,6 +12,8 @@ from typing import Generic, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from twisted_storaged.errors import StorageError
+
 _C = TypeVar("_C")
 _R = TypeVar("_R")
 
@@ -22,10 +24,11 @@ Soon = Callable[[Callable[[], None]], object]
 class Committer(Generic[_C, _R]):
     """Commits changes in the order they come in, by one call of `commit_all` at a time.
 
-    That call takes a list of changes and gives as many results, or fails for all of them.
+    That call takes a list of changes and gives as many results, or fails for all of them. A result that is a
+    StorageError is the failure of one change, whatever became of the others.
     """
 
-    def __init__(self, soon: Soon, commit_all: Callable[[list[_C]], Deferred[Sequence[_R]]]) -> None:
+    def __init__(self, soon: Soon, commit_all: Callable[[list[_C]], Deferred[Sequence[_R | StorageError]]]) -> None:
         self._soon = soon
         self._commit_all = commit_all
         self._waiting: list[tuple[_C, Deferred[_R]]] = []
@@ -51,9 +54,12 @@ class Committer(Generic[_C, _R]):
         committed = self._commit_all([change for change, _ in batch])
         committed.addCallbacks(self._succeeded, self._failed, callbackArgs=(outcomes,), errbackArgs=(outcomes,))
 
-    def _succeeded(self, results: Sequence[_R], outcomes: list[Deferred[_R]]) -> None:
+    def _succeeded(self, results: Sequence[_R | StorageError], outcomes: list[Deferred[_R]]) -> None:
         for outcome, result in zip(outcomes, results, strict=True):
-            outcome.callback(result)
+            if isinstance(result, StorageError):
+                outcome.errback(result)
+            else:
+                outcome.callback(result)
         self._go_on()
 
     def _failed(self, failure: Failure, outcomes: list[Deferred[_R]]) -> None:

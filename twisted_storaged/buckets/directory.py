@@ -30,7 +30,36 @@ _DIRECT = os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC
 _FOLDERS = [f"{number:02x}" for number in range(256)]
 
 
-class Directory:
+class Contents:
+    """The files of an embedded bucket, for reading: in 256 folders, by the first two letters of their names."""
+
+    def __init__(self, path: Path) -> None:
+        self.index_path = path / "index.sqlite"
+        self._objects = path / "objects"
+
+    def open(self, name: str) -> int:
+        """A descriptor for reading a content. Raises FileNotFoundError."""
+        return os.open(self._folder(name) / name, os.O_RDONLY | os.O_CLOEXEC)
+
+    def names(self) -> Iterator[str]:
+        """The names of all contents, in order."""
+        for folder in _FOLDERS:
+            yield from sorted(os.listdir(self._objects / folder))
+
+    def unnamed(self, named: Iterator[str]) -> Iterator[str]:
+        """Every content that is not in `named`, which comes in order."""
+        kept = next(named, None)
+        for name in self.names():
+            while kept is not None and kept < name:
+                kept = next(named, None)
+            if name != kept:
+                yield name
+
+    def _folder(self, name: str) -> Path:
+        return self._objects / name[:2]
+
+
+class Directory(Contents):
     """A folder that one daemon has for itself, with contents in 256 folders below it."""
 
     def __init__(self, path: Path) -> None:
@@ -40,8 +69,7 @@ class Directory:
             StartError: another daemon has it.
             OSError: it cannot be made or used.
         """
-        self.index_path = path / "index.sqlite"
-        self._objects = path / "objects"
+        super().__init__(path)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._scratch = Scratch()
         self._lock = _lock(path)
@@ -52,10 +80,6 @@ class Directory:
         name = new_name()
         return ContentFile(name, self._folder(name), self._scratch)
 
-    def open(self, name: str) -> int:
-        """A descriptor for reading a content. Raises FileNotFoundError."""
-        return os.open(self._folder(name) / name, os.O_RDONLY | os.O_CLOEXEC)
-
     def remove(self, name: str) -> None:
         """Remove a content; who has it open reads on."""
         (self._folder(name) / name).unlink(missing_ok=True)
@@ -63,25 +87,14 @@ class Directory:
     def sweep(self, named: Iterator[str]) -> int:
         """Remove every content that is not in `named`, which comes in order; returns how many those were."""
         removed = 0
-        kept = next(named, None)
-        for name in self._names():
-            while kept is not None and kept < name:
-                kept = next(named, None)
-            if name != kept:
-                self.remove(name)
-                removed += 1
+        for name in self.unnamed(named):
+            self.remove(name)
+            removed += 1
         return removed
 
     def close(self) -> None:
         """Let another daemon have it."""
         os.close(self._lock)
-
-    def _folder(self, name: str) -> Path:
-        return self._objects / name[:2]
-
-    def _names(self) -> Iterator[str]:
-        for folder in _FOLDERS:
-            yield from sorted(os.listdir(self._objects / folder))
 
     def _make_folders(self) -> None:
         for folder in _FOLDERS:

@@ -110,7 +110,7 @@ class Uploader:
         digests = digesting.check()
         info = await sink.whole(body)
         self.buffers.give_back(body)
-        return info._replace(digests=digests)
+        return info._replace(digests=digests) if digests else info
 
     async def _store_parts(
         self, first: bytearray, stream: PartStream, sink: PartSink, digesting: Digesting

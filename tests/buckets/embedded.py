@@ -1,0 +1,76 @@
+"""What the tests of the embedded bucket share: making one, putting, reading, and damaging what it has."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.task import deferLater
+from twisted.logger import ILogObserver, LogLevel, formatEvent, globalLogPublisher
+from zope.interface import provider
+
+from tests.support import BytesBody, Consumer, reactor
+from twisted_storaged.buckets.local import LocalBucket, LocalSettings
+from twisted_storaged.buckets.localupload import SMALL
+from twisted_storaged.buckets.objects import NO_OPTIONS, ObjectInfo, PutOptions
+
+
+def make(path: Path) -> LocalBucket:
+    return LocalBucket("local", LocalSettings(path), reactor, 4)
+
+
+async def put(bucket: LocalBucket, key: str, data: bytes, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
+    return await bucket.put(key, BytesBody(data, chunk=1 << 20), 1 << 30, options)
+
+
+def large(data: bytes) -> bytes:
+    """The same, too large for the index."""
+    return data + b" " * SMALL
+
+
+async def read(bucket: LocalBucket, key: str) -> bytes:
+    consumer = Consumer()
+    reader = await bucket.get(key)
+    await reader.deliver(consumer)
+    return consumer.data
+
+
+def contents(path: Path) -> set[str]:
+    return {file.name for file in (path / "objects").glob("*/*")}
+
+
+async def until(condition: Any) -> bool:
+    """Wait, for as long as a slow machine might take, until something that was started has happened."""
+    for _ in range(1000):
+        if condition():
+            return True
+        await deferLater(reactor, 0.01)
+    return False
+
+
+def flip(path: Path, place: int) -> None:
+    """Flip one bit of a file."""
+    with path.open("r+b") as file:
+        file.seek(place)
+        (byte,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+
+
+@contextmanager
+def logged() -> Generator[list[str], None, None]:
+    """What is logged as an error meanwhile."""
+    lines: list[str] = []
+
+    @provider(ILogObserver)
+    def observe(event: Any) -> None:
+        if event["log_level"] >= LogLevel.error:
+            lines.append(str(formatEvent(event)))
+
+    globalLogPublisher.addObserver(observe)
+    try:
+        yield lines
+    finally:
+        globalLogPublisher.removeObserver(observe)

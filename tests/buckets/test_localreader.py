@@ -1,0 +1,147 @@
+"""What an embedded bucket delivers: the bytes that were put, or no clean end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+
+from tests.buckets.embedded import flip, large, logged, make, put, read
+from tests.support import Consumer
+from twisted_storaged.buckets.local import LocalBucket
+from twisted_storaged.buckets.localupload import SMALL
+from twisted_storaged.buckets.objects import ByteRange
+from twisted_storaged.errors import (
+    BucketError,
+    DamagedObject,
+    RangeNotSatisfiable,
+)
+
+
+class RangeTests:
+    """Some of the bytes."""
+
+    @pytest.mark.parametrize("size", [10, SMALL + 10, 3 << 20])
+    @pytest_twisted.ensureDeferred
+    async def test_only_those(self, bucket: LocalBucket, size: int) -> None:
+        """From the index and from a file, in all three forms."""
+        data = os.urandom(size)
+        info = await put(bucket, "a", data)
+        for wanted, expected in [
+            (ByteRange(0, 0), data[:1]),
+            (ByteRange(3, 7), data[3:8]),
+            (ByteRange(4, None), data[4:]),
+            (ByteRange(None, 8), data[-8:]),
+            (ByteRange(0, None), data),
+            (ByteRange(1, size * 2), data[1:]),
+        ]:
+            reader = await bucket.get("a", wanted)
+            consumer = Consumer()
+            assert reader.span == wanted.within(size)
+            assert reader.info == info
+            await reader.deliver(consumer)
+            assert consumer.data == expected
+
+    @pytest.mark.parametrize("size", [0, 10, SMALL + 10])
+    @pytest_twisted.ensureDeferred
+    async def test_none_of_them(self, bucket: LocalBucket, size: int) -> None:
+        """Says how many there are, and leaves nothing open."""
+        await put(bucket, "a", b"x" * size)
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(RangeNotSatisfiable) as caught:
+            await bucket.get("a", ByteRange(size, None))
+        assert caught.value.size == size
+        assert os.listdir("/proc/self/fd") == before
+
+
+class DamageTests:
+    """Bytes that are not those that were put."""
+
+    @pytest.mark.parametrize("size", [SMALL + 1, (1 << 20) + 1, 5 << 20])
+    @pytest_twisted.ensureDeferred
+    async def test_a_flipped_bit_of_a_file(self, bucket: LocalBucket, tmp_path: Path, size: int) -> None:
+        """Is no clean end, wherever it is, and named in the log; other objects are served on."""
+        info = await put(bucket, "a", b"x" * size)
+        await put(bucket, "b", large(b"other"))
+        path = tmp_path / "objects" / info.etag[:2] / info.etag
+        for place in (0, size // 2, size - 1):
+            flip(path, place)
+            reader = await bucket.get("a")
+            consumer = Consumer()
+            with logged() as lines, pytest.raises(DamagedObject, match=r"'a'.*checksum"):
+                await reader.deliver(consumer)
+            assert len(consumer.data) < size
+            assert "'a'" in "".join(lines)
+            assert await read(bucket, "b") == large(b"other")
+            flip(path, place)
+        assert await read(bucket, "a") == b"x" * size
+
+    @pytest.mark.parametrize(("damage", "why"), [("x' || content", "4 bytes of 3"), ("abd'", "checksum")])
+    @pytest.mark.parametrize("wanted", [None, ByteRange(0, 0)])
+    @pytest_twisted.ensureDeferred
+    async def test_other_bytes_in_the_index(
+        self, bucket: LocalBucket, damage: str, why: str, wanted: ByteRange | None
+    ) -> None:
+        """Are noticed before anything is delivered."""
+        await put(bucket, "a", b"abc")
+        bucket._index._writer.execute(f"UPDATE contents SET content = CAST('{damage} AS BLOB)")
+        with logged() as lines, pytest.raises(DamagedObject, match=f"'a'.*{why}"):
+            await bucket.get("a", wanted)
+        assert "'a'" in "".join(lines)
+
+    @pytest.mark.parametrize("size", [0, 100, SMALL + 2])
+    @pytest_twisted.ensureDeferred
+    async def test_a_file_of_another_size(self, bucket: LocalBucket, tmp_path: Path, size: int) -> None:
+        """Shorter or longer: is noticed before anything is delivered, also of a range; and nothing stays open."""
+        info = await put(bucket, "a", b"x" * (SMALL + 1))
+        os.truncate(tmp_path / "objects" / info.etag[:2] / info.etag, size)
+        before = os.listdir("/proc/self/fd")
+        for wanted in (None, ByteRange(0, 9)):
+            with pytest.raises(DamagedObject, match=f"'a'.*has {size} bytes of {SMALL + 1}"):
+                await bucket.get("a", wanted)
+        assert os.listdir("/proc/self/fd") == before
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_file_that_is_cut_while_it_is_read(self, bucket: LocalBucket, tmp_path: Path) -> None:
+        """Ends in the same way."""
+        info = await put(bucket, "a", b"x" * (3 << 20))
+        reader = await bucket.get("a")
+        os.truncate(tmp_path / "objects" / info.etag[:2] / info.etag, 100)
+        with logged() as lines, pytest.raises(DamagedObject, match=r"'a'.*ends at 100 bytes"):
+            await reader.deliver(Consumer())
+        assert "'a'" in "".join(lines)
+
+    @pytest_twisted.ensureDeferred
+    async def test_what_has_no_checksum_is_not_verified(self, bucket: LocalBucket, tmp_path: Path) -> None:
+        """It was put by a storaged that took none."""
+        info = await put(bucket, "a", b"x" * (SMALL + 1))
+        await put(bucket, "b", b"small")
+        bucket._index._writer.execute("UPDATE objects SET checksum = NULL")
+        flip(tmp_path / "objects" / info.etag[:2] / info.etag, 0)
+        assert len(await read(bucket, "a")) == SMALL + 1
+        assert await read(bucket, "b") == b"small"
+
+    @pytest_twisted.ensureDeferred
+    async def test_an_index_that_is_damaged_is_not_swept_by(self, tmp_path: Path) -> None:
+        """The daemon starts, removes nothing, and serves what can be found."""
+        bucket = make(tmp_path)
+        bucket.start()
+        names = [f"{number:03}" for number in range(300)]
+        infos = [await put(bucket, key, b"") for key in names]
+        infos.append(await put(bucket, "z", large(b"x")))
+        await bucket.stop()
+        path = tmp_path / "index.sqlite"
+        place = path.read_bytes().index(infos[200].etag.encode())
+        with path.open("r+b") as file:
+            file.seek(place // 4096 * 4096)
+            file.write(b"\xff" * 100)
+        damaged = make(tmp_path)
+        with logged() as lines:
+            damaged.start()
+        assert "bucket local is damaged" in "".join(lines)
+        assert await read(damaged, "z") == large(b"x")
+        with pytest.raises(BucketError, match="malformed"):
+            await damaged.get("200")
+        await damaged.stop()
