@@ -15,6 +15,7 @@ from twisted_storaged import tap
 from twisted_storaged.buckets.local import LocalSettings
 from twisted_storaged.buckets.s3settings import S3Settings
 from twisted_storaged.errors import StartError
+from twisted_storaged.scrub import ScrubService
 
 
 def options(*arguments: str) -> tap.Options:
@@ -100,3 +101,31 @@ class MakeServiceTests:
             patch.setattr(tap, "Registry", Registry)
             tap.makeService(options("--config", str(config)), MemoryReactorClock(), {})
         assert dict(seen) == {"primary": S3Settings("b"), "fast": LocalSettings(Path("/x")).path}
+
+
+class ScrubTests:
+    """`--scrub`."""
+
+    def test_is_a_service_of_its_own(self, tmp_path: Path) -> None:
+        """Which opens nothing before it is started, and never listens."""
+        data = tmp_path / "data"
+        reactor: Any = MemoryReactorClock()
+        service = tap.makeService(options("--scrub", "--data", str(data)), reactor, {})
+        assert isinstance(service, ScrubService)
+        with pytest.raises(StartError, match=f"{data} cannot be scrubbed"):
+            service.startService()
+        assert reactor.tcpServers == []
+
+    def test_is_for_every_embedded_bucket(self, tmp_path: Path) -> None:
+        """And for no other."""
+        config = tmp_path / "lakehouse.toml"
+        config.write_text('[s3]\nbucket = "b"\n[buckets.fast]\nkind = "local"\npath = "/x"\n')
+        service: Any = tap.makeService(options("--scrub", "--config", str(config)), MemoryReactorClock(), {})
+        assert service._folders == {"fast": Path("/x")}
+
+    def test_without_an_embedded_bucket(self, tmp_path: Path) -> None:
+        """Says so, instead of finding nothing wrong."""
+        config = tmp_path / "lakehouse.toml"
+        config.write_text('[s3]\nbucket = "b"\n')
+        with pytest.raises(StartError, match="no embedded bucket"):
+            tap.makeService(options("--scrub", "--config", str(config)), MemoryReactorClock(), {})

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from twisted.application.service import Service
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python import usage
 
@@ -17,6 +18,7 @@ from twisted_storaged.buckets.registry import Registry
 from twisted_storaged.buckets.s3 import S3Bucket
 from twisted_storaged.config import BucketSettings, Config, Overrides, load_config
 from twisted_storaged.namespace import Namespace
+from twisted_storaged.scrub import make_scrub
 from twisted_storaged.secrets import DEFAULT_SECRETS, read_secrets
 from twisted_storaged.service import StorageService
 from twisted_storaged.web.resources import make_tree
@@ -35,23 +37,26 @@ class Options(usage.Options):
         ["bind", "b", None, "host:port or Twisted endpoint to listen on [default: 127.0.0.1:3211]."],
     ]
 
+    optFlags: ClassVar = [
+        ["scrub", None, "Read and verify all that embedded buckets hold, report, and end; with status 1 on damage."],
+    ]
+
     def parseArgs(self) -> None:
         """There are no arguments beside the options."""
 
 
-def makeService(
-    options: Mapping[str, Any], reactor: Any = None, environ: Mapping[str, str] = os.environ
-) -> StorageService:
+def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mapping[str, str] = os.environ) -> Service:
     """The service that the command line asks for. Nothing is opened yet, and nothing listens.
 
     Raises:
         ConfigError: the command line, the configuration or the secrets cannot be gone by.
+        StartError: there is nothing to scrub.
     """
     if reactor is None:
         from twisted.internet import reactor  # noqa: PLC0415 (who imports it at the top installs it)
     overrides = Overrides(_path(options["config"]), _path(options["data"]), options["bind"])
     config = load_config(overrides, read_secrets(Path(options["secrets"])), environ)
-    return assemble(config, reactor)
+    return make_scrub(config) if options["scrub"] else assemble(config, reactor)
 
 
 def assemble(config: Config, reactor: Any) -> StorageService:

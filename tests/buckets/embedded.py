@@ -60,13 +60,13 @@ def flip(path: Path, place: int) -> None:
 
 
 @contextmanager
-def logged() -> Generator[list[str], None, None]:
-    """What is logged as an error meanwhile."""
+def logged(level: Any = LogLevel.error) -> Generator[list[str], None, None]:
+    """What is logged meanwhile, from this level on."""
     lines: list[str] = []
 
     @provider(ILogObserver)
     def observe(event: Any) -> None:
-        if event["log_level"] >= LogLevel.error:
+        if event["log_level"] >= level:
             lines.append(str(formatEvent(event)))
 
     globalLogPublisher.addObserver(observe)

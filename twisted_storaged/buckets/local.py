@@ -34,7 +34,7 @@ from twisted_storaged.buckets.index import Change, Index, Outcome
 from twisted_storaged.buckets.interface import IBucket, IObjectReader
 from twisted_storaged.buckets.localreader import FileSource, SmallReader, damaged, verify_content, verify_size
 from twisted_storaged.buckets.localupload import PART_SIZE, LocalUpload
-from twisted_storaged.buckets.lookup import Entry
+from twisted_storaged.buckets.lookup import Entry, is_corrupt
 from twisted_storaged.buckets.multipart import Uploader
 from twisted_storaged.buckets.objects import (
     NO_OPTIONS,
@@ -142,7 +142,7 @@ class LocalBucket:
         try:
             swept = self._directory.sweep(self._index.files())
         except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_CORRUPT:
+            if not is_corrupt(error):
                 raise
             self._log.critical("bucket {name} is damaged: {error}: try --scrub", name=self.name, error=error)
         else:

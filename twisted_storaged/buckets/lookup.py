@@ -92,6 +92,11 @@ def look_up(path: Path) -> Lookup:
     return Lookup(connection)
 
 
+def is_corrupt(error: Exception) -> bool:
+    """Whether this is SQLite saying that what it reads is not what it wrote."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
 def details_of(info: ObjectInfo) -> tuple[str | None, str | None] | None:
     """What the table of details has of an object; None if there is nothing to be said."""
     if not info.metadata and not info.digests:

@@ -1,0 +1,60 @@
+"""`twistd storaged --scrub`, as an operator runs it."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import ROOT, TWISTD, Daemon
+
+
+def scrub(folder: Path, data: Path) -> tuple[int, str]:
+    """Its exit status, and what it said."""
+    command = [str(TWISTD), "-n", "storaged", "--scrub", "--data", str(data), "--secrets", str(folder / "none.toml")]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, check=False, cwd=folder, env=environ, capture_output=True, text=True, timeout=120)
+    assert not (folder / "twistd.pid").exists()
+    assert "Traceback" not in ended.stdout + ended.stderr
+    return ended.returncode, ended.stdout
+
+
+def ask(daemon: Daemon, method: str, key: str, body: bytes | None = None) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=30)
+    try:
+        connection.request(method, f"/storage/{method.lower()}/{key}", body)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+class ScrubTests:
+    """Beside a daemon, and without one."""
+
+    def test_says_what_is_damaged(self, tmp_path: Path) -> None:
+        """And status 1; the daemon does not send it for whole, and serves all else."""
+        with Daemon(tmp_path) as daemon:
+            bodies = {"a": b"a" * 10, "b": b"b" * 200_000, "c": b"c" * 300_000}
+            for key, body in bodies.items():
+                assert ask(daemon, "PUT", key, body)[0] == 200
+            status, said = scrub(tmp_path, daemon.data)
+            assert (status, "3 objects with 500010 bytes are sound" in said) == (0, True)
+            (path,) = [path for path in daemon.data.glob("objects/*/*") if path.stat().st_size == 200_000]
+            path.write_bytes(b"b" * 199_999 + b"x")
+            status, said = scrub(tmp_path, daemon.data)
+            assert (status, "'b'" in said, "1 damaged" in said) == (1, True, True)
+            with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+                ask(daemon, "GET", "b")
+            assert "'b'" in daemon.log
+            assert ask(daemon, "GET", "a") == (200, bodies["a"])
+            assert ask(daemon, "GET", "c") == (200, bodies["c"])
+            assert daemon.stop() == 0
+        assert scrub(tmp_path, daemon.data)[0] == 1
+
+    def test_where_there_is_nothing(self, tmp_path: Path) -> None:
+        """Is an error of one line."""
+        assert scrub(tmp_path, tmp_path / "none")[0] == 1

@@ -1,0 +1,65 @@
+"""`twistd storaged --scrub`: every embedded bucket is read and verified, instead of served."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from twisted.application.service import Service
+from twisted.logger import Logger
+
+from twisted_storaged.buckets.local import LocalSettings
+from twisted_storaged.buckets.scrub import Scrub
+from twisted_storaged.config import Config
+from twisted_storaged.errors import StartError
+
+
+class ScrubEnded(SystemExit, Exception):
+    """The process is to end, with this status; an Exception as well, for the reason that StartError is one."""
+
+
+class ScrubService(Service):
+    """A service that ends the process when it has been started, and its work done: the reactor never runs."""
+
+    name = "storaged"
+    _log = Logger()
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        """Scrub the buckets in these folders, by their names."""
+        self._folders = folders
+
+    def startService(self) -> None:
+        """Scrub, blocking.
+
+        Raises:
+            ScrubEnded: that was it; with status 1 if anything is damaged, else 0.
+            StartError: a bucket is not there, or cannot be read.
+        """
+        super().startService()
+        damaged = sum([self._scrub(name, path) for name, path in self._folders.items()])
+        raise ScrubEnded(1 if damaged else 0)
+
+    def _scrub(self, name: str, path: Path) -> int:
+        def tell(line: str) -> None:
+            self._log.info("scrub of {name}: {line}", name=name, line=line)
+
+        def complain(line: str) -> None:
+            self._log.error("scrub of {name}: {line}", name=name, line=line)
+
+        tell(f"reads {path}")
+        scrub = Scrub(path, tell, complain)
+        scrub.run()
+        tell(str(scrub.report))
+        return scrub.report.damaged
+
+
+def make_scrub(config: Config) -> ScrubService:
+    """A scrub of all embedded buckets of a configuration.
+
+    Raises:
+        StartError: it has none.
+    """
+    folders = {name: settings.path for name, settings in config.buckets.items() if isinstance(settings, LocalSettings)}
+    if not folders:
+        raise StartError("--scrub: the configuration has no embedded bucket, and others look after themselves")
+    return ScrubService(folders)
