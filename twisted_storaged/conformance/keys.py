@@ -79,7 +79,7 @@ def list_refuses_what_no_prefix_can_be(server: Server) -> str:
     broken = list(_broken(server))
     for raw, line in broken:
         answer = server.ask("GET", "/storage/list?prefix=" + _escaped(raw))
-        expect_line(f"list of {raw!r}", answer, 400, line)
+        expect_line(f"list of {raw[-20:]!r}", answer, 400, line)
     expect("list of no prefix", server.ask("GET", "/storage/list?prefix=").status, 200)
     return f"{len(broken)} lines"
 
