@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import http.client
 import random
-import socket
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tests.daemon import Daemon
 from tests.faults.model import Model, State, Write
+from twisted_storaged.conformance.wire import CHUNKED, EXPECT, Answer, Connection, NoAnswer, chunk, head, length
 
 KiB, MiB = 1 << 10, 1 << 20
-TIMEOUT = 120
 
-#: Seconds that a slow reader waits between two reads, and bytes of each.
+#: Seconds that an answer may take.
+PATIENCE = 120.0
+#: Seconds that a slow reader waits before each read.
 _DAWDLE = 0.02
-_SIP = 256 * KiB
 
 
 @dataclass
@@ -57,82 +56,101 @@ class Client:
         self._tally = tally
 
     def put(self, key: str, size: int, chunked: bool = False) -> None:
-        """Store a new version. Raises Gone."""
+        """Store a new version, unless it is refused. Raises Gone."""
         version = self._model.new_version(size)
-        write = self._model.begin(key, version)
-        body: object = _pieces(version.content()) if chunked else version.content()
-        self._write("PUT", key, write, body, 200)
+        content = version.content()
+        body = _in_chunks(content) if chunked else content
+        request = head("PUT", f"/storage/put/{key}", CHUNKED if chunked else length(size), EXPECT)
+        self._write("PUT", key, self._model.begin(key, version), lambda connection: _ask(connection, request, body))
 
     def delete(self, key: str) -> None:
-        """Raises Gone."""
-        self._write("DELETE", key, self._model.begin(key, None), None, 204)
+        """Remove what is there. Raises Gone."""
+        request = head("DELETE", f"/storage/delete/{key}")
+        self._write("DELETE", key, self._model.begin(key, None), lambda connection: _ask(connection, request))
 
     def break_off(self, key: str, size: int) -> None:
-        """Send some of a body, and leave, with a FIN or a reset: nobody may ever see it."""
-        content = self._model.new_version(size).content()
-        with closing(self._daemon.connect()) as connection:
+        """Send some of a body, and leave, with a FIN or a reset: nobody may ever see it. Raises Gone."""
+        content = self._model.new_version(size).content()[: self.random.randrange(size)]
+        with self._connected() as connection:
+            connection.send(head("PUT", f"/storage/put/{key}", length(size), EXPECT))
+            if connection.answer().status == 100:
+                connection.send(content)
             if self.random.random() < 0.5:
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            connection.sendall(f"PUT /storage/put/{key} HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode())
-            connection.sendall(content[: self.random.randrange(size)])
+                connection.reset()
         self._tally.count("broken off")
 
     def read(self, key: str, slowly: bool = False) -> None:
         """Hold what is there against the model. Raises Gone."""
         with self._model.reading(key) as since:
-            status, body = self._get(key, slowly)
-            check_state(self._tally, key, status, body, self._model.possible(key, since))
+            with self._connected() as connection:
+                connection.dawdle(_DAWDLE if slowly else 0)
+                status, _, body = _ask(connection, head("GET", f"/storage/get/{key}"))
+            check_state(self._model, self._tally, Seen(key, status, body), self._model.possible(key, since))
         self._tally.count("read slowly" if slowly else "read")
 
-    def _write(self, method: str, key: str, write: Write, body: object, expected: int) -> None:
+    def _write(self, kind: str, key: str, write: Write, ask: Callable[[Connection], Answer]) -> None:
         try:
-            status = self._ask(method, key, body)
+            with self._connected() as connection:
+                answer = ask(connection)
         except Gone:
             self._model.given_up(write)
             raise
-        if status == expected:
+        if answer.status in (200, 204):
             self._model.answered(key, write)
-            self._tally.count(method)
-        elif status == 503:
+            self._tally.count(kind)
+        elif answer.status == 503:
             self._model.refused(key, write)
             self._tally.count("refused with 503")
         else:
             self._model.given_up(write)
-            self._tally.fault("error", f"{method} {key}: {status}")
+            self._tally.fault("error", f"{kind} {key}: {answer}")
 
-    def _ask(self, method: str, key: str, body: object) -> int:
-        with closing(self._connection()) as connection:
-            try:
-                connection.request(method, f"/storage/{method.lower()}/{key}", body)  # type: ignore[arg-type]
-                return connection.getresponse().status
-            except (OSError, http.client.HTTPException) as error:
-                raise Gone(f"{method} {key}: {error!r}") from error
-
-    def _get(self, key: str, slowly: bool) -> tuple[int, bytes]:
-        with closing(self._connection()) as connection:
-            try:
-                connection.request("GET", f"/storage/get/{key}")
-                response = connection.getresponse()
-                return response.status, _sip(response) if slowly else response.read()
-            except (OSError, http.client.HTTPException) as error:
-                raise Gone(f"GET {key}: {error!r}") from error
-
-    def _connection(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self._daemon.port, timeout=TIMEOUT)
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        try:
+            with Connection(("127.0.0.1", self._daemon.port)) as connection:
+                connection.wait(PATIENCE)
+                yield connection
+        except (OSError, NoAnswer) as error:
+            raise Gone(repr(error)) from error
 
 
-def check_state(tally: Tally, key: str, status: int, body: bytes, possible: set[State]) -> State:
-    """Which of the possible states this answer is; anything else is a fault."""
-    if status == 404 and None in possible:
+def _ask(connection: Connection, request: bytes, body: bytes | None = None) -> Answer:
+    """The answer to a request; its body is sent when it is asked for."""
+    connection.send(request)
+    answer = connection.answer()
+    if answer.status == 100 and body is not None:
+        connection.send(body)
+        answer = connection.final()
+    return answer
+
+
+def _in_chunks(content: bytes) -> bytes:
+    pieces = [content[at : at + MiB] for at in range(0, len(content), MiB)]
+    return b"".join(chunk(piece) for piece in [*pieces, b""])
+
+
+class Seen(NamedTuple):
+    """The answer to a GET."""
+
+    key: str
+    status: int
+    body: bytes
+
+
+def check_state(model: Model, tally: Tally, seen: Seen, possible: set[State]) -> State:
+    """Which of the possible states this is. Anything else is a fault: what should be there is lost, or it is torn."""
+    if seen.status == 404 and None in possible:
         return None
     for version in possible:
-        if status == 200 and version is not None and len(body) == version.size and body == version.content():
+        if seen.status == 200 and version is not None and seen.body == version.content():
             return version
-    if status not in (200, 404):
-        tally.fault("error", f"GET {key}: {status}")
+    if seen.status not in (200, 404):
+        tally.fault("error", f"GET {seen.key}: {seen.status}")
+    elif seen.status == 200 and not model.is_whole(seen.body):
+        tally.fault("torn", f"{seen.key} has {len(seen.body)} bytes that were never put, possible are {possible}")
     else:
-        seen = f"{len(body)} bytes" if status == 200 else "nothing"
-        tally.fault("torn" if status == 200 else "lost", f"{key} has {seen}, possible are {possible}")
+        tally.fault("lost", f"{seen.key} has {seen.status}, {len(seen.body)} bytes, possible are {possible}")
     return None
 
 
@@ -142,18 +160,3 @@ def in_threads(clients: Sequence[Client], work: Callable[[Client], None]) -> lis
     for thread in threads:
         thread.start()
     return threads
-
-
-def _pieces(body: bytes) -> list[bytes]:
-    """What http.client sends as chunks."""
-    return [body[at : at + MiB] for at in range(0, len(body), MiB)]
-
-
-def _sip(response: http.client.HTTPResponse) -> bytes:
-    body = b""
-    while data := response.read(_SIP):
-        body += data
-        time.sleep(_DAWDLE)
-    if response.length:
-        raise http.client.IncompleteRead(body, response.length)
-    return body

@@ -6,23 +6,23 @@ visible, and no file, row, part or upload is left over.
 
 from __future__ import annotations
 
-import http.client
-import json
 import random
 import sys
 import time
-from argparse import ArgumentParser
-from contextlib import closing
+from argparse import ArgumentParser, Namespace
 
-from tests.faults.clients import Client, Gone, KiB, MiB, Tally, check_state, in_threads
+from tests.faults.audit import audit, listed, print_figures
+from tests.faults.clients import Client, Gone, KiB, MiB, Tally, in_threads
 from tests.faults.model import Model
-from tests.faults.places import PLACES, Place, Sizes
+from tests.faults.places import PLACES, Place
 
 #: More than there are put slots.
 CLIENTS = 6
 KEYS = [f"key-{number:02}" for number in range(20)]
 #: Seconds until a kill.
 LIFE = (0.02, 0.6)
+#: Seconds that leftovers of a kill may be there after the next start.
+ORPHAN_SECONDS = 10.0
 
 
 class Kills:
@@ -45,38 +45,11 @@ class Kills:
             thread.join()
         daemon.start()
         self.tally.count("kills")
-        self.audit()
-
-    def audit(self) -> None:
-        """Hold all that is there against the model, and let it go on from there."""
-        sizes = listed(self._place)
-        for key in sorted({*self.model.keys(), *sizes}):
-            status, body = get(self._place, key)
-            if (status == 200) != (key in sizes) or (status == 200 and len(body) != sizes[key]):
-                self.tally.fault("torn", f"{key} is listed with {sizes.get(key)}, and read with {status}, {len(body)}")
-            self.model.found(key, check_state(self.tally, key, status, body, self.model.possible(key)))
+        audit(self._place.daemon, self.model, self.tally)
 
     def orphans(self, patience: float) -> int:
         """What is left over."""
-        return self._place.orphans_in_the_end(listed(self._place), patience)
-
-
-def listed(place: Place) -> Sizes:
-    """The sizes of all objects, by key."""
-    _, body = _ask(place, "/storage/list")
-    return {item["key"]: item["size"] for item in json.loads(body)["objects"]}
-
-
-def get(place: Place, key: str) -> tuple[int, bytes]:
-    """Status and body of a GET."""
-    return _ask(place, f"/storage/get/{key}")
-
-
-def _ask(place: Place, path: str) -> tuple[int, bytes]:
-    with closing(http.client.HTTPConnection("127.0.0.1", place.daemon.port, timeout=120)) as connection:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        return response.status, response.read()
+        return self._place.orphans_in_the_end(listed(self._place.daemon), patience)
 
 
 def _work(client: Client) -> None:
@@ -104,31 +77,27 @@ def _size(source: random.Random) -> int:
 
 def main() -> int:
     """Run, print the figures, and say with the exit status whether all was kept."""
-    parser = ArgumentParser(prog="python -m tests.faults.kills", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--engine", choices=PLACES, default="local")
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
-    parser.add_argument("--orphans-may-be-left", action="store_true", help="count them, and do not fail for them")
-    options = parser.parse_args()
+    options = _options()
     start = time.monotonic()
     with PLACES[options.engine]() as place, place.daemon:
         kills = Kills(place, options.seed)
-        for _ in range(options.rounds):
+        failed, orphans = False, 0
+        while not failed and kills.tally.done["kills"] < options.rounds:
             kills.round()
-            orphans = kills.orphans(0 if options.orphans_may_be_left else 10)
-            if kills.tally.faults or (orphans and not options.orphans_may_be_left):
-                break
-    print_figures(f"kill -9 on {options.engine}, seed {options.seed}", kills.tally, orphans, time.monotonic() - start)
-    return 1 if kills.tally.faults or (orphans and not options.orphans_may_be_left) else 0
+            orphans = kills.orphans(0 if options.orphans_may_be_left else ORPHAN_SECONDS)
+            failed = bool(kills.tally.faults) or (orphans > 0 and not options.orphans_may_be_left)
+    title = f"kill -9 on {options.engine}, seed {options.seed}: {time.monotonic() - start:.0f} s"
+    print_figures(title, kills.tally, orphans)
+    return 1 if failed else 0
 
 
-def print_figures(title: str, tally: Tally, orphans: int, seconds: float) -> None:
-    """What was done and found."""
-    print(f"{title}: {seconds:.0f} s")
-    counts = {"kills": 0, "lost": 0, "torn": 0, "error": 0, **tally.done, "orphans left": orphans}
-    for kind, number in sorted(counts.items()):
-        print(f"  {kind:<20}{number:>10,}")
-    print("".join(f"  {fault}\n" for fault in tally.faults[:20]), end="", flush=True)
+def _options() -> Namespace:
+    parser = ArgumentParser(prog="python -m tests.faults.kills", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--engine", choices=PLACES, default="local")
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="of keys, sizes and moments")
+    parser.add_argument("--orphans-may-be-left", action="store_true", help="count them, and do not fail for them")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

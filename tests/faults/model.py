@@ -57,6 +57,7 @@ class Model:
 
     def __init__(self) -> None:
         self._keys: defaultdict[str, _Key] = defaultdict(_Key)
+        self._versions: defaultdict[int, list[Version]] = defaultdict(list)
         self._lock = threading.Lock()
         self._clock = count()
         self._numbers = count(1)
@@ -68,7 +69,14 @@ class Model:
 
     def new_version(self, size: int) -> Version:
         """A version of so many bytes that was never put before."""
-        return Version(next(self._numbers), size)
+        version = Version(next(self._numbers), size)
+        with self._lock:
+            self._versions[size].append(version)
+        return version
+
+    def is_whole(self, content: bytes) -> bool:
+        """Whether it is a version that was put at some time, under whatever key."""
+        return any(version.content() == content for version in list(self._versions[len(content)]))
 
     def begin(self, key: str, state: State) -> Write:
         """From here on, the key may have this state."""

@@ -16,7 +16,7 @@ CAP = 1 << 20
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = -1
+    disable_nagle_algorithm = True
     objects: dict[str, bytes] = {}  # noqa: RUF012 (all connections share them)
 
     def do_PUT(self) -> None:

@@ -12,6 +12,8 @@ from twisted_storaged.conformance.wire import Connection, NoAnswer, head, length
 
 #: Seconds by which a stall may be noticed too early or too late.
 _EARLY, _LATE = 1.0, 15.0
+#: Seconds that a slow reader waits before each read.
+_DAWDLE = 0.02
 
 
 def a_connection_takes_many_requests(server: Server) -> str:
@@ -68,7 +70,7 @@ def a_slow_reader_gets_all(server: Server) -> str:
     server.put("connections/slow", body)
     with server.connect() as connection:
         connection.send(head("GET", server.path("get", "connections/slow"), "Connection: close"))
-        time.sleep(2)
+        connection.dawdle(_DAWDLE)
         expect_whole("GET", connection.final().body, body)
     return f"{len(body)} bytes"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import NamedTuple
@@ -40,6 +41,7 @@ class Connection:
         self._socket = socket.create_connection(address, PATIENCE)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._unread = b""
+        self._dawdling = 0.0
 
     def __enter__(self) -> Connection:
         return self
@@ -67,6 +69,10 @@ class Connection:
     def wait(self, seconds: float) -> None:
         """How long whoever reads from here on waits."""
         self._socket.settimeout(seconds)
+
+    def dawdle(self, seconds: float) -> None:
+        """From here on, wait so long before each read."""
+        self._dawdling = seconds
 
     def begun(self) -> None:
         """Wait until an answer begins. Raises NoAnswer."""
@@ -136,10 +142,10 @@ class Connection:
         return body
 
     def _rest(self) -> bytes:
-        body, self._unread = self._unread, b""
+        pieces, self._unread = [self._unread], b""
         while data := self._socket.recv(_READ_SIZE):
-            body += data
-        return body
+            pieces.append(data)
+        return b"".join(pieces)
 
     def _line(self) -> str:
         while b"\r\n" not in self._unread:
@@ -148,6 +154,7 @@ class Connection:
         return line.decode("latin-1")
 
     def _receive(self, size: int) -> bytes:
+        time.sleep(self._dawdling)
         try:
             data = self._socket.recv(size)
         except ConnectionError as error:
