@@ -73,6 +73,12 @@ class Daemon:
         if await self._ended(process) != 0:
             raise self.failed("did not stop in order")
 
+    def peak_rss(self) -> int:
+        """The most bytes that it ever had in memory at once, since it was started last. See proc_pid_status(5)."""
+        assert self._process is not None
+        lines = Path(f"/proc/{self._process.pid}/status").read_text("ascii").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
+
     def sleep(self, seconds: float) -> Deferred[None]:
         """Let the reactor run for a while."""
         return deferLater(self._reactor, seconds, lambda: None)

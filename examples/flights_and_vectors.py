@@ -17,11 +17,10 @@ import flights
 import numpy as np
 import treq
 import vectors
-from daemon import Daemon, DaemonFailed, free_port
+from daemon import Daemon, free_port
+from job import daemon_options, run_job
 from steps import Difference, check, found, step
 from streams import FileWriter, HalfBody, sha256
-from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater, react
 from twisted.web.client import RequestTransmissionFailed, ResponseFailed
 
 from twisted_storaged.client import StorageClient, StorageFailed
@@ -156,36 +155,5 @@ def compare_vectors(given: Input, folder: Path) -> None:
     )
 
 
-def daemon_options(options: argparse.Namespace) -> list[str]:
-    """The options that are the daemon's."""
-    return [f"--{name}={vars(options)[name]}" for name in ("config", "secrets") if vars(options)[name]]
-
-
-def parse_options() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", help="the daemon's configuration, with [s3]; without one, a bucket in a new folder")
-    parser.add_argument("--secrets", help="the daemon's secrets file")
-    parser.add_argument("--port", type=int, default=0, help="the daemon's port [default: any free one]")
-    return parser.parse_args()
-
-
-async def main(reactor: Any) -> None:
-    """Run; when interrupted, clean up first."""
-    await deferLater(reactor, 0, lambda: None)  # from here on, signals stop the reactor, not the process
-    work = Deferred.fromCoroutine(run(reactor, parse_options()))
-
-    def interrupt() -> Deferred[None]:
-        work.cancel()
-        return work
-
-    reactor.addSystemEventTrigger("before", "shutdown", interrupt)
-    try:
-        await work
-    except (DaemonFailed, Difference) as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
-    print("all is as it was")
-
-
 if __name__ == "__main__":
-    react(main)
+    run_job(run, __doc__)

@@ -1,6 +1,7 @@
 #!/bin/bash
-# on_ceph.sh [PORT]    start a Ceph on this machine, make a bucket, run the example on it, and stop all of it.
-# Takes PORT..PORT+59 for Ceph (22100) and any free port for storaged. PYTHON (python) has what the README asks for.
+# on_ceph.sh [EXAMPLE [PORT]]    start a Ceph on this machine, make a bucket, run an example (flights_and_vectors.py) on
+# it, and stop all of it. Takes PORT..PORT+59 for Ceph (22100) and any free port for storaged. PYTHON (python) has what
+# the README asks for.
 set -euo pipefail
 examples=$(cd "$(dirname "$0")" && pwd)
 engines=$examples/../tests/engines
@@ -8,8 +9,8 @@ engines=$examples/../tests/engines
 if [ "${1:-}" != --inside ]; then
   folder=$(mktemp -d /tmp/storaged-ceph.XXXXXX)
   trap 'rm -rf "$folder"' EXIT
-  OSDS=1 STORE=memstore OSD_GB=4 "$engines/with-engine.sh" "$engines/ceph.sh" "$folder/ceph" "${1:-22100}" \
-    -- "$0" --inside "$folder"
+  OSDS=1 STORE=memstore OSD_GB=4 "$engines/with-engine.sh" "$engines/ceph.sh" "$folder/ceph" "${2:-22100}" \
+    -- "$0" --inside "$folder" "${1:-flights_and_vectors.py}"
   exit
 fi
 
@@ -36,4 +37,4 @@ keys = {"aws_access_key_id": os.environ["S3_ACCESS_KEY"], "aws_secret_access_key
 s3 = boto3.client("s3", endpoint_url=os.environ["S3_ENDPOINT"], region_name=os.environ["S3_REGION"], **keys)
 s3.create_bucket(Bucket="example")
 PY
-"${PYTHON:-python}" "$examples/flights_and_vectors.py" --config "$folder/storaged.toml" --secrets "$folder/secrets.toml"
+"${PYTHON:-python}" "$examples/$3" --config "$folder/storaged.toml" --secrets "$folder/secrets.toml"

@@ -1,0 +1,108 @@
+"""One object of 700 MiB, a vector index, through a storaged that is killed: the same bytes, and the same answers.
+
+Writes the index, asks it, stores it as one object, kills the daemon with SIGKILL as soon as that was answered, starts
+it again, reads the object back, and asks again. Ends with status 1 on any difference. It prints how long it took, how
+fast it was, and how much memory the daemon had at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import flat_index
+import numpy as np
+import treq
+from daemon import Daemon, free_port
+from job import daemon_options, run_job
+from steps import check, found, step
+from streams import FileWriter, sha256
+
+from twisted_storaged.client import StorageClient, StorageFailed
+
+MiB = 1 << 20
+
+
+class Input:
+    """The index as a file, and what it answers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with step(f"index of {flat_index.COUNT:,} vectors of {flat_index.DIMENSIONS} dimensions written as one file"):
+            flat_index.write(path)
+        self.size = path.stat().st_size
+        self.sha256 = sha256(path)
+        self.queries = flat_index.make_queries()
+        with step(f"{flat_index.NEIGHBOURS} nearest of {len(self.queries)} vectors found"):
+            self.answers = flat_index.nearest(path, self.queries)
+
+
+async def run(reactor: Any, options: argparse.Namespace) -> None:
+    """Make the index, and do the job with a daemon that runs for as long as it takes."""
+    with TemporaryDirectory(prefix="storaged-example-") as folder:
+        given = Input(Path(folder, "in.index"))
+        bucket = daemon_options(options) or [f"--data={folder}/bucket"]
+        daemon = Daemon(reactor, options.port or free_port(), bucket, Path(folder, "log"))
+        try:
+            await daemon.start()
+            await store_and_read_back(daemon, given, Path(folder, "out.index"))
+        except StorageFailed as error:
+            raise daemon.failed(f"answered {error}") from error
+        finally:
+            await daemon.stop()
+
+
+async def store_and_read_back(daemon: Daemon, given: Input, back: Path) -> None:
+    """The job; it leaves the bucket as it found it."""
+    client = StorageClient(daemon.url, treq)
+    await check_list(client, [])
+    try:
+        await store(daemon, client, given)
+        with step("killed with SIGKILL, started again"):
+            await daemon.kill()
+            await daemon.start()
+        await check_list(client, [(flat_index.KEY, given.size)])
+        await read_back(daemon, client, given, back)
+        compare(given, back)
+    finally:
+        await daemon.start()  # what was interrupted may be the restart
+        await client.delete(flat_index.KEY)
+    await check_list(client, [])
+
+
+async def store(daemon: Daemon, client: StorageClient, given: Input) -> None:
+    """PUT the index."""
+    with step("stored as one object", given.size), given.path.open("rb") as file:
+        stored = await client.put(flat_index.KEY, file)
+    check(stored.size == given.size, f"{given.size} bytes were sent, stored was {stored}")
+    found(f"storaged had {daemon.peak_rss() / MiB:.0f} MiB of memory at most")
+
+
+async def read_back(daemon: Daemon, client: StorageClient, given: Input, back: Path) -> None:
+    """GET it into another file, and compare the bytes."""
+    with step("read back", given.size), FileWriter(back) as file:
+        await client.get_to(flat_index.KEY, file)
+    found(f"storaged had {daemon.peak_rss() / MiB:.0f} MiB of memory at most")
+    check(sha256(back) == given.sha256, "it has other bytes")
+    found("SHA-256 is the same")
+
+
+async def check_list(client: StorageClient, expected: list[tuple[str, int]]) -> None:
+    """What is listed must be exactly these keys with these sizes."""
+    listed = [(item.key, item.size) for item in await client.list(flat_index.PREFIX)]
+    check(listed == expected, f"{flat_index.PREFIX} lists {listed}: expected {expected}")
+
+
+def compare(given: Input, back: Path) -> None:
+    """Ask what was read back the same."""
+    answers = flat_index.nearest(back, given.queries)
+    share = flat_index.recall(answers, given.answers)
+    check(share == 1, f"recall is {share}")
+    check(np.array_equal(answers[1], given.answers[1]), "the distances are others")
+    found(f"{flat_index.NEIGHBOURS} nearest of {len(given.queries)} vectors are the same: recall {share:.1f}")
+
+
+if __name__ == "__main__":
+    run_job(run, __doc__)

@@ -1,0 +1,162 @@
+"""Clients that put, read, delete, break off and dawdle, each in a thread of its own, and tell the model of it."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from tests.daemon import Daemon
+from tests.faults.model import Model, State, Write
+from twisted_storaged.conformance.wire import CHUNKED, EXPECT, Answer, Connection, NoAnswer, chunk, head, length
+
+KiB, MiB = 1 << 10, 1 << 20
+
+#: Seconds that an answer may take.
+PATIENCE = 120.0
+#: Seconds that a slow reader waits before each read.
+_DAWDLE = 0.02
+
+
+@dataclass
+class Tally:
+    """What was done, by kind, and what went wrong; several threads count."""
+
+    done: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, kind: str) -> None:
+        """One more of a kind."""
+        with self.lock:
+            self.done[kind] += 1
+
+    def fault(self, kind: str, what: str) -> None:
+        """Something is lost, torn, or answered wrongly; `kind` says which."""
+        with self.lock:
+            self.done[kind] += 1
+            self.faults.append(f"{kind}: {what}")
+
+
+class Gone(Exception):
+    """The daemon is not there any more, or dropped the connection."""
+
+
+class Client:
+    """One client: a thread's own."""
+
+    def __init__(self, daemon: Daemon, model: Model, tally: Tally, seed: int) -> None:
+        self.random = random.Random(seed)
+        self._daemon = daemon
+        self._model = model
+        self._tally = tally
+
+    def put(self, key: str, size: int, chunked: bool = False) -> None:
+        """Store a new version, unless it is refused. Raises Gone."""
+        version = self._model.new_version(size)
+        content = version.content()
+        body = _in_chunks(content) if chunked else content
+        request = head("PUT", f"/storage/put/{key}", CHUNKED if chunked else length(size), EXPECT)
+        self._write("PUT", key, self._model.begin(key, version), lambda connection: _ask(connection, request, body))
+
+    def delete(self, key: str) -> None:
+        """Remove what is there. Raises Gone."""
+        request = head("DELETE", f"/storage/delete/{key}")
+        self._write("DELETE", key, self._model.begin(key, None), lambda connection: _ask(connection, request))
+
+    def break_off(self, key: str, size: int) -> None:
+        """Send some of a body, and leave, with a FIN or a reset: nobody may ever see it. Raises Gone."""
+        content = self._model.new_version(size).content()[: self.random.randrange(size)]
+        with self._connected() as connection:
+            connection.send(head("PUT", f"/storage/put/{key}", length(size), EXPECT))
+            if connection.answer().status == 100:
+                connection.send(content)
+            if self.random.random() < 0.5:
+                connection.reset()
+        self._tally.count("broken off")
+
+    def read(self, key: str, slowly: bool = False) -> None:
+        """Hold what is there against the model. Raises Gone."""
+        with self._model.reading(key) as since:
+            with self._connected() as connection:
+                connection.dawdle(_DAWDLE if slowly else 0)
+                status, _, body = _ask(connection, head("GET", f"/storage/get/{key}"))
+            check_state(self._model, self._tally, Seen(key, status, body), self._model.possible(key, since))
+        self._tally.count("read slowly" if slowly else "read")
+
+    def _write(self, kind: str, key: str, write: Write, ask: Callable[[Connection], Answer]) -> None:
+        try:
+            with self._connected() as connection:
+                answer = ask(connection)
+        except Gone:
+            self._model.given_up(write)
+            raise
+        if answer.status in (200, 204):
+            self._model.answered(key, write)
+            self._tally.count(kind)
+        elif answer.status == 503:
+            self._model.refused(key, write)
+            self._tally.count("refused with 503")
+        else:
+            self._model.given_up(write)
+            self._tally.fault("error", f"{kind} {key}: {answer}")
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        try:
+            with Connection(("127.0.0.1", self._daemon.port)) as connection:
+                connection.wait(PATIENCE)
+                yield connection
+        except (OSError, NoAnswer) as error:
+            raise Gone(repr(error)) from error
+
+
+def _ask(connection: Connection, request: bytes, body: bytes | None = None) -> Answer:
+    """The answer to a request; its body is sent when it is asked for."""
+    connection.send(request)
+    answer = connection.answer()
+    if answer.status == 100 and body is not None:
+        connection.send(body)
+        answer = connection.final()
+    return answer
+
+
+def _in_chunks(content: bytes) -> bytes:
+    pieces = [content[at : at + MiB] for at in range(0, len(content), MiB)]
+    return b"".join(chunk(piece) for piece in [*pieces, b""])
+
+
+class Seen(NamedTuple):
+    """The answer to a GET."""
+
+    key: str
+    status: int
+    body: bytes
+
+
+def check_state(model: Model, tally: Tally, seen: Seen, possible: set[State]) -> State:
+    """Which of the possible states this is. Anything else is a fault: what should be there is lost, or it is torn."""
+    if seen.status == 404 and None in possible:
+        return None
+    for version in possible:
+        if seen.status == 200 and version is not None and seen.body == version.content():
+            return version
+    if seen.status not in (200, 404):
+        tally.fault("error", f"GET {seen.key}: {seen.status}")
+    elif seen.status == 200 and not model.is_whole(seen.body):
+        tally.fault("torn", f"{seen.key} has {len(seen.body)} bytes that were never put, possible are {possible}")
+    else:
+        tally.fault("lost", f"{seen.key} has {seen.status}, {len(seen.body)} bytes, possible are {possible}")
+    return None
+
+
+def in_threads(clients: Sequence[Client], work: Callable[[Client], None]) -> list[threading.Thread]:
+    """Let each client work in a thread of its own, from now on."""
+    threads = [threading.Thread(target=work, args=(client,), daemon=True) for client in clients]
+    for thread in threads:
+        thread.start()
+    return threads

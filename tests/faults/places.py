@@ -1,0 +1,79 @@
+"""A daemon on an engine of its own, and what it has left there that nobody can see."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests import engines
+from tests.daemon import Daemon
+
+#: Seconds that what was replaced or broken off may take to be removed.
+REMOVAL_SECONDS = 30.0
+
+Sizes = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A daemon, which may not have been started yet, and how to count what is left over.
+
+    Attributes:
+        orphans: counts the files, rows or uploads beside what the listed objects (sizes by key) need.
+    """
+
+    daemon: Daemon
+    orphans: Callable[[Sizes], int]
+
+    def orphans_in_the_end(self, sizes: Sizes, patience: float = REMOVAL_SECONDS) -> int:
+        """The same, when what is being removed has had its time."""
+        end = time.monotonic() + patience
+        while (found := self.orphans(sizes)) and time.monotonic() < end:
+            time.sleep(0.2)
+        return found
+
+
+@contextmanager
+def local() -> Iterator[Place]:
+    """On the embedded bucket."""
+    with _folder() as folder:
+        daemon = Daemon(folder)
+        yield Place(daemon, lambda sizes: _local_orphans(daemon.data, sizes))
+
+
+@contextmanager
+def ceph(gigabytes: int = 4, store: str = "memstore") -> Iterator[Place]:
+    """On Ceph, with so much room."""
+    with _folder() as folder, engines.ceph(folder, gigabytes, store) as engine:
+        bucket, s3 = engine.new_bucket(), engine.client()
+
+        def orphans(_: Sizes) -> int:
+            pages = s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket)
+            return sum(len(page.get("Uploads", [])) for page in pages)
+
+        yield Place(Daemon(folder, config=engine.toml(bucket)), orphans)
+
+
+PLACES = {"local": local, "ceph": ceph}
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="storaged-faults-") as folder:
+        yield Path(folder)
+
+
+def _local_orphans(data: Path, sizes: Sizes) -> int:
+    """Files and rows that are too many. Raises RuntimeError where SQLite finds the index damaged."""
+    with closing(sqlite3.connect(f"file:{data / 'index.sqlite'}?mode=ro", uri=True)) as index:
+        (verdict,) = index.execute("PRAGMA integrity_check").fetchone()
+        rows: int = index.execute("SELECT count(*) FROM contents").fetchone()[0]
+    if verdict != "ok":
+        raise RuntimeError(f"the index is damaged: {verdict}")
+    # Every object has the one or the other.
+    return sum(1 for _ in (data / "objects").glob("*/*")) + rows - len(sizes)

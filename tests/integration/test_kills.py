@@ -1,0 +1,106 @@
+"""A few rounds of `python -m tests.faults.kills`, and that the model it goes by finds what it is to find."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import engines
+from tests.faults.clients import Seen, Tally, check_state
+from tests.faults.kills import Kills
+from tests.faults.model import Model, Version
+from tests.faults.places import PLACES
+
+ROUNDS = 5
+
+
+class KillTests:
+    """kill -9 at random moments, while clients write."""
+
+    @pytest.mark.parametrize("engine", PLACES)
+    def test_nothing_is_lost_nothing_is_torn(self, engine: str) -> None:
+        """Round after round, on the same bucket."""
+        if engine == "ceph" and not engines.has_ceph():
+            pytest.skip("Ceph is not installed: apt-get install radosgw ceph-mon ceph-osd curl")
+        with PLACES[engine]() as place, place.daemon:
+            kills = Kills(place, seed=1)
+            for _ in range(ROUNDS):
+                kills.round()
+            assert kills.tally.faults == []
+            assert kills.tally.done["PUT"] > 0
+            # An upload stays until somebody knows that it is nobody's.
+            assert engine == "ceph" or kills.orphans(patience=10) == 0
+
+
+class ModelTests:
+    """Which states a read may find."""
+
+    def setup_method(self) -> None:
+        self.model = Model()
+        self.one, self.two, self.three = (self.model.new_version(size) for size in (100, 200_000, 200_000))
+
+    def put(self, version: Version | None) -> None:
+        """A write from its beginning to its answer."""
+        self.model.answered("a", self.model.begin("a", version))
+
+    def test_what_was_answered_is_all_there_can_be(self) -> None:
+        """An older one would be a loss."""
+        assert self.model.possible("a") == {None}
+        self.put(self.one)
+        self.put(self.two)
+        assert self.model.possible("a") == {self.two}
+        self.put(None)
+        assert self.model.possible("a") == {None}
+
+    def test_what_was_not_answered_may_be_there(self) -> None:
+        """Or not; until a later write is answered."""
+        self.put(self.one)
+        self.model.given_up(self.model.begin("a", self.two))
+        assert self.model.possible("a") == {self.one, self.two}
+        self.put(self.three)
+        assert self.model.possible("a") == {self.three}
+
+    def test_what_was_refused_may_not(self) -> None:
+        """It has left nothing."""
+        self.put(self.one)
+        self.model.refused("a", self.model.begin("a", self.two))
+        assert self.model.possible("a") == {self.one}
+
+    def test_of_two_at_the_same_time_either_may_be_the_last(self) -> None:
+        """Whichever was answered first."""
+        first, second = self.model.begin("a", self.one), self.model.begin("a", self.two)
+        self.model.answered("a", second)
+        self.model.answered("a", first)
+        assert self.model.possible("a") == {self.one, self.two}
+
+    def test_a_read_may_find_what_was_there_when_it_began(self) -> None:
+        """And all that came meanwhile, but nothing older."""
+        self.put(self.one)
+        self.put(self.two)
+        with self.model.reading("a") as since:
+            self.put(self.three)
+            self.put(None)
+            assert self.model.possible("a", since) == {self.two, self.three, None}
+        assert self.model.possible("a") == {None}
+
+    def test_what_was_found_is_all_there_can_be(self) -> None:
+        """From then on."""
+        self.put(self.one)
+        self.model.given_up(self.model.begin("a", self.two))
+        self.model.found("a", self.two)
+        assert self.model.possible("a") == {self.two}
+
+    def test_faults_have_names(self) -> None:
+        """Lost is what should be there; torn is what was never put."""
+        tally = Tally()
+        mixed = self.two.content()[:100_000] + self.three.content()[100_000:]
+        for seen in (Seen("a", 404, b""), Seen("a", 200, self.two.content()), Seen("a", 200, mixed)):
+            check_state(self.model, tally, seen, {self.three})
+        assert [fault.partition(":")[0] for fault in tally.faults] == ["lost", "lost", "torn"]
+
+    def test_what_may_be_there_is_none(self) -> None:
+        """Nothing is said of it."""
+        tally = Tally()
+        assert check_state(self.model, tally, Seen("a", 404, b""), {None, self.one}) is None
+        seen = Seen("a", 200, self.one.content())
+        assert check_state(self.model, tally, seen, {None, self.one, self.two}) == self.one
+        assert tally.faults == []
