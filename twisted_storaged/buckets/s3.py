@@ -120,6 +120,14 @@ class S3Bucket:
     @deferred
     async def get(self, key: str, wanted: ByteRange | None = None) -> IObjectReader:
         s3_key = self._s3_key(key)
+        try:
+            return await self._open(s3_key, key, wanted)
+        except RangeNotSatisfiable as error:
+            # Some engines say so of a range that only ends after the object does.
+            start, end = wanted.within(error.size) if wanted is not None else (0, 0)
+            return await self._open(s3_key, key, ByteRange(start, end - 1))
+
+    async def _open(self, s3_key: str, key: str, wanted: ByteRange | None) -> S3Reader:
         headers = {} if wanted is None else {"range": str(wanted)}
         with storage_errors():
             try:
@@ -130,11 +138,10 @@ class S3Bucket:
                 size = size_told(error.answer)
                 raise RangeNotSatisfiable((await self.head(key)).size if size is None else size) from error
         try:
-            info, span = opened(answer, key, wanted)
+            return S3Reader(s3_key, *opened(answer, key, wanted), body, self._reading)
         except (BucketError, RangeNotSatisfiable):
             body.close()
             raise
-        return S3Reader(s3_key, info, span, body, self._reading)
 
     @deferred
     async def list(self, query: ListQuery, token: str | None = None) -> ListPage:
