@@ -6,6 +6,9 @@ reading it has it open and reads on.
 
 A small content is written into the index, by that same transaction: what limits small PUTs is how often the disk is
 waited for, and three waits for each object (file, folder, key) become one for all that arrive together.
+
+The transaction is also where the condition of a write is checked, so that nothing comes between; and with the key goes
+a checksum, which whole reads and `scrub` hold the bytes against.
 """
 
 from __future__ import annotations
