@@ -191,6 +191,18 @@ class StartTests:
         with pytest.raises(StartError, match=r"bucket local: .*/file/data cannot be used: .*Not a directory"):
             make(tmp_path / "file" / "data").start()
 
+    @pytest_twisted.ensureDeferred
+    async def test_an_index_that_is_lost(self, tmp_path: Path) -> None:
+        """Does not take the objects with it."""
+        bucket = make(tmp_path)
+        bucket.start()
+        await put(bucket, "a", large(b"x"))
+        await bucket.stop()
+        (tmp_path / "index.sqlite").unlink()
+        with pytest.raises(StartError, match=r"has objects, and no index.sqlite"):
+            make(tmp_path).start()
+        assert len(contents(tmp_path)) == 1
+
     def test_an_index_that_is_none(self, tmp_path: Path) -> None:
         """Is refused, and left as it is."""
         (tmp_path / "index.sqlite").write_bytes(b"somebody's only copy" * 1000)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.threads import deferToThread
 
 from tests.buckets.embedded import flip, large, make, put
 from twisted_storaged.buckets import directory
@@ -241,6 +243,25 @@ class MeanwhileTests:
         scrubbed = Scrubbed(tmp_path)
         assert (scrubbed.report, scrubbed.odd) == (Report(), [])
         assert len(seen) == 1
+
+    @pytest_twisted.ensureDeferred
+    async def test_many_writes(self, bucket: LocalBucket, tmp_path: Path) -> None:
+        """Overwritten and deleted all the time, and nothing looks damaged."""
+        ended = False
+
+        async def write(key: str) -> None:
+            while not ended:
+                for data in (b"small", large(b"x"), large(b"y")):
+                    await put(bucket, key, data)
+                await bucket.delete(key)
+
+        def scrub() -> list[str]:
+            return [line for _ in range(10) for line in Scrubbed(tmp_path).damage]
+
+        writing = [Deferred.fromCoroutine(write(f"{number}")) for number in range(8)]
+        assert await deferToThread(scrub) == []
+        ended = True
+        await gatherResults(writing)
 
     @pytest_twisted.ensureDeferred
     async def test_cannot_be_changed_by_it(

@@ -6,6 +6,9 @@ reading it has it open and reads on.
 
 A small content is written into the index, by that same transaction: what limits small PUTs is how often the disk is
 waited for, and three waits for each object (file, folder, key) become one for all that arrive together.
+
+The transaction is also where the condition of a write is checked, so that nothing comes between; and with the key goes
+a checksum, which whole reads and `scrub` hold the bytes against.
 """
 
 from __future__ import annotations
@@ -95,6 +98,7 @@ class LocalBucket:
         path = self._path
         try:
             self._directory = Directory(path)
+            self._refuse_a_lost_index()
             self._index = Index(self._directory.index_path)
             self._sweep()
         except (OSError, sqlite3.Error) as error:
@@ -136,6 +140,11 @@ class LocalBucket:
     @deferred
     async def delete(self, key: str, condition: Condition | None = None) -> None:
         await self._commit(Change(key, None, condition))
+
+    def _refuse_a_lost_index(self) -> None:
+        """An index that is made anew names no file: the sweep would take all objects for leftovers."""
+        if not self._directory.index_path.exists() and any(self._directory.names()):
+            raise StartError(f"bucket {self.name}: {self._path} has objects, and no index.sqlite that names them")
 
     def _sweep(self) -> None:
         """Remove what a crash left; nothing, if the index does not say all that is to be kept."""
