@@ -62,7 +62,12 @@ class Daemon:
     def spawn(self, bind: str = "tcp:0:interface=127.0.0.1") -> subprocess.Popen[bytes]:
         """Start it, and do not wait."""
         command = [*self._launcher, str(TWISTD), "-n", "--pidfile=", "storaged", "--bind", bind, *self._options]
-        environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        environ = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "XDG_DATA_HOME": str(self.folder / "home"),
+        }
         with self.log_path.open("wb") as log:
             return subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, env=environ)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet import reactor as _reactor
@@ -31,12 +33,17 @@ from twisted_storaged.buckets.objects import (
     PutOptions,
     Span,
 )
+from twisted_storaged.buckets.s3settings import Upkeep
 from twisted_storaged.buckets.share import Share
 from twisted_storaged.deferreds import deferred
 from twisted_storaged.errors import ObjectNotFound, PreconditionFailed
 
 #: The reactor that pytest-twisted runs, as something with all its interfaces.
 reactor: Any = _reactor
+
+_state = TemporaryDirectory(prefix="storaged-")
+#: What all buckets of S3 in tests share; its folder goes when the tests end.
+UPKEEP = Upkeep(Path(_state.name))
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

@@ -10,7 +10,7 @@ from pathlib import Path
 from twisted_storaged.admission import DEFAULT_PUT_SLOTS
 from twisted_storaged.buckets.local import LocalSettings
 from twisted_storaged.buckets.s3conditions import CLAIMS
-from twisted_storaged.buckets.s3settings import S3Settings
+from twisted_storaged.buckets.s3settings import DEFAULT_DEADLINE, DEFAULT_REAP_INTERVAL, S3Settings, Upkeep
 from twisted_storaged.endpoints import DEFAULT_BIND, endpoint_description, is_local
 from twisted_storaged.policy import PRIMARY, Policy, Rule
 from twisted_storaged.secrets import Credentials, take_credentials
@@ -32,12 +32,14 @@ class Config:
         put_slots: how many PUTs may be under way at once.
         policy: rules by key prefix.
         buckets: settings by name; `primary` is always among them.
+        upkeep: what holds for all buckets of S3.
     """
 
     endpoint: str
     put_slots: int
     policy: Policy
     buckets: Mapping[str, BucketSettings]
+    upkeep: Upkeep
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def load_config(overrides: Overrides, secrets: Mapping[str, Credentials], enviro
     storaged = Table(document.get("storaged", {}), file, "[storaged]")
     put_slots = storaged.take("put_slots", COUNT, DEFAULT_PUT_SLOTS)
     endpoint = _endpoint(storaged, overrides.bind)
+    upkeep = _upkeep(storaged, overrides.data or default_data(environ))
     storaged.done()
     buckets = _buckets(document, file, secrets)
     if PRIMARY not in buckets:
@@ -68,7 +71,16 @@ def load_config(overrides: Overrides, secrets: Mapping[str, Credentials], enviro
         raise ConfigError(
             f"--data is {str(overrides.data)!r}: expected none, as {file} says where the primary bucket is"
         )
-    return Config(endpoint, put_slots, _policy(document, file, buckets), buckets)
+    return Config(endpoint, put_slots, _policy(document, file, buckets), buckets, upkeep)
+
+
+def _upkeep(storaged: Table, data: Path) -> Upkeep:
+    state = storaged.take("state", TEXT)
+    return Upkeep(
+        Path(state) if state else data,
+        storaged.take("reap_interval", COUNT, DEFAULT_REAP_INTERVAL),
+        storaged.take("s3_deadline", COUNT, DEFAULT_DEADLINE),
+    )
 
 
 def default_data(environ: Mapping[str, str]) -> Path:

@@ -85,3 +85,7 @@ class DamagedObject(BucketError):
 
 class OutOfSpace(BucketError):
     """The storage behind a bucket has no room for this, or its owner may have no more; there may be again, later."""
+
+
+class BucketTimedOut(BucketError):
+    """The storage behind a bucket did not answer in the time that it has."""

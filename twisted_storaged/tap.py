@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from twisted.application.service import Service
-from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python import usage
 
 from twisted_storaged.admission import PutSlots
@@ -62,15 +61,15 @@ def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mappin
 def assemble(config: Config, reactor: Any) -> StorageService:
     """Put the house together."""
     slots = PutSlots(config.put_slots)
-    registry = Registry(_make_bucket(name, settings, reactor, slots) for name, settings in config.buckets.items())
+
+    def make_bucket(name: str, settings: BucketSettings) -> IBucket:
+        if isinstance(settings, LocalSettings):
+            return LocalBucket(name, settings, reactor, slots.limit)
+        return S3Bucket(name, settings, reactor, slots.limit, config.upkeep)
+
+    registry = Registry(make_bucket(name, settings) for name, settings in config.buckets.items())
     tree = make_tree(Namespace(config.policy, registry), slots)
     return StorageService(config.endpoint, StorageSite(tree, reactor), registry, slots, reactor)
-
-
-def _make_bucket(name: str, settings: BucketSettings, reactor: IReactorFromThreads, slots: PutSlots) -> IBucket:
-    if isinstance(settings, LocalSettings):
-        return LocalBucket(name, settings, reactor, slots.limit)
-    return S3Bucket(name, settings, reactor, slots.limit)
 
 
 def _path(option: str | None) -> Path | None:

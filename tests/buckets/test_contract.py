@@ -17,7 +17,7 @@ from twisted.internet.task import deferLater
 from zope.interface.verify import verifyObject
 
 from tests.conftest import ENGINES, Engines
-from tests.support import Body, BytesBody, Consumer, MemoryBucket, entries, is_common_prefix, reactor
+from tests.support import UPKEEP, Body, BytesBody, Consumer, MemoryBucket, entries, is_common_prefix, reactor
 from twisted_storaged.buckets.interface import IBucket, IObjectReader
 from twisted_storaged.buckets.local import LocalBucket, LocalSettings
 from twisted_storaged.buckets.objects import (
@@ -112,7 +112,7 @@ def bucket(request: pytest.FixtureRequest, all_engines: Engines, tmp_path: Path)
         if request.param == "moto":
             # It checks and then writes, in threads of one process: what a probe finds is chance.
             settings = replace(settings, conditional_writes="all")
-        made = S3Bucket("s3", settings, reactor, 4)
+        made = S3Bucket("s3", settings, reactor, 4, UPKEEP)
     made.start()
     yield made
     pytest_twisted.blockon(made.stop())

@@ -25,7 +25,7 @@ def crash(journal: Journal) -> None:
 
 
 def left(state: Path) -> list[tuple[str, str, str | None]]:
-    return [(begun.bucket, begun.key, begun.upload_id) for begun in opened(state).left_behind()]
+    return [(begun.bucket, begun.key, begun.upload_id) for begun in opened(state).left_behind("b")]
 
 
 class JournalTests:
@@ -48,7 +48,7 @@ class JournalTests:
         journal.begin("b", "k").created("id")
         crash(journal)
         assert left(tmp_path) == left(tmp_path) == [("b", "k", "id")]
-        for begun in opened(tmp_path).left_behind():
+        for begun in opened(tmp_path).left_behind("b"):
             begun.ended()
         assert left(tmp_path) == []
 
@@ -57,7 +57,7 @@ class JournalTests:
         journal = opened(tmp_path)
         journal.begin("b", "k").created("id")
         assert left(tmp_path) == []
-        assert list(journal.left_behind()) == []
+        assert list(journal.left_behind("b")) == []
 
     def test_what_it_gives_up_is_left_behind_too(self, tmp_path: Path) -> None:
         """Until it is ended after all."""
@@ -66,16 +66,24 @@ class JournalTests:
         begun.created("id")
         journal.give_up(begun)
         for _ in range(2):
-            assert [found.upload_id for found in journal.left_behind()] == ["id"]
+            assert [found.upload_id for found in journal.left_behind("b")] == ["id"]
         begun.ended()
-        assert list(journal.left_behind()) == []
+        assert list(journal.left_behind("b")) == []
+
+    def test_each_bucket_has_its_own(self, tmp_path: Path) -> None:
+        """Another one's uploads are not this one's to abort; but their ids are known."""
+        journal = opened(tmp_path)
+        journal.begin("another", "k").created("id")
+        crash(journal)
+        assert left(tmp_path) == []
+        assert opened(tmp_path).upload_ids() == {"id"}
 
     def test_when_it_was_begun_is_kept(self, tmp_path: Path) -> None:
         """An upload whose id is unknown is found by that."""
         journal = opened(tmp_path)
         begun = journal.begin("b", "k")
         crash(journal)
-        (found,) = opened(tmp_path).left_behind()
+        (found,) = opened(tmp_path).left_behind("b")
         assert found == Begun(begun.path, "b", "k", begun.began)
 
     @pytest.mark.parametrize(("keep", "expected"), [(10, []), (-2, [("b", "k", None)])])
@@ -98,9 +106,9 @@ class JournalTests:
         crashed.begin("b", "k")
         crash(crashed)
         last = opened(tmp_path)
-        for begun in last.left_behind():
+        for begun in last.left_behind("b"):
             begun.ended()
-        list(last.left_behind())
+        list(last.left_behind("b"))
         last.close()
         assert list((tmp_path / "uploads").iterdir()) == []
 

@@ -188,7 +188,7 @@ class ModelTests:
             parts = FILE if served[0] == "rclone" else PARTS
 
         options = settings(
-            max_examples=12, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         )
         run_state_machine_as_test(Machine, settings=options)
 

@@ -20,11 +20,12 @@ from twisted.internet.defer import Deferred
 
 from tests.buckets.test_contract import ODD_KEYS
 from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
-from tests.support import BytesBody, Consumer, reactor, result, run_now
+from tests.support import UPKEEP, BytesBody, Consumer, reactor, result, run_now
 from twisted_storaged.buckets.s3 import S3Bucket
 from twisted_storaged.buckets.s3settings import S3Settings, make_client
-from twisted_storaged.s3 import client
-from twisted_storaged.s3.client import IN_THREAD_FROM, DataPlane, RequestFailed, crc32c
+from twisted_storaged.s3 import client, retries
+from twisted_storaged.s3.client import IN_THREAD_FROM, DataPlane, crc32c
+from twisted_storaged.s3.retries import RequestFailed, Retries
 from twisted_storaged.s3.setup import current_keys, make_data_plane
 from twisted_storaged.s3.signing import Keys
 from twisted_storaged.s3.wire import ConnectionFailed
@@ -47,8 +48,8 @@ class Pair:
 
     def __init__(self, endpoint: Scripted, settings: S3Settings) -> None:
         self.endpoint = endpoint
-        self.boto, credentials = make_client(settings)
-        self.objects: DataPlane = make_data_plane(self.boto, credentials, "bucket", run_now, reactor)
+        self.boto, credentials = make_client(settings, 120)
+        self.objects: DataPlane = make_data_plane(self.boto, credentials, "bucket", run_now, Retries(reactor, 60))
 
     def last(self) -> Call:
         return self.endpoint.calls[-1]
@@ -157,8 +158,8 @@ class ThreadsTests:
             calls.append(call.__name__)
             return run_now(call, *args, **kwargs)
 
-        _, credentials = make_client(S3Settings("b", region="r", access_key_id="id", secret_access_key="s"))
-        objects = make_data_plane(pair.boto, credentials, "bucket", run, reactor)
+        _, credentials = make_client(S3Settings("b", region="r", access_key_id="id", secret_access_key="s"), 120)
+        objects = make_data_plane(pair.boto, credentials, "bucket", run, Retries(reactor, 60))
         await objects.put_object("k", bytearray(IN_THREAD_FROM))
         await objects.head_object("k")
         assert calls == []
@@ -198,9 +199,9 @@ class RetriesTests:
 
     def test_pauses_grow_and_end(self) -> None:
         """With jitter, so that not all come back at once."""
-        assert all(0 <= client._pause(tries) <= 2.0 ** (tries - 1) for tries in range(1, 6))
-        assert len({client._pause(3) for _ in range(10)}) > 1
-        assert client._pause(100) <= client.LONGEST_PAUSE
+        assert all(0 <= retries._pause(tries) <= 2.0 ** (tries - 1) for tries in range(1, 6))
+        assert len({retries._pause(3) for _ in range(10)}) > 1
+        assert retries._pause(100) <= retries.LONGEST_PAUSE
 
 
 class KeysTests:
@@ -208,7 +209,7 @@ class KeysTests:
 
     def test_static_ones_need_no_thread(self) -> None:
         """They are there."""
-        _, credentials = make_client(S3Settings("b", region="r", access_key_id="id", secret_access_key="s"))
+        _, credentials = make_client(S3Settings("b", region="r", access_key_id="id", secret_access_key="s"), 120)
         keys = current_keys(credentials, None)  # type: ignore[arg-type]
         assert result(_awaited(keys())) == Keys("id", "s", None)
 
@@ -254,7 +255,7 @@ class TlsTests:
         certificate, key = self.certificate(tmp_path)
         monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
         with scripted(tls=(certificate, key)) as (_, engine):
-            bucket = S3Bucket("primary", engine.settings("bucket"), reactor, 4)
+            bucket = S3Bucket("primary", engine.settings("bucket"), reactor, 4, UPKEEP)
             bucket.start()
             for size in (5, 600_000, 12_000_000):
                 await bucket.put("k", BytesBody(b"x" * size, chunk=1 << 20), 1 << 30)

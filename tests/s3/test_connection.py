@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from tests.support import Consumer, result
 from twisted_storaged.deferreds import ConsumerGone
-from twisted_storaged.s3.connection import READ_SIZE, Connection
+from twisted_storaged.s3.connection import READ_SIZE, Connection, Reading
 from twisted_storaged.s3.pool import KEEP_IDLE, Pool
 from twisted_storaged.s3.wire import Answer, ConnectionFailed
 
@@ -59,7 +59,7 @@ class Made:
         self.pool.start()
 
     def ask(self, **options: bool) -> Deferred[tuple[Answer, Connection]]:
-        return Deferred.fromCoroutine(self.pool.ask(b"request", **options))
+        return Deferred.fromCoroutine(self.pool.ask(b"request", Reading(**options)))
 
     def connection(self, number: int = -1) -> Any:
         return self.endpoint.connections[number]

@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
-from tests.support import Consumer, reactor, result
+from tests.support import UPKEEP, Consumer, reactor, result
 from twisted_storaged.buckets import s3reader
 from twisted_storaged.buckets.s3 import S3Bucket
 from twisted_storaged.deferreds import ConsumerGone
@@ -155,7 +155,7 @@ class SlowS3Tests:
             for name, value in {"FROM_SIZE": 1 << 20, "PROBE": 1 << 17, "SEGMENT": 1 << 18, "LEAD": 1 << 19}.items():
                 monkeypatch.setattr(module, name, value, raising=False)
         with scripted() as (endpoint, engine):
-            bucket = S3Bucket("primary", engine.settings("bucket"), reactor, 4)
+            bucket = S3Bucket("primary", engine.settings("bucket"), reactor, 4, UPKEEP)
             bucket.start()
             endpoint.objects["k"] = self.DATA, "etag"
             endpoint.script = lambda _: Answer(do_it_first=True, seconds_per_mib=0.2)

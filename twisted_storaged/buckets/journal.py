@@ -24,6 +24,8 @@ from pathlib import Path
 from twisted_storaged.buckets.directory import sync_folder
 from twisted_storaged.errors import StartError
 
+_LOCK = "lock"
+
 
 @dataclass(frozen=True)
 class Begun:
@@ -98,10 +100,18 @@ class Journal:
         """Leave an upload of this run, which could not be ended, to the reaper."""
         self._given_up[begun.path] = None
 
-    def left_behind(self) -> Iterator[Begun]:
-        """What is for the reaper: what runs that have ended did not end, and what this one gave up."""
+    def upload_ids(self) -> set[str]:
+        """The ids of all uploads that are known to anybody, whether they live or not."""
+        found = (_read(path) for path in self._uploads.glob("*/*") if path.name != _LOCK)
+        return {begun.upload_id for begun in found if begun and begun.upload_id}
+
+    def left_behind(self, bucket: str) -> Iterator[Begun]:
+        """What is for the reaper of a bucket: what runs that have ended did not end, and what this one gave up."""
+        return (begun for begun in self._left_behind() if begun.bucket == bucket)
+
+    def _left_behind(self) -> Iterator[Begun]:
         for path in list(self._given_up):
-            if path.exists() and (begun := _read(path)):
+            if begun := _read(path):
                 yield begun
             else:
                 del self._given_up[path]
@@ -119,17 +129,21 @@ class Journal:
 
 def _begun_in(run: Path) -> Iterator[Begun]:
     for path in sorted(run.iterdir()):
-        if path.name != "lock":
+        if path.name != _LOCK:
             begun = _read(path)
             if begun is None:
-                path.unlink()  # the process ended before it could ask S3 for anything
+                path.unlink(missing_ok=True)  # the process ended before it could ask S3 for anything
             else:
                 yield begun
 
 
 def _read(path: Path) -> Begun | None:
-    """An upload's file; None where not even its first line is whole."""
-    lines = [line for line in path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    """An upload's file; None where there is none any more, or not even its first line is whole."""
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return None
+    lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
     fields = {name: value for line in lines for name, value in json.loads(line).items()}
     return Begun(path, **fields) if fields else None
 
@@ -144,7 +158,7 @@ def _append(path: Path, fields: dict[str, object]) -> None:
 
 
 def _lock(run: Path) -> int:
-    descriptor = os.open(run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(run / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -154,5 +168,5 @@ def _lock(run: Path) -> int:
 
 
 def _forget_if_empty(run: Path) -> None:
-    if [path.name for path in run.iterdir()] == ["lock"]:
+    if [path.name for path in run.iterdir()] == [_LOCK]:
         shutil.rmtree(run)

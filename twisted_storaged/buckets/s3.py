@@ -22,6 +22,7 @@ from twisted_storaged.buckets.buffers import Buffers
 from twisted_storaged.buckets.delivery import share_of_memory
 from twisted_storaged.buckets.digests import Digesting
 from twisted_storaged.buckets.interface import IBucket, IObjectReader
+from twisted_storaged.buckets.journal import Journal
 from twisted_storaged.buckets.multipart import Uploader
 from twisted_storaged.buckets.objects import (
     NO_OPTIONS,
@@ -32,10 +33,12 @@ from twisted_storaged.buckets.objects import (
     ObjectInfo,
     PutOptions,
 )
+from twisted_storaged.buckets.reaper import Reaper
+from twisted_storaged.buckets.s3access import Access
 from twisted_storaged.buckets.s3conditions import CLAIMS, NO_CLAIMS, Claims, Conditions, delete_if
 from twisted_storaged.buckets.s3probe import Probe
 from twisted_storaged.buckets.s3reader import ReadSettings, S3Reader
-from twisted_storaged.buckets.s3settings import S3Settings, make_client
+from twisted_storaged.buckets.s3settings import S3Settings, Upkeep, make_client
 from twisted_storaged.buckets.s3upload import S3Upload
 from twisted_storaged.buckets.share import Share
 from twisted_storaged.buckets.threads import Threads
@@ -43,9 +46,10 @@ from twisted_storaged.deferreds import deferred
 from twisted_storaged.errors import BucketError, InvalidKey, ObjectNotFound, RangeNotSatisfiable, StartError
 from twisted_storaged.keys import MAX_KEY_BYTES
 from twisted_storaged.s3.answers import info_of, opened, size_told, storage_errors
-from twisted_storaged.s3.client import RequestFailed
 from twisted_storaged.s3.listing import list_parameters, parse_list, sorted_after
-from twisted_storaged.s3.setup import Access, make_data_plane
+from twisted_storaged.s3.retries import RequestFailed, Retries
+from twisted_storaged.s3.setup import make_data_plane
+from twisted_storaged.s3.uploads import Uploads
 
 #: What the keys that conditional writes are tried on begin with, after the bucket's prefix.
 PROBE_KEY = ".storaged-probe-"
@@ -57,7 +61,7 @@ MAX_PARTS = 10_000
 #: being filled and the one that waits, a PUT holds 30 MiB, or 50.
 WINDOW = 4
 WINDOW_ALONE = 8
-#: Threads beside the uploading ones: for the calls that boto3 makes.
+#: Threads beside the uploading ones: for hashing, for the journal, and for boto3 to refresh credentials.
 SPARE_THREADS = 4
 
 
@@ -67,10 +71,12 @@ class S3Bucket:
 
     _log = Logger()
 
-    def __init__(self, name: str, settings: S3Settings, reactor: Any, put_slots: int) -> None:
+    def __init__(self, name: str, settings: S3Settings, reactor: Any, put_slots: int, upkeep: Upkeep) -> None:
         self.name = name
         self._settings = settings
         self._reactor = reactor
+        self._upkeep = upkeep
+        self._journal = Journal(upkeep.state)
         self._threads = Threads(reactor, max(put_slots * WINDOW, WINDOW_ALONE) + SPARE_THREADS, f"bucket {name}")
         self._window = Share(put_slots * WINDOW, WINDOW, WINDOW_ALONE)
         self._buffers = Buffers(MIN_PART_SIZE, keep=put_slots * WINDOW)
@@ -78,27 +84,28 @@ class S3Bucket:
 
     def start(self) -> None:
         try:
-            self._client, credentials = make_client(self._settings)
+            client, credentials = make_client(self._settings, self._upkeep.deadline)
+            retries = Retries(self._reactor, self._upkeep.deadline)
             bucket = self._settings.bucket
-            self._objects = make_data_plane(self._client, credentials, bucket, self._threads.run, self._reactor)
-            self._access = Access(self._objects, self._client, self._threads.run, bucket)
-            self._reading = ReadSettings(self._objects, share_of_memory(), self._settings.get_resumes)
+            self._objects = make_data_plane(client, credentials, bucket, self._threads.run, retries)
         except (BotoCoreError, ValueError) as error:
             raise StartError(f"bucket {self.name}: {error}") from error
-        self._log.info(
-            "bucket {name} is {settings.bucket}/{settings.prefix} at {endpoint}",
-            name=self.name,
-            settings=self._settings,
-            endpoint=self._client.meta.endpoint_url,
-        )
+        self._journal.open()
+        where = f"{client.meta.endpoint_url}/{bucket}"
+        self._access = Access(self._objects, Uploads(self._objects), self._threads.run, self._journal, where)
+        self._reading = ReadSettings(self._objects, share_of_memory(), self._settings.get_resumes)
+        self._log.info("bucket {name} is {where}/{prefix}", name=self.name, where=where, prefix=self._settings.prefix)
         self._objects.start()
         self._threads.start()
+        self._reaper = Reaper(self._access)
+        self._reaper.start(self._reactor, self._upkeep.reap_interval)
 
     @deferred
     async def stop(self) -> None:
         self._objects.stop()
+        await self._reaper.stop()
         await self._threads.stop()
-        self._client.close()
+        self._journal.close()
 
     @deferred
     async def put(self, key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:

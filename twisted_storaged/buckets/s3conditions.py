@@ -14,7 +14,8 @@ from twisted.python.failure import Failure
 
 from twisted_storaged.buckets.objects import Condition
 from twisted_storaged.errors import BucketError, ConditionUnsupported
-from twisted_storaged.s3.client import DataPlane, RequestFailed
+from twisted_storaged.s3.client import DataPlane
+from twisted_storaged.s3.retries import RequestFailed
 
 
 class Conditional(NamedTuple):
@@ -50,12 +51,6 @@ def condition_headers(condition: Condition | None) -> dict[str, str]:
     if condition is None:
         return {}
     return {"if-none-match": "*"} if condition.etag is None else {"if-match": f'"{condition.etag}"'}
-
-
-def condition_arguments(condition: Condition | None) -> dict[str, str]:
-    """The same, as an argument of boto3's."""
-    names = {"if-none-match": "IfNoneMatch", "if-match": "IfMatch"}
-    return {names[name]: value for name, value in condition_headers(condition).items()}
 
 
 def conditional(operation: str, condition: Condition) -> Conditional:

@@ -14,10 +14,10 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from botocore.exceptions import BotoCoreError, ClientError
 from twisted.internet.defer import Deferred, gatherResults
 
 from twisted_storaged.buckets.objects import Condition
+from twisted_storaged.buckets.s3access import Access
 from twisted_storaged.buckets.s3conditions import (
     COMPLETE_ABSENT,
     COMPLETE_SAME,
@@ -25,12 +25,12 @@ from twisted_storaged.buckets.s3conditions import (
     PUT_ABSENT,
     PUT_SAME,
     Claims,
-    condition_arguments,
     condition_headers,
 )
 from twisted_storaged.s3.answers import etag_of
-from twisted_storaged.s3.client import RequestFailed, crc32c
-from twisted_storaged.s3.setup import Access
+from twisted_storaged.s3.client import crc32c
+from twisted_storaged.s3.retries import RequestFailed
+from twisted_storaged.s3.uploads import Part
 
 #: Writers at once, and how often: an engine that is not atomic has one winner by chance, not every time.
 RACERS = 8
@@ -56,9 +56,7 @@ class Probe:
 
     def __init__(self, access: Access, key: str) -> None:
         self._objects = access.objects
-        self._client = access.client
-        self._run = access.run
-        self._address = {"Bucket": access.bucket, "Key": key}
+        self._multipart = access.uploads
         self._key = key
         self._uploads: set[str] = set()
 
@@ -130,8 +128,8 @@ class Probe:
     async def _outcome(self, attempt: Awaitable[Any]) -> str:
         try:
             await attempt
-        except (RequestFailed, ClientError) as error:
-            status = _status_of(error)
+        except RequestFailed as error:
+            status = error.answer.status
             if status in _BUSY_STATUS:
                 raise
             return LOST if status in _LOST_STATUS else NEITHER
@@ -144,18 +142,15 @@ class Probe:
         )
 
     async def _new_upload(self) -> Write:
-        create = self._client.create_multipart_upload
-        upload_id = (await self._run(create, **self._address, ChecksumAlgorithm="CRC32C"))["UploadId"]
+        upload_id, _ = await self._multipart.create(self._key, {})
         self._uploads.add(upload_id)
         content = uuid4().bytes
         checksum = crc32c(bytearray(content))
         answer = await self._objects.upload_part(self._key, upload_id, 1, bytearray(content), checksum)
-        part = {"PartNumber": 1, "ETag": answer.headers.get("etag", ""), "ChecksumCRC32C": checksum}
+        part = Part(1, answer.headers.get("etag", ""), checksum)
 
         async def write(condition: Condition) -> None:
-            upload = {**self._address, "UploadId": upload_id, "MultipartUpload": {"Parts": [part]}}
-            complete = self._client.complete_multipart_upload
-            await self._run(complete, **upload, **condition_arguments(condition))
+            await self._multipart.complete(self._key, upload_id, [part], condition_headers(condition))
             self._uploads.discard(upload_id)
 
         return content, write
@@ -179,13 +174,7 @@ class Probe:
 
     async def _clean(self) -> None:
         for upload_id in self._uploads:
-            with suppress(ClientError, BotoCoreError):  # one that was completed and did not say so
-                await self._run(self._client.abort_multipart_upload, **self._address, UploadId=upload_id)
+            with suppress(RequestFailed):  # one that was completed and did not say so
+                await self._multipart.abort(self._key, upload_id)
         with suppress(RequestFailed):
             await self._objects.delete_object(self._key)
-
-
-def _status_of(error: RequestFailed | ClientError) -> int:
-    if isinstance(error, RequestFailed):
-        return error.answer.status
-    return int(error.response["ResponseMetadata"]["HTTPStatusCode"])

@@ -19,10 +19,11 @@ from twisted_storaged.buckets.share import Share
 from twisted_storaged.deferreds import ConsumerGone, deferred
 from twisted_storaged.errors import BucketError, DamagedObject, StorageError
 from twisted_storaged.s3.answers import opened
-from twisted_storaged.s3.client import DataPlane, RequestFailed
+from twisted_storaged.s3.client import DataPlane
 from twisted_storaged.s3.connection import BodyStream
 from twisted_storaged.s3.front import Front
 from twisted_storaged.s3.readahead import FROM_SIZE, LEAD, SEGMENT, ReadAhead
+from twisted_storaged.s3.retries import RequestFailed
 from twisted_storaged.s3.wire import ConnectionFailed
 
 #: Bytes that the ranges of all GETs may take.

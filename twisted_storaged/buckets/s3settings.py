@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 #: Seconds for a connection, or a blocked send; and for the next bytes of an answer.
 CONNECT_TIMEOUT = 10
 READ_TIMEOUT = 60
+DEFAULT_REAP_INTERVAL = 3600
+DEFAULT_DEADLINE = 120
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,25 @@ class S3Settings:
     get_resumes: int = 3
 
 
-def make_client(settings: S3Settings) -> tuple[BaseClient, Any]:
-    """The client that a bucket's threads share (clients are thread-safe, sessions are not), and its credentials.
+@dataclass(frozen=True)
+class Upkeep:
+    """What holds for all buckets of S3.
+
+    Attributes:
+        state: the folder of the upload journal.
+        reap_interval: seconds between two looks at what was left behind.
+        deadline: seconds that S3 has for one request, with all its tries.
+    """
+
+    state: Path
+    reap_interval: float = DEFAULT_REAP_INTERVAL
+    deadline: float = DEFAULT_DEADLINE
+
+
+def make_client(settings: S3Settings, deadline: float) -> tuple[BaseClient, Any]:
+    """A client, which knows how to get to the bucket, and its credentials.
+
+    One that hangs for half the `deadline`, in seconds, is given up, so that there is time for another try.
 
     Raises:
         ValueError: there are no credentials anywhere.
@@ -50,15 +70,17 @@ def make_client(settings: S3Settings) -> tuple[BaseClient, Any]:
     if credentials is None:
         raise ValueError("no credentials: not in the secrets file, not in the configuration, not in boto3's own chain")
     region = session.region_name or "us-east-1"
-    client = session.client("s3", endpoint_url=settings.endpoint, region_name=region, config=_client_config(settings))
+    client = session.client(
+        "s3", endpoint_url=settings.endpoint, region_name=region, config=_client_config(settings, deadline)
+    )
     return client, credentials
 
 
-def _client_config(settings: S3Settings) -> Config:
+def _client_config(settings: S3Settings, deadline: float) -> Config:
     style = {None: "auto", True: "path", False: "virtual"}[settings.use_path_style]
     return Config(
-        connect_timeout=CONNECT_TIMEOUT,
-        read_timeout=READ_TIMEOUT,
+        connect_timeout=min(CONNECT_TIMEOUT, deadline / 2),
+        read_timeout=min(READ_TIMEOUT, deadline / 2),
         retries={"mode": "standard"},
         tcp_keepalive=True,
         signature_version="s3v4",

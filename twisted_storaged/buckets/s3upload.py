@@ -1,6 +1,7 @@
 """One upload to S3, as the PartSink of `multipart`: a PutObject, or the calls of a multipart upload.
 
-The calls around the parts are rare, and boto3's, in threads.
+A multipart upload is in the journal for as long as S3 may have it. What became of a CompleteMultipartUpload whose
+reply was lost is found out, not guessed: as long as the upload is there, nothing was completed.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
 """
@@ -10,23 +11,22 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from typing import Any
+from contextlib import suppress
 
-from botocore.exceptions import BotoCoreError, ClientError
-from twisted.internet.defer import Deferred
-
+from twisted_storaged.buckets.journal import Begun
 from twisted_storaged.buckets.objects import ObjectInfo, PutOptions
-from twisted_storaged.buckets.s3conditions import Claims, condition_arguments, condition_headers, conditional
+from twisted_storaged.buckets.s3access import Access
+from twisted_storaged.buckets.s3conditions import Claims, condition_headers, conditional
 from twisted_storaged.deferreds import deferred
 from twisted_storaged.errors import ConditionUnsupported
 from twisted_storaged.s3.answers import etag_of
-from twisted_storaged.s3.client import RequestFailed, crc32c
-from twisted_storaged.s3.metadata import arguments_of, headers_of
-from twisted_storaged.s3.setup import Access
+from twisted_storaged.s3.client import crc32c
+from twisted_storaged.s3.metadata import headers_of
+from twisted_storaged.s3.retries import RequestFailed
+from twisted_storaged.s3.uploads import Part
+from twisted_storaged.s3.wire import Answer, ConnectionFailed, TimedOut
 
 _MD5 = re.compile("[0-9a-f]{32}")
-#: Statuses that refuse a conditional write: that of an earlier try of ours, maybe.
-_REFUSED = (409, 412)
 
 
 class S3Upload:
@@ -38,106 +38,129 @@ class S3Upload:
         Raises:
             InvalidRequest: S3 cannot keep this metadata.
         """
-        self._objects = access.objects
-        self._client = access.client
-        self._run = access.run
-        self._address = {"Bucket": access.bucket, "Key": s3_key}
+        self._access = access
         self._s3_key = s3_key
         self._key = key
         self._metadata = headers_of(options)
         self._condition = options.condition
         self._claims = claims
-        self._upload: dict[str, str] = {}
-        self._parts: dict[int, dict[str, Any]] = {}
+        self._begun: Begun | None = None
+        self._upload_id = ""
+        self._parts: dict[int, Part] = {}
         self._size = 0
+        self._hangs = False
 
     @deferred
     async def whole(self, body: bytearray) -> ObjectInfo:
         self._must_claim("PutObject")
         headers = {**self._metadata, **condition_headers(self._condition)}
-        try:
-            etag = etag_of(await self._objects.put_object(self._s3_key, body, headers))
-        except RequestFailed as error:
-            # An earlier try may have been carried out, and its reply lost: then our own object is in the way.
-            refused = error.again and self._condition is not None and error.answer.status in _REFUSED
-            etag = await self._run(self._etag_if_there, body) if refused else ""
-            if not etag:
-                raise
+        etag = etag_of(await self._access.objects.put_object(self._s3_key, body, headers))
         return ObjectInfo(self._key, len(body), etag, time.time())
 
     @deferred
     async def begin(self) -> None:
         self._must_claim("CompleteMultipartUpload")
-        metadata = arguments_of(self._metadata)
-        create = self._client.create_multipart_upload
-        answer = await self._run(create, **self._address, **metadata, ChecksumAlgorithm="CRC32C")
-        self._upload = {**self._address, "UploadId": answer["UploadId"]}
+        begun = self._begun = await self._note()
+        try:
+            self._upload_id, again = await self._access.uploads.create(self._s3_key, self._metadata)
+        except TimedOut:
+            self._hangs = True
+            raise
+        if again:
+            # The reply to an earlier try was lost, and with it, maybe, the id of another upload.
+            self._access.journal.give_up(begun)
+            begun = self._begun = await self._note()
+        await self._access.run(begun.created, self._upload_id)
 
     @deferred
     async def part(self, number: int, body: bytearray) -> None:
-        upload_id, checksum = self._upload["UploadId"], crc32c(body)
-        answer = await self._objects.upload_part(self._s3_key, upload_id, number, body, checksum)
-        etag = answer.headers.get("etag", "")
-        self._parts[number] = {"PartNumber": number, "ETag": etag, "ChecksumCRC32C": checksum}
+        checksum = crc32c(body)
+        try:
+            answer = await self._access.objects.upload_part(self._s3_key, self._upload_id, number, body, checksum)
+        except TimedOut:
+            self._hangs = True
+            raise
+        self._parts[number] = Part(number, answer.headers.get("etag", ""), checksum)
         self._size += len(body)
 
-    def complete(self) -> Deferred[ObjectInfo]:
-        return self._run(self._complete)
+    @deferred
+    async def complete(self) -> ObjectInfo:
+        parts = [part for _, part in sorted(self._parts.items())]
+        try:
+            etag = await self._access.uploads.complete(
+                self._s3_key, self._upload_id, parts, condition_headers(self._condition), self._landed
+            )
+        except TimedOut:
+            self._hangs = True
+            raise
+        except (RequestFailed, ConnectionFailed):
+            if not await self._was_completed():
+                raise
+            etag = combined_etag(parts)
+        if not etag:  # Ceph's word for it
+            etag = etag_of(await self._access.objects.head_object(self._s3_key))
+        await self._ended()
+        return ObjectInfo(self._key, self._size, etag.strip('"'), time.time())
 
     @deferred
     async def abort(self) -> None:
-        if self._upload:
-            await self._run(self._client.abort_multipart_upload, **self._upload)
+        if self._begun is None:
+            return
+        if self._hangs or not self._upload_id:
+            # S3 does not answer, or did not say which upload it began: the client does not wait until it does.
+            self._access.journal.give_up(self._begun)
+            return
+        try:
+            await self._abort()
+        except BaseException:
+            self._access.journal.give_up(self._begun)
+            raise
+        await self._ended()
 
     def _must_claim(self, operation: str) -> None:
         if self._condition is not None and conditional(operation, self._condition) not in self._claims:
             raise ConditionUnsupported(f"not {conditional(operation, self._condition)}")
 
-    def _complete(self) -> ObjectInfo:
-        parts = [part for _, part in sorted(self._parts.items())]
-        condition = condition_arguments(self._condition)
+    async def _note(self) -> Begun:
+        return await self._access.run(self._access.journal.begin, self._access.where, self._s3_key)
+
+    async def _ended(self) -> None:
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            with suppress(OSError):  # the reaper will find that there is no such upload
+                await self._access.run(begun.ended)
+
+    async def _abort(self) -> bool:
+        """Forget all parts; whether there was an upload to forget."""
         try:
-            answer = self._client.complete_multipart_upload(
-                **self._upload, **condition, MultipartUpload={"Parts": parts}
-            )
-            # Ceph answers with an empty ETag.
-            etag = answer.get("ETag") or self._head()["ETag"]
-        except (ClientError, BotoCoreError) as error:
-            # The reply may be what was lost, not the request; a retry of it then finds no such upload.
-            etag = combined_etag(parts)
-            if _is_first_refusal(error) or not self._is_there(etag):
+            await self._access.uploads.abort(self._s3_key, self._upload_id)
+        except RequestFailed as error:
+            if error.answer.status != 404:
                 raise
-        return ObjectInfo(self._key, self._size, etag.strip('"'), time.time())
-
-    def _etag_if_there(self, body: bytearray) -> str:
-        self._size = len(body)
-        etag = hashlib.md5(body, usedforsecurity=False).hexdigest()
-        return etag if self._is_there(etag) else ""
-
-    def _is_there(self, etag: str) -> bool:
-        try:
-            head = self._head()
-        except (ClientError, BotoCoreError):
             return False
-        return bool(head["ETag"].strip('"') == etag and head["ContentLength"] == self._size)
+        return True
 
-    def _head(self) -> dict[str, Any]:
-        head: dict[str, Any] = self._client.head_object(**self._address)
-        return head
+    async def _was_completed(self) -> bool:
+        """Whether the upload is gone, and the object there that it was to be; if the upload is not gone, it is now."""
+        with suppress(RequestFailed, ConnectionFailed):
+            if not await self._abort():
+                return await self._landed(self._access.objects.ends()) is not None
+            await self._ended()
+        return False
+
+    async def _landed(self, ends: float) -> Answer | None:
+        found = await self._access.objects.look(self._s3_key, ends)
+        etag = combined_etag([part for _, part in sorted(self._parts.items())])
+        expected = {"etag": f'"{etag}"', "content-length": str(self._size)}
+        return found if found and expected.items() <= found.headers.items() else None
 
 
-def _is_first_refusal(error: ClientError | BotoCoreError) -> bool:
-    """Whether it is a refusal that no earlier try of the request can have brought about."""
-    told = error.response["ResponseMetadata"] if isinstance(error, ClientError) else {}
-    return told.get("HTTPStatusCode") in _REFUSED and not told.get("RetryAttempts")
-
-
-def combined_etag(parts: list[dict[str, Any]]) -> str:
+def combined_etag(parts: list[Part]) -> str:
     """The ETag that S3 gives an object of these parts, each of whose ETags is an MD5; no object's, where one is not.
 
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
     """
-    etags = [part["ETag"].strip('"') for part in parts]
+    etags = [part.etag.strip('"') for part in parts]
     if not all(_MD5.fullmatch(etag) for etag in etags):
         return ""
     digests = bytes.fromhex("".join(etags))

@@ -8,19 +8,18 @@ from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 
-from botocore.exceptions import BotoCoreError, ClientError
-
 from twisted_storaged.buckets.objects import ByteRange, ObjectInfo, Span
 from twisted_storaged.errors import (
     BucketError,
+    BucketTimedOut,
     ObjectNotFound,
     PreconditionFailed,
     StorageError,
     WriteConflict,
 )
-from twisted_storaged.s3.client import RequestFailed
 from twisted_storaged.s3.metadata import metadata_of
-from twisted_storaged.s3.wire import Answer, ConnectionFailed
+from twisted_storaged.s3.retries import RequestFailed
+from twisted_storaged.s3.wire import Answer, ConnectionFailed, TimedOut
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _UNSATISFIED = re.compile(r"bytes \*/(\d+)")
@@ -29,22 +28,22 @@ _ACTUAL_SIZE = re.compile(rb"<ActualObjectSize>(\d+)</ActualObjectSize>")
 
 @contextmanager
 def storage_errors(conditional: bool = False) -> Iterator[None]:
-    """Turn what the data plane and boto3 raise into errors of storage; of a write that is `conditional`, or any call.
+    """Turn what the data plane raises into errors of storage; of a write that is `conditional`, or any call.
 
     Raises:
         ObjectNotFound: S3 says that there is no such key. That there is no such bucket is trouble.
         PreconditionFailed: the condition did not hold; also, there was no object to hold it against.
         WriteConflict: another write of the key was under way.
+        BucketTimedOut: there was no answer in time.
         BucketError: anything else, with its cause.
     """
     try:
         yield
     except RequestFailed as error:
         raise _meaning(error, error.answer.status, error.answer.code, conditional) from error
-    except ClientError as error:
-        status, code = error.response["ResponseMetadata"]["HTTPStatusCode"], error.response["Error"]["Code"]
-        raise _meaning(error, status, code, conditional) from error
-    except (ConnectionFailed, BotoCoreError, OSError) as error:
+    except TimedOut as error:
+        raise BucketTimedOut(str(error)) from error
+    except (ConnectionFailed, OSError) as error:
         raise BucketError(f"{type(error).__name__}: {error}") from error
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import select
 import socket
 import ssl
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
-from twisted_storaged.s3.wire import Answer, AnswerParser, ConnectionFailed
+from twisted_storaged.s3.wire import Answer, AnswerParser, ConnectionFailed, TimedOut
 
 _READ = 1 << 16
 
@@ -31,17 +34,22 @@ class BlockingPool:
         self._read_timeout = read_timeout
         self._idle: deque[socket.socket] = deque()
 
-    def ask(self, head: bytes, body: bytearray) -> Answer:
-        """Send a request and read its answer, blocking.
+    def ask(self, head: bytes, body: bytes | bytearray, until: float = inf) -> Answer:
+        """Send a request and read its answer, blocking; until a time of the monotonic clock.
 
         Raises:
             ConnectionFailed: there was no answer.
         """
-        connection = self._take() or self._connect()
+        connection = self._take() or self._connect(min(self._connect_timeout, _left(until)))
+
+        def limit() -> socket.socket:
+            connection.settimeout(min(self._read_timeout, _left(until)))
+            return connection
+
         try:
-            connection.sendall(head)
-            connection.sendall(body)
-            answer, keep = _read(connection)
+            limit().sendall(head)
+            limit().sendall(body)
+            answer, keep = _read(limit)
         except OSError as error:
             connection.close()
             raise ConnectionFailed(f"{type(error).__name__}: {error}") from error
@@ -67,12 +75,11 @@ class BlockingPool:
             connection.close()  # bytes, or an end, that nobody asked for
         return None
 
-    def _connect(self) -> socket.socket:
+    def _connect(self, timeout: float) -> socket.socket:
         where = (self._address.host, self._address.port)
         try:
-            connection = socket.create_connection(where, self._connect_timeout)
+            connection = socket.create_connection(where, timeout)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.settimeout(self._read_timeout)
             if self._address.tls is not None:
                 connection = self._address.tls.wrap_socket(connection, server_hostname=self._address.host)
         except OSError as error:
@@ -80,10 +87,18 @@ class BlockingPool:
         return connection
 
 
-def _read(connection: socket.socket) -> tuple[Answer, bool]:
+def _left(until: float) -> float:
+    """Seconds. Raises TimedOut when there are none."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimedOut("S3 took too long")
+    return left
+
+
+def _read(limit: Callable[[], socket.socket]) -> tuple[Answer, bool]:
     parser, body = AnswerParser(), []
     while not parser.ended:
-        data = connection.recv(_READ)
+        data = limit().recv(_READ)
         if not data:
             raise ConnectionFailed("S3 closed the connection before its answer ended")
         body.append(parser.feed(data))

@@ -1,25 +1,23 @@
-"""S3's data plane: the requests that carry objects, signed, sent, and sent again as boto3's `standard` retries would.
-
-https://docs.aws.amazon.com/sdkref/latest/guide/feature-retry-behavior.html
-"""
+"""S3's data plane: the requests that carry objects, signed and sent. When to send one again is in `retries`."""
 
 from __future__ import annotations
 
-import random
+import hashlib
+import time
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from awscrt import checksums
-from twisted.internet.task import deferLater
 
 from twisted_storaged.buckets.threads import Run
 from twisted_storaged.s3.blocking import BlockingPool
-from twisted_storaged.s3.connection import READ_SIZE, BodyStream
+from twisted_storaged.s3.connection import READ_SIZE, BodyStream, Reading
 from twisted_storaged.s3.pool import Pool
+from twisted_storaged.s3.retries import Landed, Retries
 from twisted_storaged.s3.signing import Keys, Signer
 from twisted_storaged.s3.wire import Answer, ConnectionFailed, request_head
 
@@ -29,42 +27,47 @@ IN_THREAD_FROM = 512 << 10
 FIRST_READ_SIZE = 120 << 10
 #: Bytes of a range that one read may bring.
 RANGE_READ_SIZE = 256 << 10
-#: Tries of one request, the first included; and the longest pause between two, in seconds.
-TRIES = 3
-LONGEST_PAUSE = 20.0
-
 #: The headers that make a write conditional: whoever sends it twice must know.
 CONDITIONS = frozenset({"if-match", "if-none-match"})
 
 _CHECKSUM = "x-amz-checksum-crc32c"
-_METHODS = {"HeadObject": "HEAD", "DeleteObject": "DELETE"}
-_NONE: Mapping[str, str] = MappingProxyType({})
-_TRY_AGAIN_STATUS = {429, 500, 502, 503, 504}
-_MAYBE_DONE_STATUS = {500, 502, 504}
-_TRY_AGAIN_CODES = {
-    "BandwidthLimitExceeded",
-    "PriorRequestNotComplete",
-    "RequestLimitExceeded",
-    "RequestTimeout",
-    "RequestTimeoutException",
-    "SlowDown",
-    "Throttling",
-    "ThrottlingException",
+_METHODS = {
+    "AbortMultipartUpload": "DELETE",
+    "CompleteMultipartUpload": "POST",
+    "CreateMultipartUpload": "POST",
+    "DeleteObject": "DELETE",
+    "HeadObject": "HEAD",
+    "PutObject": "PUT",
+    "UploadPart": "PUT",
 }
+#: Operations that may begin a 200 before they know that it is an error, which then is inside.
+_TOLD_LATE = {"CompleteMultipartUpload"}
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
-class RequestFailed(Exception):
-    """S3 answered with an error, for good.
+class Call(NamedTuple):
+    """A request: S3's name of the operation, a key (none for the bucket itself), and what goes with it."""
 
-    Attributes:
-        answer: what it said.
-        again: whether this was another try, after one that may have been carried out.
-    """
+    operation: str
+    key: str
+    query: Mapping[str, str] = _NONE
+    headers: Mapping[str, str] = _NONE
+    body: bytes | bytearray = b""
 
-    def __init__(self, operation: str, answer: Answer, again: bool) -> None:
-        super().__init__(f"{operation}: {answer}")
-        self.answer = answer
-        self.again = again
+    @property
+    def method(self) -> str:
+        """The method of HTTP."""
+        return _METHODS.get(self.operation, "GET")
+
+    @property
+    def query_text(self) -> str:
+        """The query as it is sent and signed."""
+        return "&".join([f"{name}={quote(value, safe='')}" for name, value in sorted(self.query.items())])
+
+    @property
+    def conditional(self) -> bool:
+        """Whether a second try might meet what the first one did."""
+        return not self.headers.keys().isdisjoint(CONDITIONS)
 
 
 @dataclass(frozen=True)
@@ -86,31 +89,42 @@ class Transports:
     pool: Pool
     blocking: BlockingPool
     run: Run
-    reactor: Any
 
 
 class DataPlane:
     """The requests of one bucket. Every one raises RequestFailed or ConnectionFailed, after the tries it has."""
 
     def __init__(
-        self, location: Location, signer: Signer, keys: Callable[[], Awaitable[Keys]], transports: Transports
+        self,
+        location: Location,
+        signer: Signer,
+        keys: Callable[[], Awaitable[Keys]],
+        transports: Transports,
+        retries: Retries,
     ) -> None:
         self._location = location
         self._signer = signer
         self._keys = keys
         self._to = transports
+        self._retries = retries
 
     async def put_object(self, key: str, body: bytearray, headers: Mapping[str, str] = _NONE) -> Answer:
         """Store an object, with its CRC-32C. https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html .
 
-        `headers` are its metadata, and conditions.
+        `headers` are its metadata, and conditions. A try whose reply was lost is looked for, before there is another.
         """
-        return await self._send("PutObject", key, "", body, {**headers, _CHECKSUM: crc32c(body)})
+
+        async def landed(ends: float) -> Answer | None:
+            etag = await self._to.run(_md5, body)
+            found = await self.look(key, ends)
+            return found if found and _is(found, etag, len(body), headers) else None
+
+        return await self._send(Call("PutObject", key, _NONE, {**headers, _CHECKSUM: crc32c(body)}, body), landed)
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: bytearray, checksum: str) -> Answer:
         """Store a part of a multipart upload. https://docs.aws.amazon.com/AmazonS3/latest/API/API_UploadPart.html ."""
-        query = f"partNumber={number}&uploadId={quote(upload_id, safe='')}"
-        return await self._send("UploadPart", key, query, body, {_CHECKSUM: checksum})
+        query = {"partNumber": str(number), "uploadId": upload_id}
+        return await self._send(Call("UploadPart", key, query, {_CHECKSUM: checksum}, body))
 
     async def get_object(self, key: str, headers: Mapping[str, str] = _NONE) -> tuple[Answer, BodyStream]:
         """Open an object. https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html .
@@ -120,36 +134,58 @@ class DataPlane:
         """
         streams: list[BodyStream] = []
 
-        async def attempt() -> Answer:
-            head = await self._head("GET", key, "", headers)
-            answer, connection = await self._to.pool.ask(head, streamed=True, read_size=FIRST_READ_SIZE)
+        async def attempt(ends: float) -> Answer:
+            head = await self._head(Call("GetObject", key, headers=headers))
+            reading = Reading(streamed=True, size=FIRST_READ_SIZE, until=ends)
+            answer, connection = await self._to.pool.ask(head, reading)
             if answer.status < 300:
                 streams.append(connection.stream())
             return answer
 
-        answer = await self._tried("GetObject", attempt)
+        answer = await self._retries.run("GetObject", attempt)
         return answer, streams[0]
 
     async def read_object(self, key: str, headers: Mapping[str, str] = _NONE) -> Answer:
         """Get an object, or a range of it, all at once."""
-        return await self._ask("GetObject", key, "", headers, RANGE_READ_SIZE)
+        return await self.ask(Call("GetObject", key, headers=headers), read_size=RANGE_READ_SIZE)
 
     async def head_object(self, key: str) -> Answer:
         """Look at an object. https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html ."""
-        return await self._ask("HeadObject", key, "")
+        return await self.ask(Call("HeadObject", key))
 
     async def delete_object(self, key: str, headers: Mapping[str, str] = _NONE) -> Answer:
         """Remove an object. https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObject.html ."""
-        return await self._ask("DeleteObject", key, "", headers)
+        return await self.ask(Call("DeleteObject", key, headers=headers))
 
     async def list_objects(self, query: Mapping[str, str]) -> Answer:
         """List a page. https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html .
 
         `query` is what that page names: `prefix`, `delimiter`, `continuation-token`, `max-keys`, `start-after`.
         """
-        parameters = sorted({"encoding-type": "url", "list-type": "2", **query}.items())
-        text = "&".join([f"{name}={quote(value, safe='')}" for name, value in parameters])
-        return await self._ask("ListObjectsV2", "", text)
+        return await self.ask(Call("ListObjectsV2", "", {"encoding-type": "url", "list-type": "2", **query}))
+
+    async def look(self, key: str, ends: float) -> Answer | None:
+        """Look at an object, once, until `ends`; None where there is none, or S3 does not say."""
+        head = await self._head(Call("HeadObject", key))
+        try:
+            answer, _ = await self._to.pool.ask(head, Reading(head_request=True, until=ends))
+        except ConnectionFailed:
+            return None
+        return answer if answer.status < 300 else None
+
+    async def ask(self, call: Call, read_size: int = READ_SIZE, landed: Landed | None = None) -> Answer:
+        """Make a request whose body and answer are small."""
+        once = call.method == "POST" or (call.method == "DELETE" and call.conditional)
+
+        async def attempt(ends: float) -> Answer:
+            head = await self._head(call)
+            reading = Reading(head_request=call.method == "HEAD", size=read_size, until=ends)
+            answer, _ = await self._to.pool.ask(head + call.body, reading, once)
+            if call.operation in _TOLD_LATE and answer.status == 200 and answer.code:
+                answer.status = 500
+            return answer
+
+        return await self._retries.run(call.operation, attempt, landed)
 
     def start(self) -> None:
         """Begin to look at who is late."""
@@ -163,71 +199,46 @@ class DataPlane:
     @property
     def clock(self) -> Any:
         """The reactor, for who measures time."""
-        return self._to.reactor
+        return self._retries.clock
 
-    async def _ask(
-        self,
-        operation: str,
-        key: str,
-        query: str,
-        extra: Mapping[str, str] = _NONE,
-        read_size: int = READ_SIZE,
-    ) -> Answer:
-        method = _METHODS.get(operation, "GET")
+    @property
+    def deadline(self) -> float:
+        """Seconds that a request has, with all its tries."""
+        return self._retries.deadline
 
-        async def attempt() -> Answer:
-            head = await self._head(method, key, query, extra)
-            once = method == "DELETE" and not extra.keys().isdisjoint(CONDITIONS)
-            answer, _ = await self._to.pool.ask(head, method == "HEAD", read_size=read_size, once=once)
+    def ends(self) -> float:
+        """When a request that begins now must be over."""
+        return self._retries.ends()
+
+    async def _send(self, call: Call, landed: Landed | None = None) -> Answer:
+        async def attempt(ends: float) -> Answer:
+            head = await self._head(call)
+            if len(call.body) > IN_THREAD_FROM:
+                until = time.monotonic() + ends - self.clock.seconds()
+                return await self._to.run(self._to.blocking.ask, head, call.body, until)
+            answer, _ = await self._to.pool.ask(head + call.body, Reading(until=ends), once=landed is not None)
             return answer
 
-        return await self._tried(operation, attempt)
+        return await self._retries.run(call.operation, attempt, landed)
 
-    async def _send(self, operation: str, key: str, query: str, body: bytearray, extra: Mapping[str, str]) -> Answer:
-        async def attempt() -> Answer:
-            head = await self._head("PUT", key, query, extra, len(body))
-            if len(body) > IN_THREAD_FROM:
-                return await self._to.run(self._to.blocking.ask, head, body)
-            answer, _ = await self._to.pool.ask(head + body, once=not extra.keys().isdisjoint(CONDITIONS))
-            return answer
-
-        return await self._tried(operation, attempt)
-
-    async def _head(
-        self, method: str, key: str, query: str, extra: Mapping[str, str] = _NONE, length: int | None = None
-    ) -> bytes:
-        path = self._location.path_of(key)
-        headers = self._signer.sign(method, path, query, {"host": self._location.host, **extra}, await self._keys())
-        if length is not None:
-            headers["content-length"] = str(length)
-        return request_head(method, f"{path}?{query}" if query else path, headers)
-
-    async def _tried(self, operation: str, attempt: Callable[[], Awaitable[Answer]]) -> Answer:
-        again = False
-        for left in reversed(range(TRIES)):
-            try:
-                answer = await attempt()
-            except ConnectionFailed:
-                if not left:
-                    raise
-                again = True
-            else:
-                if answer.status < 300:
-                    return answer
-                if not left or not _may_pass(answer):
-                    raise RequestFailed(operation, answer, again)
-                again = again or answer.status in _MAYBE_DONE_STATUS
-            await deferLater(self._to.reactor, _pause(TRIES - left))
-        raise AssertionError("the last try returns or raises")
+    async def _head(self, call: Call) -> bytes:
+        path, query = self._location.path_of(call.key), call.query_text
+        signed = {"host": self._location.host, **call.headers}
+        headers = self._signer.sign(call.method, path, query, signed, await self._keys())
+        if call.method in ("PUT", "POST"):
+            headers["content-length"] = str(len(call.body))
+        return request_head(call.method, f"{path}?{query}" if query else path, headers)
 
 
-def _may_pass(answer: Answer) -> bool:
-    return answer.status in _TRY_AGAIN_STATUS or answer.code in _TRY_AGAIN_CODES
+def _md5(body: bytearray) -> str:
+    return hashlib.md5(body, usedforsecurity=False).hexdigest()
 
 
-def _pause(tries: int) -> float:
-    """Seconds before the next try, after so many: exponential, with full jitter."""
-    return min(random.random() * 2.0 ** (tries - 1), LONGEST_PAUSE)  # noqa: S311 (no secret)
+def _is(found: Answer, etag: str, size: int, headers: Mapping[str, str]) -> bool:
+    """Whether an object is what was put: these bytes, with these metadata."""
+    kept = {name: value for name, value in headers.items() if name not in CONDITIONS}
+    expected = {"etag": f'"{etag}"', "content-length": str(size), **kept}
+    return expected.items() <= found.headers.items()
 
 
 def crc32c(body: bytearray) -> str:

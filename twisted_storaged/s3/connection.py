@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable
-from typing import Any
+from math import inf
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IPushProducer
@@ -22,6 +23,22 @@ from twisted_storaged.transports import flush
 
 #: Bytes that one read of the socket may bring, where there is no large body.
 READ_SIZE = 1 << 16
+
+
+class Reading(NamedTuple):
+    """How an answer is read.
+
+    Attributes:
+        head_request: whether it has no body, whatever it says.
+        streamed: whether its body is read only when somebody wants it.
+        size: bytes that one read of the socket may bring.
+        until: when to give it up, by the pool's clock, unless it has begun to be streamed by then.
+    """
+
+    head_request: bool = False
+    streamed: bool = False
+    size: int = READ_SIZE
+    until: float = inf
 
 
 class Keeper(typing.Protocol):
@@ -53,21 +70,21 @@ class Connection(Protocol):
         self._waiting: Deferred[Answer] | None = None
         self._stream: BodyStream | None = None
         self._streamed = False
+        self._until = inf
         self._body: list[bytes] = []
         self.stale = False
         self.deadline: float | None = None
 
-    def ask(
-        self, data: bytes, head_request: bool = False, streamed: bool = False, read_size: int = READ_SIZE
-    ) -> Deferred[Answer]:
-        """Send a request, head and body; its answer is read in pieces of `read_size` bytes.
+    def ask(self, data: bytes, reading: Reading) -> Deferred[Answer]:
+        """Send a request, head and body.
 
-        The answer comes with its body; with `streamed`, and where it is no error, with its head only: then `stream`
-        must be called.
+        The answer comes with its body; where it is streamed, and no error, with its head only: then `stream` must
+        be called.
         """
-        self.transport.bufferSize = read_size
-        self._parser = AnswerParser(head_request)
-        self._streamed = streamed
+        self.transport.bufferSize = reading.size
+        self._parser = AnswerParser(reading.head_request)
+        self._streamed = reading.streamed
+        self._until = reading.until
         waiting = self._waiting = Deferred()
         self.touch()
         self.transport.write(data)
@@ -81,7 +98,7 @@ class Connection(Protocol):
 
     def touch(self) -> None:
         """S3 has its full time again."""
-        self.deadline = self._pool.deadline()
+        self.deadline = min(self._pool.deadline(), self._until)
 
     def connectionMade(self) -> None:
         self.transport.setTcpNoDelay(True)
@@ -105,6 +122,7 @@ class Connection(Protocol):
 
     def _answered(self, parser: AnswerParser, answer: Answer, body: bytes) -> None:
         if self._streamed and answer.status < 300:
+            self._until = inf
             self._stream = BodyStream(self, body, parser)
             self._fire(answer)
             return

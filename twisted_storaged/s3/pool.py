@@ -9,13 +9,15 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.task import LoopingCall
 
-from twisted_storaged.s3.connection import READ_SIZE, Connection
+from twisted_storaged.s3.connection import Connection, Reading
 from twisted_storaged.s3.wire import Answer, ConnectionFailed
 
 #: Connections that are kept for the next request.
 KEEP_IDLE = 64
 #: Seconds between two looks at who is late: one timer for all costs less than one for each.
 LOOK_EVERY = 1.0
+
+AT_ONCE = Reading()
 
 
 class Pool:
@@ -32,14 +34,7 @@ class Pool:
         self._looking = LoopingCall(self._look)
         self._looking.clock = reactor
 
-    async def ask(
-        self,
-        data: bytes,
-        head_request: bool = False,
-        streamed: bool = False,
-        read_size: int = READ_SIZE,
-        once: bool = False,
-    ) -> tuple[Answer, Connection]:
+    async def ask(self, data: bytes, reading: Reading = AT_ONCE, once: bool = False) -> tuple[Answer, Connection]:
         """Send a request on a free connection, or a new one; see `Connection.ask`. With `once`, never on both.
 
         Raises:
@@ -47,13 +42,13 @@ class Pool:
         """
         connection = self._idle.pop() if self._idle else await self._connect()
         try:
-            return await connection.ask(data, head_request, streamed, read_size), connection
+            return await connection.ask(data, reading), connection
         except ConnectionFailed:
             # S3 closes connections that were idle for long; that is not known until the next request is sent.
             if once or not connection.stale:
                 raise
         connection = await self._connect()
-        return await connection.ask(data, head_request, streamed, read_size), connection
+        return await connection.ask(data, reading), connection
 
     def start(self) -> None:
         """Begin to look at who is late."""

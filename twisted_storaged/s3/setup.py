@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -19,25 +18,15 @@ from twisted_storaged.buckets.threads import Run
 from twisted_storaged.s3.blocking import Address, BlockingPool
 from twisted_storaged.s3.client import DataPlane, Location, Transports
 from twisted_storaged.s3.pool import Pool
+from twisted_storaged.s3.retries import Retries
 from twisted_storaged.s3.signing import Keys, Signer
 from twisted_storaged.s3.wire import ConnectionFailed
-
-
-@dataclass(frozen=True)
-class Access:
-    """The two ways to a bucket: the data plane; and boto3, whose calls `run` makes in threads."""
-
-    objects: DataPlane
-    client: Any
-    run: Run
-    bucket: str
-
 
 _ANY_KEY = "k"
 _END = b"-----END CERTIFICATE-----"
 
 
-def make_data_plane(client: Any, credentials: Any, bucket: str, run: Run, reactor: Any) -> DataPlane:
+def make_data_plane(client: Any, credentials: Any, bucket: str, run: Run, retries: Retries) -> DataPlane:
     """The data plane of one bucket, with the endpoint, region, style and timeouts of a boto3 client.
 
     boto3's rules for endpoints are many; a URL that it presigns shows what they come to.
@@ -48,13 +37,12 @@ def make_data_plane(client: Any, credentials: Any, bucket: str, run: Run, reacto
     config = client.meta.config
     address = _address(url.scheme, url.hostname or "", url.port)
     transports = Transports(
-        Pool(_endpoint(address, reactor, config.connect_timeout), reactor, config.read_timeout),
+        Pool(_endpoint(address, retries.clock, config.connect_timeout), retries.clock, config.read_timeout),
         BlockingPool(address, config.connect_timeout, config.read_timeout),
         run,
-        reactor,
     )
     location = Location(url.netloc, url.path.removesuffix(_ANY_KEY))
-    return DataPlane(location, Signer(region), current_keys(credentials, run), transports)
+    return DataPlane(location, Signer(region), current_keys(credentials, run), transports, retries)
 
 
 def current_keys(credentials: Any, run: Run) -> Callable[[], Awaitable[Keys]]:

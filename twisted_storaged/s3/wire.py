@@ -19,15 +19,24 @@ class ConnectionFailed(Exception):
     """There was no whole answer: nobody there, gone in the middle, too slow, or no HTTP."""
 
 
-class Answer:
-    """An answer, or its head while the body is still to come."""
+class TimedOut(ConnectionFailed):
+    """There was no whole answer by the time that the request had."""
 
-    __slots__ = ("body", "headers", "status")
+
+class Answer:
+    """An answer, or its head while the body is still to come.
+
+    Attributes:
+        again: whether it is that of another try, after one that may have been carried out.
+    """
+
+    __slots__ = ("again", "body", "headers", "status")
 
     def __init__(self, status: int, headers: Mapping[str, str]) -> None:
         self.status = status
         self.headers = headers
         self.body = b""
+        self.again = False
 
     @property
     def code(self) -> str:

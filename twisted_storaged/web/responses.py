@@ -52,6 +52,8 @@ REFUSALS: Mapping[type[BaseException] | None, Refusal] = {
     errors.RangeNotSatisfiable: Refusal(http.REQUESTED_RANGE_NOT_SATISFIABLE, "range not satisfiable"),
     errors.WriteConflict: Refusal(http.CONFLICT, "another conditional write is under way", retry=True),
     errors.ConditionUnsupported: Refusal(http.NOT_IMPLEMENTED, "conditional write not supported by this bucket"),
+    errors.BucketTimedOut: Refusal(http.GATEWAY_TIMEOUT, "bucket timed out", retry=True),
+    errors.OutOfSpace: Refusal(http.INSUFFICIENT_STORAGE_SPACE, "out of space"),
     errors.NoFreeSlot: Refusal(http.SERVICE_UNAVAILABLE, "storaged: put concurrency cap reached", retry=True),
 }
 INTERNAL = Refusal(http.INTERNAL_SERVER_ERROR, "internal")
@@ -61,7 +63,7 @@ def answer_failure(failure: Failure, request: StreamingRequest) -> None:
     """End a request whose handling failed. What the table does not know goes to the log, and as `internal` to the
     client; where the answer has begun already, the connection is dropped, so that it cannot look whole."""
     refusal = REFUSALS.get(failure.type, INTERNAL)
-    if refusal is INTERNAL and not failure.check(errors.BodyLost, ConsumerGone):
+    if failure.check(errors.BucketError) or (refusal is INTERNAL and not failure.check(errors.BodyLost, ConsumerGone)):
         _log_failure(failure, request)
     if request.startedWriting:
         request.abort()

@@ -1,0 +1,101 @@
+"""Trying a request again, as boto3's `standard` retries would, within the time that it has; and never blindly: where
+an earlier try may have been carried out, and doing it twice is not the same, S3 is asked first.
+
+https://docs.aws.amazon.com/sdkref/latest/guide/feature-retry-behavior.html
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from twisted.internet.task import deferLater
+
+from twisted_storaged.s3.wire import Answer, ConnectionFailed, TimedOut
+
+#: Tries of one request, the first included; and the longest pause between two, in seconds.
+TRIES = 3
+LONGEST_PAUSE = 20.0
+
+_TRY_AGAIN_STATUS = {429, 500, 502, 503, 504}
+_MAYBE_DONE_STATUS = {500, 502, 504}
+_TRY_AGAIN_CODES = {
+    "BandwidthLimitExceeded",
+    "PriorRequestNotComplete",
+    "RequestLimitExceeded",
+    "RequestTimeout",
+    "RequestTimeoutException",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+}
+
+#: One try, to be given up at a time of the clock.
+Attempt = Callable[[float], Awaitable[Answer]]
+#: Asks, until that time, whether an earlier try was carried out; an answer that says so, or None.
+Landed = Callable[[float], Awaitable[Answer | None]]
+
+
+class RequestFailed(Exception):
+    """S3 answered with an error, for good.
+
+    Attributes:
+        answer: what it said.
+        again: whether this was another try, after one that may have been carried out.
+    """
+
+    def __init__(self, operation: str, answer: Answer, again: bool) -> None:
+        super().__init__(f"{operation}: {answer}")
+        self.answer = answer
+        self.again = again
+
+
+class Retries:
+    """Tries that have `deadline` seconds together."""
+
+    def __init__(self, clock: Any, deadline: float) -> None:
+        self.clock = clock
+        self.deadline = deadline
+
+    def ends(self) -> float:
+        """When a request that begins now must be over."""
+        return float(self.clock.seconds()) + self.deadline
+
+    async def run(self, operation: str, attempt: Attempt, landed: Landed | None = None) -> Answer:
+        """The answer to a request, if need be to another try of it.
+
+        Raises:
+            RequestFailed: it is an error.
+            ConnectionFailed: there was none; TimedOut, if not in time.
+        """
+        ends, again = self.ends(), False
+        for left in reversed(range(TRIES)):
+            failure: Exception
+            try:
+                answer = await attempt(ends)
+            except ConnectionFailed as error:
+                again, passing, failure = True, True, error
+            else:
+                answer.again = again
+                if answer.status < 300:
+                    return answer
+                again = again or answer.status in _MAYBE_DONE_STATUS
+                passing, failure = _may_pass(answer), RequestFailed(operation, answer, again)
+            if self.clock.seconds() >= ends:
+                raise TimedOut(f"{operation}: not done in {self.deadline:.0f} s") from failure
+            if again and landed is not None and (found := await landed(ends)):
+                return found
+            if not left or not passing:
+                raise failure
+            await deferLater(self.clock, min(_pause(TRIES - left), max(0.0, ends - self.clock.seconds())))
+        raise AssertionError("the last try returns or raises")
+
+
+def _may_pass(answer: Answer) -> bool:
+    return answer.status in _TRY_AGAIN_STATUS or answer.code in _TRY_AGAIN_CODES
+
+
+def _pause(tries: int) -> float:
+    """Seconds before the next try, after so many: exponential, with full jitter."""
+    return min(random.random() * 2.0 ** (tries - 1), LONGEST_PAUSE)  # noqa: S311 (no secret)
