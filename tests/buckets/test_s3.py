@@ -22,6 +22,7 @@ from twisted_storaged.buckets.s3 import MAX_PARTS, MIN_PART_SIZE, S3Bucket, part
 from twisted_storaged.buckets.s3settings import CONNECT_TIMEOUT, READ_TIMEOUT, S3Settings, make_client
 from twisted_storaged.buckets.s3upload import combined_etag
 from twisted_storaged.errors import BodyLost, BucketError, DamagedObject, InvalidKey, ObjectNotFound, StartError
+from twisted_storaged.s3.uploads import Part
 
 MiB = 1 << 20
 LIMIT = 1 << 30
