@@ -143,6 +143,23 @@ class ResumeTests:
             await read(make(3), consumer=consumer)
         assert DATA.startswith(consumer.data)
 
+    @pytest.mark.parametrize("content", [DATA[::-1], DATA + b"x"])
+    @pytest_twisted.ensureDeferred
+    async def test_nor_where_the_engine_does_not_look(self, made: Made, content: bytes) -> None:
+        """At the condition: what it gives says that it is another."""
+        endpoint, make = made
+
+        def replaced(call: Call) -> Answer | None:
+            if "range" not in call.headers:
+                return Answer(do_it_first=True, cut=500_000)
+            call.headers.pop("if-match")
+            endpoint.objects["k"] = content, "another" if len(content) == len(DATA) else "etag"
+            return None
+
+        endpoint.script = replaced
+        with pytest.raises(DamagedObject, match="replaced meanwhile"):
+            await read(make(3))
+
     @pytest.mark.parametrize("headers", [{}, {"Content-Range": "bytes 0-1999999/2000000"}])
     @pytest_twisted.ensureDeferred
     async def test_an_engine_that_begins_anew_is_not_believed(self, made: Made, headers: dict[str, str]) -> None:
