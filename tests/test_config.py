@@ -76,9 +76,11 @@ class FileTests:
             use_path_style = true
             access_key_id = "id"
             secret_access_key = "hunter2"
+            conditional_writes = "put_object"
+            get_resumes = 0
             """,
         )
-        s3 = S3Settings("b", "host1/", "https://s3.example", "eu-1", True, "id", "hunter2")
+        s3 = S3Settings("b", "host1/", "https://s3.example", "eu-1", True, "id", "hunter2", "put_object", 0)
         assert config.buckets == {"primary": s3}
         assert "hunter2" not in repr(config)
 
@@ -163,6 +165,11 @@ class ErrorsTests:
             ("[s3]\nbucket = ''", "[s3] bucket is '': expected a text that is not empty"),
             ("[s3]\nbucket = 'b'\nendpoint = 's3.example'", "[s3] endpoint is 's3.example': expected a URL that"),
             ("[s3]\nbucket = 'b'\nuse_path_style = 1", "[s3] use_path_style is 1: expected true or false"),
+            (
+                "[s3]\nbucket = 'b'\nconditional_writes = 'some'",
+                '[s3] conditional_writes is \'some\': expected "auto" or "all" or "put_object" or "none"',
+            ),
+            ("[s3]\nbucket = 'b'\nget_resumes = -1", "[s3] get_resumes is -1: expected a whole number, or 0"),
             ("[s3]\nbucket = 'b'\naccess_key_id = 'x'", "[s3] secret_access_key is missing"),
             ("[s3]\nbucket = 'b'\nbuckett = 'x'", "[s3] has an unknown key 'buckett'"),
             ("[s3]\nbucket = 'b'\n[buckets.primary]\nbucket = 'c'", "[s3] and [buckets.primary] are both there"),

@@ -8,7 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_storaged.tables import ANY_TEXT, COUNT, FLAG, SIZE, TEXT, ConfigError, Kind, Table, read_toml
+from twisted_storaged.tables import (
+    ANY_TEXT,
+    COUNT,
+    FLAG,
+    NUMBER,
+    SIZE,
+    TEXT,
+    ConfigError,
+    Kind,
+    Table,
+    one_of,
+    read_toml,
+)
 
 FILE = Path("x.toml")
 
@@ -32,6 +44,22 @@ class KindsTests:
     def test_sizes(self, written: object, size: int) -> None:
         """With a unit, or in bytes."""
         assert SIZE.read(written) == size
+
+    def test_numbers(self) -> None:
+        """From 0 on."""
+        assert [NUMBER.read(written) for written in (0, 7)] == [0, 7]
+        for written in (-1, 1.5, "1", True):
+            with pytest.raises(ValueError, match=r"^$"):
+                NUMBER.read(written)
+
+    def test_words(self) -> None:
+        """One of a few."""
+        kind = one_of("auto", "none")
+        assert kind.read("auto") == "auto"
+        assert kind.expected == '"auto" or "none"'
+        for written in ("", "all", 1):
+            with pytest.raises(ValueError, match=r"^$"):
+                kind.read(written)
 
     @pytest.mark.parametrize("written", ["256 MB", "256", "", "-1 MiB", "1.5 GiB", "MiB", -1, 1.5, True, [], None])
     def test_no_sizes(self, written: object) -> None:

@@ -17,7 +17,7 @@ from tests.conftest import Engines
 from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
 from tests.support import UPKEEP, Body, BytesBody, Consumer, reactor
 from twisted_storaged.buckets import s3
-from twisted_storaged.buckets.objects import ListQuery
+from twisted_storaged.buckets.objects import ListQuery, PutOptions
 from twisted_storaged.buckets.s3 import MAX_PARTS, MIN_PART_SIZE, S3Bucket, part_size
 from twisted_storaged.buckets.s3settings import CONNECT_TIMEOUT, READ_TIMEOUT, S3Settings, make_client
 from twisted_storaged.buckets.s3upload import combined_etag
@@ -187,13 +187,42 @@ class FaultTests:
 
     @pytest_twisted.ensureDeferred
     async def test_a_lost_reply_of_complete_is_checked(self, endpoint: tuple[Scripted, S3Bucket]) -> None:
-        """The object is there: the retry is told that there is no such upload, and the client that all is well."""
+        """The object is looked for, and is there: nothing is sent again, and the client is told that all is well."""
         made, bucket = endpoint
         made.script = once("CompleteMultipartUpload", Answer(drop=True, do_it_first=True))
         info = await put(bucket, BIG)
-        assert made.names().count("CompleteMultipartUpload") == 2
+        assert made.names().count("CompleteMultipartUpload") == 1
         assert made.objects["key"] == (BIG, info.etag)
         assert "AbortMultipartUpload" not in made.names()
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_lost_reply_of_put_object_is_checked(self, endpoint: tuple[Scripted, S3Bucket]) -> None:
+        """Sent again, it would make a second version of the object."""
+        made, bucket = endpoint
+        made.script = once("PutObject", Answer(drop=True, do_it_first=True))
+        info = await put(bucket, b"small")
+        assert made.names() == ["PutObject", "HeadObject"]
+        assert made.objects["key"] == (b"small", info.etag)
+
+    @pytest_twisted.ensureDeferred
+    async def test_the_same_bytes_with_other_metadata_are_sent_again(self, endpoint: tuple[Scripted, S3Bucket]) -> None:
+        """What is there is not what was put."""
+        made, bucket = endpoint
+        await put(bucket, b"small")
+        made.script = once("PutObject", Answer(drop=True))
+        await bucket.put("key", BytesBody(b"small"), MiB, PutOptions((("x-amz-meta-a", "1"),)))
+        assert made.names().count("PutObject") == 3
+
+    @pytest_twisted.ensureDeferred
+    async def test_an_upload_that_may_have_been_completed_is_not_left_open(
+        self, endpoint: tuple[Scripted, S3Bucket]
+    ) -> None:
+        """As long as it can be aborted, nothing was completed, and the error is true."""
+        made, bucket = endpoint
+        made.script = always("CompleteMultipartUpload", Answer(drop=True))
+        with pytest.raises(BucketError):
+            await put(bucket, BIG)
+        assert (made.objects, made.uploads) == ({}, {})
 
     @pytest_twisted.ensureDeferred
     async def test_somebody_elses_object_is_not_believed(self, endpoint: tuple[Scripted, S3Bucket]) -> None:

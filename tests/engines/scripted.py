@@ -31,7 +31,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a script answers instead of S3; `drop` closes the connection without a word."""
+    """What a script answers instead of S3; `drop` closes the connection without a word, `cut` after so many bytes."""
 
     status: int = 200
     body: bytes = b""
@@ -39,6 +39,7 @@ class Answer:
     drop: bool = False
     seconds_per_mib: float = 0
     do_it_first: bool = False
+    cut: int | None = None
 
 
 Script = Callable[[Call], Answer | None]
@@ -54,6 +55,8 @@ class Scripted:
         self.calls: list[Call] = []
         self.objects: dict[str, tuple[bytes, str]] = {}
         self.uploads: dict[str, dict[int, bytes]] = {}
+        #: An operation and a condition that are not one step.
+        self.look_first: tuple[str, str] | None = None
         self._lock = threading.Lock()
 
     def reset(self) -> None:
@@ -71,14 +74,21 @@ class Scripted:
         with self._lock:
             self.calls.append(call)
         scripted = self.script(call)
+        if self.look_first is not None and self.look_first[0] == call.name and self.look_first[1] in call.headers:
+            if refused := self._refused(call):
+                return refused
+            time.sleep(0.02)
+            call.headers.pop(self.look_first[1])
         if scripted is None or scripted.do_it_first:
             with self._lock:
                 done: Answer = getattr(self, f"_{call.name}")(call, query)
-            if scripted is not None and scripted.seconds_per_mib:
-                return replace(done, seconds_per_mib=scripted.seconds_per_mib)
+            if scripted is not None and not scripted.drop and scripted.status == 200 and not scripted.body:
+                return replace(done, seconds_per_mib=scripted.seconds_per_mib, cut=scripted.cut)
         return scripted or done
 
     def _PutObject(self, call: Call, query: dict[str, list[str]]) -> Answer:
+        if refused := self._refused(call):
+            return refused
         etag = hashlib.md5(call.body).hexdigest()
         self.objects[call.key] = call.body, etag
         return Answer(headers={"ETag": f'"{etag}"'})
@@ -89,14 +99,16 @@ class Scripted:
         body, etag = self.objects[call.key]
         if call.headers.get("if-match", f'"{etag}"') != f'"{etag}"':
             return Answer(412, ERROR % b"PreconditionFailed")
-        if "range" in call.headers:
-            first, last = call.headers["range"].removeprefix("bytes=").split("-")
-            body = body[int(first) : int(last) + 1]
-        return Answer(
-            206 if "range" in call.headers else 200,
-            body=body,
-            headers={"ETag": f'"{etag}"', "Last-Modified": "Tue, 14 Nov 2023 22:13:20 GMT"},
-        )
+        headers = {"ETag": f'"{etag}"', "Last-Modified": "Tue, 14 Nov 2023 22:13:20 GMT"}
+        if "range" not in call.headers:
+            return Answer(200, body, headers)
+        first, last = call.headers["range"].removeprefix("bytes=").split("-")
+        start, end = (int(first), int(last or len(body)) + 1) if first else (len(body) - int(last), len(body))
+        part = body[max(0, start) : end]
+        if not part:
+            return Answer(416, ERROR % b"InvalidRange", {"Content-Range": f"bytes */{len(body)}"})
+        said = f"bytes {max(0, start)}-{max(0, start) + len(part) - 1}/{len(body)}"
+        return Answer(206, part, {**headers, "Content-Range": said})
 
     _HeadObject = _GetObject
 
@@ -111,6 +123,8 @@ class Scripted:
         return Answer(headers={"ETag": f'"{hashlib.md5(call.body).hexdigest()}"'})
 
     def _CompleteMultipartUpload(self, call: Call, query: dict[str, list[str]]) -> Answer:
+        if refused := self._refused(call):
+            return refused
         parts = self.uploads.pop(query["uploadId"][0], None)
         if parts is None:
             return Answer(404, ERROR % b"NoSuchUpload")
@@ -125,15 +139,30 @@ class Scripted:
         return Answer(404, ERROR % b"NoSuchUpload") if gone else Answer(204)
 
     def _DeleteObject(self, call: Call, query: dict[str, list[str]]) -> Answer:
+        if refused := self._refused(call):
+            return refused
         self.objects.pop(call.key, None)
         return Answer(204)
+
+    def _refused(self, call: Call) -> Answer | None:
+        """Where a condition does not hold. Calls are made one by one, so that this and what follows are one step."""
+        there = self.objects.get(call.key)
+        if call.headers.get("if-none-match") == "*" and there is not None:
+            return Answer(412, ERROR % b"PreconditionFailed")
+        if "if-match" in call.headers and there is None:
+            return Answer(404, ERROR % b"NoSuchKey")
+        if "if-match" in call.headers and there is not None and call.headers["if-match"] != f'"{there[1]}"':
+            return Answer(412, ERROR % b"PreconditionFailed")
+        return None
 
 
 def _operation(method: str, query: dict[str, list[str]]) -> str:
     if method == "POST":
         return "CreateMultipartUpload" if "uploads" in query else "CompleteMultipartUpload"
     if "uploadId" in query:
-        return {"PUT": "UploadPart", "DELETE": "AbortMultipartUpload"}[method]
+        return {"PUT": "UploadPart", "DELETE": "AbortMultipartUpload", "GET": "ListParts"}[method]
+    if "uploads" in query:
+        return "ListMultipartUploads"
     return f"{method.capitalize()}Object"
 
 
@@ -163,11 +192,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True  # it lied
 
     def _write(self, answer: Answer) -> None:
+        body = answer.body if answer.cut is None else answer.body[: answer.cut]
+        self.close_connection = self.close_connection or len(body) < len(answer.body)
         if not answer.seconds_per_mib:
-            self.wfile.write(answer.body)
+            self.wfile.write(body)
             return
-        for start in range(0, len(answer.body), 1 << 16):
-            self.wfile.write(answer.body[start : start + (1 << 16)])
+        for start in range(0, len(body), 1 << 16):
+            self.wfile.write(body[start : start + (1 << 16)])
             time.sleep(answer.seconds_per_mib / 16)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _answer

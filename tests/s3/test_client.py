@@ -18,13 +18,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509 import NameOID
 from twisted.internet.defer import Deferred
 
-from tests.buckets.test_contract import ODD_KEYS
+from tests.buckets.test_contract import METADATA, ODD_KEYS
 from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
 from tests.support import UPKEEP, BytesBody, Consumer, reactor, result, run_now
+from twisted_storaged.buckets.objects import ByteRange, Condition, PutOptions
 from twisted_storaged.buckets.s3 import S3Bucket
+from twisted_storaged.buckets.s3conditions import condition_headers
 from twisted_storaged.buckets.s3settings import S3Settings, make_client
-from twisted_storaged.s3 import client, retries
+from twisted_storaged.s3 import retries
 from twisted_storaged.s3.client import IN_THREAD_FROM, DataPlane, crc32c
+from twisted_storaged.s3.metadata import headers_of
 from twisted_storaged.s3.retries import RequestFailed, Retries
 from twisted_storaged.s3.setup import current_keys, make_data_plane
 from twisted_storaged.s3.signing import Keys
@@ -41,6 +44,22 @@ OWN = {
     "accept-encoding",
 }
 LARGE = bytearray(b"x" * (IN_THREAD_FROM + 1))
+
+
+def arguments_of(headers: dict[str, str]) -> dict[str, Any]:
+    """Headers as arguments of boto3's calls."""
+    names = {
+        "cache-control": "CacheControl",
+        "content-disposition": "ContentDisposition",
+        "content-encoding": "ContentEncoding",
+        "content-type": "ContentType",
+        "if-match": "IfMatch",
+        "if-none-match": "IfNoneMatch",
+    }
+    own = "x-amz-meta-"
+    users = {name.removeprefix(own): value for name, value in headers.items() if name.startswith(own)}
+    arguments: dict[str, Any] = {names[name]: value for name, value in headers.items() if name in names}
+    return {**arguments, "Metadata": users} if users else arguments
 
 
 class Pair:
@@ -94,6 +113,49 @@ class SameAsBoto3Tests:
         for call in (mine, theirs):
             call.headers.pop("x-amz-content-sha256")
         assert said(mine) == said(theirs)
+
+    @pytest.mark.parametrize("condition", [Condition(), Condition("0123abc-7")])
+    @pytest_twisted.ensureDeferred
+    async def test_put_object_with_metadata_and_a_condition(self, pair: Pair, condition: Condition) -> None:
+        """Header by header."""
+        pair.endpoint.script = lambda _: Answer()
+        options = PutOptions(METADATA, expected={"sha-256": b"x" * 32})
+        headers = headers_of(options)
+        await pair.objects.put_object("k", bytearray(b"x"), {**headers, **condition_headers(condition)})
+        mine = pair.last()
+        arguments = arguments_of({**headers, **condition_headers(condition)})
+        pair.boto.put_object(Bucket="bucket", Key="k", Body=b"x", ChecksumCRC32C=crc32c(bytearray(b"x")), **arguments)
+        theirs = pair.last()
+        theirs.headers.pop("x-amz-sdk-checksum-algorithm", None)
+        for call in (mine, theirs):
+            call.headers.pop("x-amz-content-sha256")
+        assert said(mine) == said(theirs)
+
+    @pytest.mark.parametrize("wanted", [ByteRange(0, 5), ByteRange(3, None), ByteRange(None, 2)])
+    @pytest_twisted.ensureDeferred
+    async def test_get_object(self, pair: Pair, wanted: ByteRange) -> None:
+        """A range, of the object that it was."""
+        pair.endpoint.objects["k"] = b"0123456789", "etag"
+        headers = {"range": str(wanted), **condition_headers(Condition("etag"))}
+        answer = await pair.objects.read_object("k", headers)
+        mine = pair.last()
+        theirs = pair.boto.get_object(Bucket="bucket", Key="k", Range=str(wanted), IfMatch='"etag"')
+        assert theirs["Body"].read() == answer.body
+        for name in ("x-amz-content-sha256", "x-amz-checksum-mode"):
+            mine.headers.pop(name, None)
+            pair.last().headers.pop(name, None)
+        assert said(mine) == said(pair.last())
+
+    @pytest_twisted.ensureDeferred
+    async def test_delete_object_with_a_condition(self, pair: Pair) -> None:
+        """Of one object."""
+        pair.endpoint.script = lambda _: Answer(204)
+        await pair.objects.delete_object("k", condition_headers(Condition("etag")))
+        mine = pair.last()
+        pair.boto.delete_object(Bucket="bucket", Key="k", **arguments_of(condition_headers(Condition("etag"))))
+        theirs = pair.last()
+        assert said(mine)[:3] == said(theirs)[:3]
+        assert mine.headers["if-match"] == theirs.headers["if-match"] == '"etag"'
 
     @pytest.mark.parametrize("key", ODD_KEYS)
     @pytest_twisted.ensureDeferred
@@ -197,6 +259,28 @@ class RetriesTests:
         puts = [call for call in pair.endpoint.calls if call.name == "PutObject"]
         assert len(puts) == tries
         assert {bytes(call.body) for call in puts} == {bytes(body)}
+
+    @pytest.mark.parametrize(
+        ("fault", "again"),
+        [
+            (Answer(drop=True), True),
+            (Answer(500, ERROR % b"InternalError"), True),
+            (Answer(503, ERROR % b"SlowDown"), False),
+            (None, False),
+        ],
+    )
+    @pytest.mark.parametrize("body", [bytearray(b"small"), LARGE])
+    @pytest_twisted.ensureDeferred
+    async def test_whether_it_may_have_been_carried_out_before(
+        self, pair: Pair, fault: Answer | None, again: bool, body: bytearray, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Is said with the refusal, for who must know."""
+        monkeypatch.setattr(retries, "_pause", lambda _: 0.0)
+        answers = [Answer(412, ERROR % b"PreconditionFailed"), *([fault] if fault else [])]
+        pair.endpoint.script = lambda call: answers.pop() if call.name == "PutObject" else None
+        with pytest.raises(RequestFailed) as caught:
+            await pair.objects.put_object("k", body, {"if-none-match": "*"})
+        assert caught.value.again == again
 
     def test_pauses_grow_and_end(self) -> None:
         """With jitter, so that not all come back at once."""

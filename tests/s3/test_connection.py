@@ -58,8 +58,8 @@ class Made:
         self.pool = Pool(self.endpoint, self.clock, 60)  # type: ignore[arg-type]
         self.pool.start()
 
-    def ask(self, **options: bool) -> Deferred[tuple[Answer, Connection]]:
-        return Deferred.fromCoroutine(self.pool.ask(b"request", Reading(**options)))
+    def ask(self, once: bool = False, **options: bool) -> Deferred[tuple[Answer, Connection]]:
+        return Deferred.fromCoroutine(self.pool.ask(b"request", Reading(**options), once))
 
     def connection(self, number: int = -1) -> Any:
         return self.endpoint.connections[number]
@@ -135,6 +135,18 @@ class PoolTests:
         made.connection().connectionLost(Failure(ConnectionDone()))
         made.connection().dataReceived(OK)
         assert result(again)[0].status == 200
+
+    def test_unless_it_is_to_go_out_once(self) -> None:
+        """Then whoever asks must know."""
+        made = Made()
+        asked = made.ask()
+        made.connection().dataReceived(OK)
+        result(asked)
+        again = made.ask(once=True)
+        made.connection().connectionLost(Failure(ConnectionDone()))
+        with pytest.raises(ConnectionFailed):
+            result(again)
+        assert len(made.endpoint.connections) == 1
 
     @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200"])
     def test_a_new_one_that_closes_is_a_failure(self, said: bytes) -> None:

@@ -8,9 +8,6 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IPushProducer
-from twisted.internet.task import Clock
-from zope.interface import implementer
 
 from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
 from tests.support import UPKEEP, Consumer, reactor, result
@@ -20,64 +17,8 @@ from twisted_storaged.deferreds import ConsumerGone
 from twisted_storaged.errors import DamagedObject
 from twisted_storaged.s3 import front as s3front
 from twisted_storaged.s3 import readahead
-from twisted_storaged.s3.front import FAST, PROBE, Front
+from twisted_storaged.s3.front import FAST
 from twisted_storaged.s3.readahead import SEGMENT, ReadAhead
-
-
-@implementer(IPushProducer)
-class Producer:
-    """What a Front is fed by."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def pauseProducing(self) -> None:
-        self.told.append("pause")
-
-    def resumeProducing(self) -> None:
-        self.told.append("resume")
-
-    def stopProducing(self) -> None:
-        self.told.append("stop")
-
-
-class FrontTests:
-    """The first connection."""
-
-    def make(self) -> tuple[Clock, Consumer, Producer, Front, list[int]]:
-        clock, consumer, producer, slow = Clock(), Consumer(), Producer(), []
-        front: Front = Front(consumer, clock, lambda: slow.append(front.delivered))
-        front.open()
-        front.registerProducer(producer, True)
-        return clock, consumer, producer, front, slow
-
-    @pytest.mark.parametrize(("speed", "expected"), [(FAST * 1.1, []), (FAST * 0.9, [PROBE])])
-    def test_says_once_whether_s3_is_slow(self, speed: float, expected: list[int]) -> None:
-        """After enough bytes to tell."""
-        clock, _, _, front, slow = self.make()
-        for _ in range(8):
-            clock.advance(PROBE / 4 / speed)
-            front.write(bytes(PROBE // 4))
-        assert slow == expected
-
-    def test_the_clients_time_is_not_s3s(self) -> None:
-        """A client that computes between two reads does not make S3 slow."""
-        clock, consumer, producer, front, slow = self.make()
-        front.write(bytes(PROBE // 2))
-        consumer.producer.pauseProducing()
-        clock.advance(1000)
-        consumer.producer.resumeProducing()
-        front.write(bytes(PROBE // 2))
-        assert (slow, producer.told) == ([], ["pause", "resume"])
-
-    def test_is_cut_off_at_the_end(self) -> None:
-        """To the byte."""
-        _, consumer, producer, front, _ = self.make()
-        front.end = 10
-        front.write(b"0123456")
-        assert producer.told == []
-        front.write(b"789abc")
-        assert (consumer.data, producer.told) == (b"0123456789", ["stop"])
 
 
 class Ranges:

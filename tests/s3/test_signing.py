@@ -42,12 +42,15 @@ class SignerTests:
         prefix=TEXT,
         token=st.none() | st.from_regex(r"[A-Za-z0-9/+]{1,20}", fullmatch=True),
         method=st.sampled_from(["GET", "PUT"]),
+        value=st.text("ab  =,;", max_size=10),
     )
-    def test_is_what_botocore_would_sign_with(self, key: str, prefix: str, token: str | None, method: str) -> None:
+    def test_is_what_botocore_would_sign_with(
+        self, key: str, prefix: str, token: str | None, method: str, value: str
+    ) -> None:
         """For any key and query, with and without a session token."""
         keys = Keys("AKID", "secret", token)
         path, query = "/bucket/" + quote(key, safe="/~"), f"list-type=2&prefix={quote(prefix, safe='')}"
-        headers = {"host": "s3.example", "x-amz-checksum-crc32c": "mnG7TA=="}
+        headers = {"host": "s3.example", "x-amz-checksum-crc32c": "mnG7TA==", "x-amz-meta-a": value}
         signed = Signer("eu-1").sign(method, path, query, headers, keys)
         expected = botocores(f"https://s3.example{path}?{query}", method, headers, keys, signed["x-amz-date"])
         assert signed["authorization"] == expected["authorization"]

@@ -16,6 +16,7 @@ from awscrt import checksums
 from twisted_storaged.buckets.threads import Run
 from twisted_storaged.s3.blocking import BlockingPool
 from twisted_storaged.s3.connection import READ_SIZE, BodyStream, Reading
+from twisted_storaged.s3.metadata import metadata_of
 from twisted_storaged.s3.pool import Pool
 from twisted_storaged.s3.retries import Landed, Retries
 from twisted_storaged.s3.signing import Keys, Signer
@@ -236,9 +237,8 @@ def _md5(body: bytearray) -> str:
 
 def _is(found: Answer, etag: str, size: int, headers: Mapping[str, str]) -> bool:
     """Whether an object is what was put: these bytes, with these metadata."""
-    kept = {name: value for name, value in headers.items() if name not in CONDITIONS}
-    expected = {"etag": f'"{etag}"', "content-length": str(size), **kept}
-    return expected.items() <= found.headers.items()
+    same = found.headers.get("etag") == f'"{etag}"' and found.headers.get("content-length") == str(size)
+    return same and metadata_of(found.headers) == metadata_of(headers)
 
 
 def crc32c(body: bytearray) -> str:

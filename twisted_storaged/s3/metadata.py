@@ -1,4 +1,4 @@
-"""Metadata and digests of an object, as the headers that S3 keeps with it, and as boto3's names for them.
+"""Metadata and digests of an object, as the headers that S3 keeps with it.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html
 """
@@ -8,18 +8,12 @@ from __future__ import annotations
 import binascii
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from typing import Any
 
 from twisted_storaged.buckets.objects import NO_DIGESTS, Digests, Metadata, PutOptions
 from twisted_storaged.errors import InvalidRequest
 
-#: What S3 calls metadata of the system; and its users' own.
-_ARGUMENTS = {
-    "cache-control": "CacheControl",
-    "content-disposition": "ContentDisposition",
-    "content-encoding": "ContentEncoding",
-    "content-type": "ContentType",
-}
+#: Metadata of the system, and what its users' own begin with.
+_SYSTEM = {"cache-control", "content-disposition", "content-encoding", "content-type"}
 _USERS = "x-amz-meta-"
 #: Names that are ours, and those of them that hold digests, in base64.
 _OURS = f"{_USERS}storaged-"
@@ -47,16 +41,9 @@ def headers_of(options: PutOptions) -> dict[str, str]:
     return {**headers, **kept} if _size(headers) + _size(kept) <= _ROOM else headers
 
 
-def arguments_of(headers: Mapping[str, str]) -> dict[str, Any]:
-    """The same, as arguments of boto3's CreateMultipartUpload."""
-    users = {name.removeprefix(_USERS): value for name, value in headers.items() if name.startswith(_USERS)}
-    systems = {_ARGUMENTS[name]: value for name, value in headers.items() if not name.startswith(_USERS)}
-    return {**systems, "Metadata": users}
-
-
 def metadata_of(headers: Mapping[str, str]) -> tuple[Metadata, Digests]:
     """What S3 kept, from an answer's headers."""
-    kept = [pair for pair in sorted(headers.items()) if pair[0] in _ARGUMENTS or pair[0].startswith(_USERS)]
+    kept = [pair for pair in sorted(headers.items()) if pair[0] in _SYSTEM or pair[0].startswith(_USERS)]
     metadata = [
         (name, value)
         for name, value in kept
