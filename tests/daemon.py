@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -21,12 +22,16 @@ _LISTENS = re.compile(r"listens on ([\d.]+):(\d+)")
 
 
 class Daemon:
-    """`with Daemon(folder) as daemon:` runs one on a free port; on the embedded bucket, unless a config says else."""
+    """`with Daemon(folder) as daemon:` runs one on a free port; on the embedded bucket, unless a config says else.
 
-    def __init__(self, folder: Path, *options: str, config: str | None = None) -> None:
+    `under` is a command that runs another, and becomes it: the process is the daemon's all the same.
+    """
+
+    def __init__(self, folder: Path, *options: str, config: str | None = None, under: Sequence[str] = ()) -> None:
         self.folder = folder
         self.data = folder / "data"
         self.log_path = folder / "storaged.log"
+        self._under = under
         self._options = [*options, "--secrets", str(folder / "no-secrets.toml")]
         if config is not None:
             path = folder / "lakehouse.toml"
@@ -57,7 +62,7 @@ class Daemon:
 
     def spawn(self, bind: str = "tcp:0:interface=127.0.0.1") -> subprocess.Popen[bytes]:
         """Start it, and do not wait."""
-        command = [str(TWISTD), "-n", "--pidfile=", "storaged", "--bind", bind, *self._options]
+        command = [*self._under, str(TWISTD), "-n", "--pidfile=", "storaged", "--bind", bind, *self._options]
         environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         with self.log_path.open("wb") as log:
             return subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, env=environ)
