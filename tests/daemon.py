@@ -22,16 +22,14 @@ _LISTENS = re.compile(r"listens on ([\d.]+):(\d+)")
 
 
 class Daemon:
-    """`with Daemon(folder) as daemon:` runs one on a free port; on the embedded bucket, unless a config says else.
+    """`with Daemon(folder) as daemon:` runs one on a free port; on the embedded bucket, unless a config says else."""
 
-    `under` is a command that runs another, and becomes it: the process is the daemon's all the same.
-    """
-
-    def __init__(self, folder: Path, *options: str, config: str | None = None, under: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, *options: str, config: str | None = None, launcher: Sequence[str] = ()) -> None:
+        """`launcher` is a command that becomes the one that is appended to it."""
         self.folder = folder
         self.data = folder / "data"
         self.log_path = folder / "storaged.log"
-        self._under = under
+        self._launcher = launcher
         self._options = [*options, "--secrets", str(folder / "no-secrets.toml")]
         if config is not None:
             path = folder / "lakehouse.toml"
@@ -62,7 +60,7 @@ class Daemon:
 
     def spawn(self, bind: str = "tcp:0:interface=127.0.0.1") -> subprocess.Popen[bytes]:
         """Start it, and do not wait."""
-        command = [*self._under, str(TWISTD), "-n", "--pidfile=", "storaged", "--bind", bind, *self._options]
+        command = [*self._launcher, str(TWISTD), "-n", "--pidfile=", "storaged", "--bind", bind, *self._options]
         environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         with self.log_path.open("wb") as log:
             return subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, env=environ)

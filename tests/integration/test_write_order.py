@@ -69,7 +69,7 @@ class Trace:
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     # -D: strace is the daemon's grandchild, and the daemon ours.
     strace = ["strace", "-D", "-f", "-y", "-s", "40", "-e", f"trace={TRACED}", "-o", str(tmp_path / "trace")]
-    with Daemon(tmp_path, under=strace) as daemon:
+    with Daemon(tmp_path, launcher=strace) as daemon:
         yield daemon
 
 
