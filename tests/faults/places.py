@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 from tests import engines
 from tests.daemon import Daemon
+from tests.engines import Engine
 
 #: Seconds that what was replaced or broken off may take to be removed.
 REMOVAL_SECONDS = 30.0
@@ -48,14 +49,21 @@ def local() -> Iterator[Place]:
 
 @contextmanager
 def ceph(gigabytes: int = 4, store: str = "memstore") -> Iterator[Place]:
-    """On Ceph, with so much room."""
-    with _folder() as folder, engines.ceph(folder, gigabytes, store) as engine:
-        bucket, s3 = engine.new_bucket(), engine.client()
+    """On a Ceph of its own, with so much room."""
+    with _folder() as folder, engines.ceph(folder, gigabytes, store) as engine, on(engine) as place:
+        yield place
 
-        def orphans(_: Sizes) -> int:
-            pages = s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket)
-            return sum(len(page.get("Uploads", [])) for page in pages)
 
+@contextmanager
+def on(engine: Engine) -> Iterator[Place]:
+    """On a new bucket of an engine that runs."""
+    bucket, s3 = engine.new_bucket(), engine.client()
+
+    def orphans(_: Sizes) -> int:
+        pages = s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket)
+        return sum(len(page.get("Uploads", [])) for page in pages)
+
+    with _folder() as folder:
         yield Place(Daemon(folder, config=engine.toml(bucket)), orphans)
 
 
