@@ -132,7 +132,7 @@ def soak(place: Place, seconds: float, seed: int, tally: Tally) -> list[str]:
         stop.set()
     for thread in threads:
         thread.join()
-    audit(place.daemon, model, tally)
+    audit(place, model, tally)
     return what_grew(samples, seconds)
 
 

@@ -50,7 +50,7 @@ class Kills:
         if self._random.random() < AGAIN:
             self._kill_while_it_starts()
         daemon.start()
-        audit(self._place.daemon, self.model, self.tally)
+        audit(self._place, self.model, self.tally)
 
     def _kill_while_it_starts(self) -> None:
         """It sweeps then, and must not mind that another one did not finish to."""

@@ -26,10 +26,13 @@ class Place:
 
     Attributes:
         orphans: counts the files, rows or uploads beside what the listed objects (sizes by key) need.
+        agrees_with_itself: whether what is listed is what can be read, also where a write was broken off. Ceph 16.2
+            does not promise it: now and then it gives an object, and never lists it.
     """
 
     daemon: Daemon
     orphans: Callable[[Sizes], int]
+    agrees_with_itself: bool
 
     def orphans_in_the_end(self, sizes: Sizes, patience: float = REMOVAL_SECONDS) -> int:
         """The same, when what is being removed has had its time."""
@@ -44,7 +47,7 @@ def local() -> Iterator[Place]:
     """On the embedded bucket."""
     with _folder() as folder:
         daemon = Daemon(folder)
-        yield Place(daemon, lambda sizes: _local_orphans(daemon.data, sizes))
+        yield Place(daemon, lambda sizes: _local_orphans(daemon.data, sizes), agrees_with_itself=True)
 
 
 @contextmanager
@@ -64,7 +67,7 @@ def on(engine: Engine) -> Iterator[Place]:
         return sum(len(page.get("Uploads", [])) for page in pages)
 
     with _folder() as folder:
-        yield Place(Daemon(folder, config=engine.toml(bucket)), orphans)
+        yield Place(Daemon(folder, config=engine.toml(bucket)), orphans, agrees_with_itself=False)
 
 
 PLACES = {"local": local, "ceph": ceph}
