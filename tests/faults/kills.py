@@ -21,6 +21,9 @@ CLIENTS = 6
 KEYS = [f"key-{number:02}" for number in range(20)]
 #: Seconds until a kill.
 LIFE = (0.02, 0.6)
+#: Share of the kills that are followed by another, and seconds until it: before it listens, or just then.
+AGAIN = 0.2
+START = (0.3, 1.0)
 #: Seconds that leftovers of a kill may be there after the next start.
 ORPHAN_SECONDS = 10.0
 
@@ -43,9 +46,19 @@ class Kills:
         daemon.kill()
         for thread in threads:
             thread.join()
-        daemon.start()
         self.tally.count("kills")
-        audit(self._place.daemon, self.model, self.tally)
+        if self._random.random() < AGAIN:
+            self._kill_while_it_starts()
+        daemon.start()
+        audit(self._place, self.model, self.tally)
+
+    def _kill_while_it_starts(self) -> None:
+        """It sweeps then, and must not mind that another one did not finish to."""
+        process = self._place.daemon.spawn()
+        time.sleep(self._random.uniform(*START))
+        process.kill()
+        process.wait()
+        self.tally.count("kills at a start")
 
     def orphans(self, patience: float) -> int:
         """What is left over."""
