@@ -37,7 +37,7 @@ LONGEST_PAUSE = 20.0
 CONDITIONS = frozenset({"if-match", "if-none-match"})
 
 _CHECKSUM = "x-amz-checksum-crc32c"
-_METHODS = {"HeadObject": "HEAD", "DeleteObject": "DELETE"}
+_METHODS = {"HeadObject": "HEAD", "DeleteObject": "DELETE", "CompleteMultipartUpload": "POST"}
 _NONE: Mapping[str, str] = MappingProxyType({})
 _TRY_AGAIN_STATUS = {429, 500, 502, 503, 504}
 _MAYBE_DONE_STATUS = {500, 502, 504}
@@ -112,6 +112,13 @@ class DataPlane:
         query = f"partNumber={number}&uploadId={quote(upload_id, safe='')}"
         return await self._send("UploadPart", key, query, body, {_CHECKSUM: checksum})
 
+    async def complete_upload(self, key: str, upload_id: str, parts: bytearray, headers: Mapping[str, str]) -> Answer:
+        """Complete a multipart upload of these parts, in XML; the answer may be an error whatever its status says.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
+        """
+        return await self._send("CompleteMultipartUpload", key, f"uploadId={quote(upload_id, safe='')}", parts, headers)
+
     async def get_object(self, key: str, headers: Mapping[str, str] = _NONE) -> tuple[Answer, BodyStream]:
         """Open an object. https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html .
 
@@ -184,8 +191,10 @@ class DataPlane:
         return await self._tried(operation, attempt)
 
     async def _send(self, operation: str, key: str, query: str, body: bytearray, extra: Mapping[str, str]) -> Answer:
+        method = _METHODS.get(operation, "PUT")
+
         async def attempt() -> Answer:
-            head = await self._head("PUT", key, query, extra, len(body))
+            head = await self._head(method, key, query, extra, len(body))
             if len(body) > IN_THREAD_FROM:
                 return await self._to.run(self._to.blocking.ask, head, body)
             answer, _ = await self._to.pool.ask(head + body, once=not extra.keys().isdisjoint(CONDITIONS))
