@@ -147,20 +147,6 @@ class SameAsBoto3Tests:
         assert said(mine) == said(pair.last())
 
     @pytest_twisted.ensureDeferred
-    async def test_complete_upload(self, pair: Pair) -> None:
-        """With the parts in XML, and a condition."""
-        result = b"<CompleteMultipartUploadResult><ETag>&quot;e&quot;</ETag></CompleteMultipartUploadResult>"
-        pair.endpoint.script = lambda _: Answer(body=result)
-        part = {"PartNumber": 1, "ETag": '"e"', "ChecksumCRC32C": "AAAA"}
-        pair.boto.complete_multipart_upload(
-            Bucket="bucket", Key="k", UploadId="u/1", MultipartUpload={"Parts": [part]}, IfNoneMatch="*"
-        )
-        theirs = pair.last()
-        await pair.objects.complete_upload("k", "u/1", bytearray(theirs.body), condition_headers(Condition()))
-        assert said(pair.last())[:3] == said(theirs)[:3]
-        assert pair.last().headers["if-none-match"] == theirs.headers["if-none-match"] == "*"
-
-    @pytest_twisted.ensureDeferred
     async def test_delete_object_with_a_condition(self, pair: Pair) -> None:
         """Of one object."""
         pair.endpoint.script = lambda _: Answer(204)

@@ -26,7 +26,6 @@ from twisted_storaged.buckets.s3conditions import (
     Claims,
     condition_headers,
 )
-from twisted_storaged.errors import BucketError
 from twisted_storaged.s3.answers import etag_of
 from twisted_storaged.s3.client import crc32c
 from twisted_storaged.s3.retries import RequestFailed
@@ -47,11 +46,6 @@ _OTHER = Condition("0" * 32)
 _LOST_STATUS = {404, 409, 412}
 #: Statuses that say nothing of conditions: the probe is to be made again.
 _BUSY_STATUS = {403, 429, 503, 504}
-
-_PARTS = (
-    '<CompleteMultipartUpload xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Part><PartNumber>1</PartNumber>'
-    '<ETag>"{etag}"</ETag><ChecksumCRC32C>{checksum}</ChecksumCRC32C></Part></CompleteMultipartUpload>'
-)
 
 #: A write that is ready but for its condition, and what the object then is.
 Write = tuple[bytes, Callable[[Condition], Coroutine[Any, Any, Any]]]
@@ -140,8 +134,6 @@ class Probe:
             if status in _BUSY_STATUS:
                 raise
             return LOST if status in _LOST_STATUS else NEITHER
-        except BucketError:
-            return NEITHER
         return WON
 
     async def _new_put(self) -> Write:

@@ -127,13 +127,6 @@ class DataPlane:
         query = {"partNumber": str(number), "uploadId": upload_id}
         return await self._send(Call("UploadPart", key, query, {_CHECKSUM: checksum}, body))
 
-    async def complete_upload(self, key: str, upload_id: str, parts: bytearray, headers: Mapping[str, str]) -> Answer:
-        """Complete a multipart upload of these parts, in XML; the answer may be an error whatever its status says.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
-        """
-        return await self._send("CompleteMultipartUpload", key, f"uploadId={quote(upload_id, safe='')}", parts, headers)
-
     async def get_object(self, key: str, headers: Mapping[str, str] = _NONE) -> tuple[Answer, BodyStream]:
         """Open an object. https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html .
 
