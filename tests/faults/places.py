@@ -26,8 +26,8 @@ class Place:
 
     Attributes:
         orphans: counts the files, rows or uploads beside what the listed objects (sizes by key) need.
-        agrees_with_itself: whether what is listed is what can be read, also where a write was broken off. Ceph 16.2
-            does not promise it: now and then it gives an object, and never lists it.
+        agrees_with_itself: whether what is listed is what can be read, also where two writes of a key met or one was
+            broken off. Ceph 16.2 does not see to it: now and then it gives an object, and never lists it.
     """
 
     daemon: Daemon
