@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -71,6 +73,12 @@ def on(engine: Engine) -> Iterator[Place]:
 
 
 PLACES = {"local": local, "ceph": ceph}
+
+
+def stop_on_signals() -> None:
+    """Let a signal that would end the script end it as an exception does: with everything stopped that it started."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
 
 
 @contextmanager
