@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.faults.audit import audit, listed, print_figures
 from tests.faults.clients import Client, Gone, KiB, MiB, Tally, in_threads
 from tests.faults.model import Model
-from tests.faults.places import Place, ceph, local
+from tests.faults.places import Place, ceph, local, stop_on_signals
 
 #: More than there are put slots.
 CLIENTS = 8
@@ -138,6 +138,7 @@ def soak(place: Place, seconds: float, seed: int, tally: Tally) -> list[str]:
 
 def main() -> int:
     """Soak, print the figures, and say with the exit status whether all is well."""
+    stop_on_signals()
     options = _options()
     places: dict[str, AbstractContextManager[Place]] = {"local": local(), "ceph": ceph(ROOM, "bluestore")}
     tally = Tally()

@@ -14,7 +14,7 @@ from argparse import ArgumentParser, Namespace
 from tests.faults.audit import audit, listed, print_figures
 from tests.faults.clients import Client, Gone, KiB, MiB, Tally, in_threads
 from tests.faults.model import Model
-from tests.faults.places import PLACES, Place
+from tests.faults.places import PLACES, Place, stop_on_signals
 
 #: More than there are put slots.
 CLIENTS = 6
@@ -90,6 +90,7 @@ def _size(source: random.Random) -> int:
 
 def main() -> int:
     """Run, print the figures, and say with the exit status whether all was kept."""
+    stop_on_signals()
     options = _options()
     start = time.monotonic()
     with PLACES[options.engine]() as place, place.daemon:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -26,8 +28,8 @@ class Place:
 
     Attributes:
         orphans: counts the files, rows or uploads beside what the listed objects (sizes by key) need.
-        agrees_with_itself: whether what is listed is what can be read, also where a write was broken off. Ceph 16.2
-            does not promise it: now and then it gives an object, and never lists it.
+        agrees_with_itself: whether what is listed is what can be read, also where two writes of a key met or one was
+            broken off. Ceph 16.2 does not see to it: now and then it gives an object, and never lists it.
     """
 
     daemon: Daemon
@@ -71,6 +73,12 @@ def on(engine: Engine) -> Iterator[Place]:
 
 
 PLACES = {"local": local, "ceph": ceph}
+
+
+def stop_on_signals() -> None:
+    """Let a signal that would end the script end it as an exception does: with everything stopped that it started."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
 
 
 @contextmanager
