@@ -117,7 +117,12 @@ class S3Bucket:
         with storage_errors(conditional=condition is not None):
             upload = S3Upload(self._access, s3_key, key, options, claims)
             digesting = Digesting(options, self._threads.run)
-            return await Uploader(buffers, self._window).store(body, upload, digesting)
+            try:
+                return await Uploader(buffers, self._window).store(body, upload, digesting)
+            except RequestFailed as error:
+                if error.answer.status == 404 and condition is None:
+                    raise BucketError(str(error)) from error  # an upload that is gone, or a bucket: never an object
+                raise
 
     @deferred
     async def head(self, key: str) -> ObjectInfo:
