@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -26,12 +27,14 @@ class Reaper:
 
     An upload whose id was noted is aborted by that. Where the process ended before it had the id, what it can have
     created is an upload of that key, from about that time, without parts, and of nobody else whom the journal knows.
+    An S3 that hung may create it later than it was asked to, so that it is looked for until that time is over.
     """
 
     def __init__(self, access: Access) -> None:
         self._access = access
         self._calling = LoopingCall(self._call)
         self._reaping: Deferred[None] = succeed(None)
+        self._stopping = False
 
     def start(self, clock: Any, interval: float) -> None:
         """Reap as soon as the reactor runs, and every `interval` seconds."""
@@ -39,7 +42,8 @@ class Reaper:
         clock.callWhenRunning(self._calling.start, interval)
 
     async def stop(self) -> None:
-        """Reap no more, once what is under way has ended."""
+        """Reap no more, once the request that is under way has ended."""
+        self._stopping = True
         if self._calling.running:
             self._calling.stop()
         await self._reaping
@@ -48,6 +52,8 @@ class Reaper:
     async def reap(self) -> None:
         """End all that was left behind; what cannot be ended now stays for the next time."""
         for begun in await self._access.run(self._left_behind):
+            if self._stopping:
+                return
             try:
                 await self._end(begun)
             except (RequestFailed, ConnectionFailed, OSError) as error:
@@ -65,17 +71,21 @@ class Reaper:
                     raise
             else:
                 _log.info("an upload of {begun.key!r} that was left behind is aborted", begun=begun)
-        await self._access.run(begun.ended)
+        if begun.upload_id or time.time() > self._latest(begun):
+            await self._access.run(begun.ended)
 
     async def _strays(self, begun: Begun) -> list[str]:
-        latest = begun.began + self._access.objects.deadline + SKEW
+        earliest, latest = begun.began - SKEW, self._latest(begun)
+        found = await self._access.uploads.of(begun.key)
+        candidates = [upload.upload_id for upload in found if earliest <= upload.began <= latest]
+        empty = [one for one in candidates if not await self._access.uploads.has_parts(begun.key, one)]
+        # Asked last: whoever creates one at this moment has noted its id by now.
         known = await self._access.run(self._access.journal.upload_ids)
-        candidates = [
-            upload.upload_id
-            for upload in await self._access.uploads.of(begun.key)
-            if begun.began - SKEW <= upload.began <= latest and upload.upload_id not in known
-        ]
-        return [one for one in candidates if not await self._access.uploads.has_parts(begun.key, one)]
+        return [one for one in empty if one not in known]
+
+    def _latest(self, begun: Begun) -> float:
+        """When S3 can have created it at the latest, by its own clock."""
+        return begun.began + self._access.objects.deadline + SKEW
 
     def _call(self) -> Deferred[None]:
         self._reaping = self.reap().addErrback(_failed)

@@ -13,9 +13,10 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from twisted_storaged.buckets.objects import Condition
-from twisted_storaged.errors import BucketError, ConditionUnsupported
+from twisted_storaged.errors import BucketError, BucketTimedOut, ConditionUnsupported
 from twisted_storaged.s3.client import DataPlane
 from twisted_storaged.s3.retries import RequestFailed
+from twisted_storaged.s3.wire import TimedOut
 
 
 class Conditional(NamedTuple):
@@ -72,7 +73,7 @@ class Conditions:
 
         Raises:
             ConditionUnsupported: on none of them.
-            BucketError: that could not be found out.
+            BucketError: that could not be found out; BucketTimedOut, if not in time.
         """
         claims = self._claims if self._claims is not None else await self._found()
         if not any(conditional(operation, condition) in claims for operation in operations):
@@ -90,6 +91,8 @@ class Conditions:
     async def _find(self) -> Claims:
         try:
             self._claims = await self._probe()
+        except TimedOut as error:
+            raise BucketTimedOut(f"which conditional writes there are was not found out in time: {error}") from error
         except Exception as error:
             raise BucketError(f"which conditional writes there are could not be found out: {error}") from error
         return self._claims

@@ -33,6 +33,7 @@ class Pool:
         self._open: set[Connection] = set()
         self._looking = LoopingCall(self._look)
         self._looking.clock = reactor
+        self._stopped = False
 
     async def ask(self, data: bytes, reading: Reading = AT_ONCE, once: bool = False) -> tuple[Answer, Connection]:
         """Send a request on a free connection, or a new one; see `Connection.ask`. With `once`, never on both.
@@ -55,7 +56,8 @@ class Pool:
         self._looking.start(LOOK_EVERY, now=False)
 
     def stop(self) -> None:
-        """Close what is idle, and give up the rest."""
+        """Close what is idle, and give up the rest; nothing is begun anew, as nobody would see that it is late."""
+        self._stopped = True
         if self._looking.running:
             self._looking.stop()
         for connection in list(self._open):
@@ -79,6 +81,8 @@ class Pool:
             self._idle.remove(connection)
 
     async def _connect(self) -> Connection:
+        if self._stopped:
+            raise ConnectionFailed("no connection to S3: storaged stops")
         try:
             connection = cast(Connection, await self._endpoint.connect(self._factory))
         except (ConnectError, ConnectingCancelledError, DNSLookupError) as error:

@@ -97,5 +97,8 @@ def _may_pass(answer: Answer) -> bool:
 
 
 def _pause(tries: int) -> float:
-    """Seconds before the next try, after so many: exponential, with full jitter."""
-    return min(random.random() * 2.0 ** (tries - 1), LONGEST_PAUSE)  # noqa: S311 (no secret)
+    """Seconds before the next try, after so many: exponential, with jitter, half of which is certain.
+
+    An S3 that is gone for a moment is not asked three times in that moment.
+    """
+    return min(random.uniform(0.5, 1.0) * 2.0 ** (tries - 1), LONGEST_PAUSE)  # noqa: S311 (no secret)

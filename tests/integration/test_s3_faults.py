@@ -1,0 +1,323 @@
+"""Faults between the daemon and real engines: each request ends as it should, in time, and nothing is left over."""
+
+from __future__ import annotations
+
+import http.client
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from tests.conftest import Engines
+from tests.daemon import Daemon
+from tests.engines.scripted import ERROR, Answer, scripted
+from tests.faultproxy import FaultProxy, fault_proxy
+from tests.integration.test_daemon import ask, head, wait_for
+
+MiB = 1 << 20
+DATA = Random(1).randbytes(24 * MiB)
+#: Four parts.
+PARTS = DATA[: 18 * MiB]
+#: Seconds that S3 has for a request.
+DEADLINE = 2
+SMALL, IN_THREAD, MULTIPART = DATA[:5], DATA[:MiB], DATA[: 12 * MiB]
+
+#: How a client learns that its connection broke.
+BROKEN = (http.client.IncompleteRead, ConnectionResetError)
+
+Made = Callable[..., "Behind"]
+
+
+class Behind:
+    """A daemon on a new bucket of an engine, with the proxy in between, and a look at the engine behind its back."""
+
+    def __init__(self, proxy: FaultProxy, s3: Any, bucket: str, daemon: Daemon) -> None:
+        self.proxy = proxy
+        self.s3 = s3
+        self.bucket = bucket
+        self.daemon = daemon
+
+    def store(self, key: str, data: bytes) -> None:
+        """Store an object without storaged."""
+        self.s3.put_object(Bucket=self.bucket, Key=key, Body=data)
+
+    def stored(self, key: str) -> bytes:
+        """An object's bytes, without storaged."""
+        content: bytes = self.s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+        return content
+
+    def uploads(self) -> set[str]:
+        """The ids of the multipart uploads that are open."""
+        found = self.s3.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])
+        return {upload["UploadId"] for upload in found}
+
+    def journal(self) -> list[Path]:
+        """What is in the journal, for now or from earlier runs."""
+        return [path for path in (self.daemon.folder / "state" / "uploads").rglob("*") if path.is_file()]
+
+    def put(self, key: str, data: bytes) -> tuple[int, bytes]:
+        return ask(self.daemon, "PUT", f"/storage/put/{key}", data)
+
+    def get(self, key: str) -> tuple[int, bytes]:
+        return ask(self.daemon, "GET", f"/storage/get/{key}")
+
+
+@pytest.fixture(params=["moto", "ceph"])
+def made(request: pytest.FixtureRequest, all_engines: Engines, tmp_path: Path) -> Iterator[Made]:
+    """Makes daemons with settings of [s3] and of [storaged]."""
+    engine = all_engines.get(request.param)
+    with fault_proxy(engine) as proxy:
+        daemons = []
+
+        def make(s3: str = "", deadline: int = 60, reap_interval: int = 3600) -> Behind:
+            bucket = engine.new_bucket()
+            storaged = (
+                f'[storaged]\nstate = "{tmp_path / "state"}"\n'
+                f"s3_deadline = {deadline}\nreap_interval = {reap_interval}\n"
+            )
+            daemon = Daemon(tmp_path, config=f"{proxy.engine.toml(bucket)}{s3}\n{storaged}")
+            daemon.start()
+            daemons.append(daemon)
+            return Behind(proxy, engine.client(), bucket, daemon)
+
+        yield make
+        for daemon in daemons:
+            daemon.kill()
+
+
+class TruncatedTests:
+    """A GET whose answer breaks off."""
+
+    def test_it_goes_on_where_it_was(self, made: Made) -> None:
+        """At whichever tenth: the client gets all bytes, of one answer."""
+        behind = made()
+        behind.store("k", DATA)
+        for tenth in range(10):
+            behind.proxy.cut(b"GET ", len(DATA) * tenth // 10)
+            assert behind.get("k") == (200, DATA)
+        assert behind.daemon.log.count("broke off at byte") == 9  # there is no answer yet where it is cut at once
+
+    @pytest.mark.parametrize(("resumes", "cuts"), [(0, 1), (3, 4)])
+    def test_it_never_looks_whole(self, made: Made, resumes: int, cuts: int) -> None:
+        """Where it cannot go on, the client's connection breaks too."""
+        behind = made(f"get_resumes = {resumes}")
+        behind.store("k", DATA)
+        behind.proxy.cut(b"GET ", 5 * MiB, cuts)
+        with pytest.raises(BROKEN):
+            behind.get("k")
+        assert behind.get("k") == (200, DATA)
+
+    def test_another_object_is_not_mixed_in(self, made: Made) -> None:
+        """It was replaced while it was read."""
+        behind = made()
+        behind.store("k", DATA)
+        behind.proxy.cut(b"GET ", 5 * MiB)
+        with behind.daemon.connect() as client:
+            client.sendall(b"GET /storage/get/k HTTP/1.1\r\nHost: x\r\n\r\n")
+            received = len(client.recv(1000))
+            behind.store("k", DATA[::-1])
+            with suppress(ConnectionResetError):
+                while data := client.recv(MiB):
+                    received += len(data)
+        assert received < len(DATA)
+
+
+class HungTests:
+    """An S3 that takes requests, and answers none."""
+
+    @pytest.mark.parametrize(
+        ("method", "path", "body"),
+        [
+            ("PUT", "put/new", SMALL),
+            ("PUT", "put/new", IN_THREAD),
+            ("PUT", "put/new", MULTIPART),
+            ("GET", "get/k", None),
+            ("GET", "list", None),
+            ("DELETE", "delete/k", None),
+        ],
+        ids=["put", "put-in-thread", "put-multipart", "get", "list", "delete"],
+    )
+    def test_ends_in_time(self, made: Made, method: str, path: str, body: bytes | None) -> None:
+        """504, and as soon as S3 is back all is well."""
+        behind = made(deadline=DEADLINE)
+        behind.store("k", b"old")
+        behind.proxy.hang()
+        began = time.monotonic()
+        assert ask(behind.daemon, method, f"/storage/{path}", body) == (504, b"bucket timed out\n")
+        assert DEADLINE * 0.9 < time.monotonic() - began < DEADLINE * 3
+        behind.proxy.heal()
+        assert behind.put("k", MULTIPART)[0] == 200
+        assert behind.get("k") == (200, MULTIPART)
+
+    def test_hung_puts_stop_nobody_else(self, made: Made) -> None:
+        """All slots hang; GETs, lists, DELETEs and /health do not. Then the slots are free again."""
+        behind = made(deadline=DEADLINE)
+        behind.store("k", MULTIPART)
+        behind.proxy.hang(b"PUT", b"POST")
+        bodies = [SMALL, IN_THREAD, MULTIPART, MULTIPART]
+        with ThreadPoolExecutor(4) as clients:
+            puts = [clients.submit(behind.put, f"new/{number}", body) for number, body in enumerate(bodies)]
+            wait_for(lambda: behind.proxy.count(b"/new/") >= 4)
+            began = time.monotonic()
+            assert behind.put("fifth", b"x")[0] == 503
+            assert behind.get("k") == (200, MULTIPART)
+            assert ask(behind.daemon, "GET", "/storage/list")[0] == 200
+            assert ask(behind.daemon, "GET", "/health")[0] == 200
+            assert ask(behind.daemon, "DELETE", "/storage/delete/nothing")[0] == 204
+            assert time.monotonic() - began < DEADLINE
+            assert [put.result()[0] for put in puts] == [504] * 4
+        behind.proxy.heal()
+        with ThreadPoolExecutor(4) as clients:
+            puts = [clients.submit(behind.put, f"{number}", MULTIPART) for number in range(4)]
+            assert [put.result()[0] for put in puts] == [200] * 4
+
+    @pytest.mark.parametrize("made", ["ceph"], indirect=True)  # moto does not say when an upload was begun
+    def test_an_upload_that_is_begun_late_is_not_left(self, made: Made) -> None:
+        """When nobody waits for it any more, and its id was never known to anybody."""
+        behind = made(deadline=DEADLINE, reap_interval=1)
+        behind.proxy.hang(b"POST")
+        assert behind.put("k", MULTIPART)[0] == 504
+        wait_for(lambda: behind.proxy.count(b"prefix=k&uploads=") >= 2)
+        behind.proxy.heal()
+        wait_for(lambda: behind.proxy.count(b"DELETE ") == behind.proxy.count(b"POST ") and not behind.uploads())
+
+    @pytest.mark.parametrize("made", ["ceph"], indirect=True)
+    def test_finding_out_what_it_can(self, made: Made) -> None:
+        """A conditional write ends in time too."""
+        behind = made(deadline=DEADLINE)
+        behind.proxy.hang()
+        with behind.daemon.connect() as client:
+            client.sendall(b"PUT /storage/put/k HTTP/1.1\r\nHost: x\r\nIf-None-Match: *\r\nContent-Length: 1\r\n\r\nx")
+            began = time.monotonic()
+            assert client.recv(1000).startswith(b"HTTP/1.1 504 ")
+            assert time.monotonic() - began < DEADLINE * 4
+
+    def test_parts_that_hang_leave_no_upload(self, made: Made) -> None:
+        """It is aborted when S3 is back."""
+        behind = made(deadline=DEADLINE, reap_interval=1)
+        behind.store("k", b"old")
+        behind.proxy.hang(b"PUT")
+        assert behind.put("k", MULTIPART)[0] == 504
+        behind.proxy.heal()
+        wait_for(lambda: not behind.uploads())
+        assert behind.stored("k") == b"old"
+
+    def test_sigterm(self, made: Made) -> None:
+        """Ends it all the same, also while it reaps."""
+        behind = made(deadline=DEADLINE, reap_interval=1)
+        behind.proxy.hang(b"PUT")
+        assert behind.put("k", MULTIPART)[0] == 504
+        behind.proxy.hang()
+        asked = behind.proxy.count(b"DELETE")
+        wait_for(lambda: behind.proxy.count(b"DELETE") > asked)
+        began = time.monotonic()
+        assert behind.daemon.stop() == 0
+        assert time.monotonic() - began < 15
+
+
+class BrokenTests:
+    """Connections that break, and are back soon."""
+
+    def test_parts_are_sent_again_from_memory(self, made: Made) -> None:
+        """A reset in the middle of parts, and nobody there for a moment: the client sends its body once."""
+        behind = made()
+        with ThreadPoolExecutor(1) as clients:
+            put = clients.submit(behind.put, "k", PARTS)
+            wait_for(lambda: behind.proxy.count(b"partNumber=") > 0)
+            behind.proxy.refuse()
+            behind.proxy.reset()
+            time.sleep(0.2)
+            behind.proxy.come_back()
+            assert put.result()[0] == 200
+        assert behind.stored("k") == PARTS
+        assert behind.uploads() == set()
+
+    @pytest.mark.parametrize(
+        ("request_line", "body"),
+        [
+            (b"PUT ", SMALL),
+            (b"PUT ", IN_THREAD),
+            (b"partNumber=1&", MULTIPART),
+            (b"POST /{}/k?uploadId=", MULTIPART),
+        ],
+        ids=["put", "put-in-thread", "part", "complete"],
+    )
+    def test_a_lost_reply_makes_no_second_version(self, made: Made, request_line: bytes, body: bytes) -> None:
+        """What was carried out is found, and not done again; no upload is left."""
+        behind = made(reap_interval=1)
+        versioning = {"Status": "Enabled"}
+        behind.s3.put_bucket_versioning(Bucket=behind.bucket, VersioningConfiguration=versioning)
+        behind.proxy.cut(request_line.replace(b"{}", behind.bucket.encode()))
+        assert behind.put("k", body)[0] == 200
+        assert behind.stored("k") == body
+        assert len(behind.s3.list_object_versions(Bucket=behind.bucket, Prefix="k")["Versions"]) == 1
+        wait_for(lambda: not behind.uploads())
+
+    @pytest.mark.parametrize("made", ["ceph"], indirect=True)
+    def test_a_lost_id_leaves_no_upload(self, made: Made) -> None:
+        """The upload that was begun in vain is found, and aborted; the one that was begun instead ends well."""
+        behind = made(reap_interval=1)
+        behind.proxy.cut(b"POST ")
+        assert behind.put("k", MULTIPART)[0] == 200
+        assert behind.stored("k") == MULTIPART
+        wait_for(lambda: not behind.uploads())
+
+
+class KillTests:
+    """kill -9 in the middle of a PUT."""
+
+    def test_the_next_start_aborts_what_was_begun(self, made: Made) -> None:
+        """And nothing that somebody else began, be it of the same key; then nothing is left of it on our side."""
+        behind = made()
+        behind.store("k", b"old")
+        others = {
+            behind.s3.create_multipart_upload(Bucket=behind.bucket, Key=key)["UploadId"] for key in ("k", "another")
+        }
+        with behind.daemon.connect() as client:
+            client.sendall(head("k", len(DATA)) + MULTIPART)
+            wait_for(lambda: len(behind.uploads()) == 3 and behind.proxy.count(b"partNumber=2&") > 0)
+            behind.daemon.kill()
+        behind.daemon.start()
+        wait_for(lambda: behind.uploads() == others)
+        wait_for(lambda: [path.name for path in behind.journal()].count("lock") == len(behind.journal()))
+        assert behind.stored("k") == b"old"
+        assert behind.daemon.stop() == 0
+        behind.daemon.start()
+        wait_for(lambda: len(behind.journal()) == 1)
+        assert behind.daemon.stop() == 0
+        assert behind.journal() == []
+
+
+class CredentialsTests:
+    """An engine that does not let us in."""
+
+    def test_wrong_ones_are_internal(self, all_engines: Engines, tmp_path: Path) -> None:
+        """The log says what the engine said; nobody says a secret."""
+        engine = all_engines.get("ceph")
+        config = engine.toml(engine.new_bucket()).replace(engine.secret_key, "not-the-secret-key")
+        with Daemon(tmp_path, config=config) as daemon:
+            for method, path, body in (
+                ("PUT", "put/k", SMALL),
+                ("PUT", "put/k", MULTIPART),
+                ("GET", "get/k", None),
+                ("GET", "list", None),
+                ("DELETE", "delete/k", None),
+            ):
+                assert ask(daemon, method, f"/storage/{path}", body) == (500, b"internal\n")
+            assert "SignatureDoesNotMatch" in daemon.log
+            assert "not-the-secret-key" not in daemon.log
+
+    def test_a_clock_that_is_wrong(self, tmp_path: Path) -> None:
+        """Is in the log in S3's words, and is asked once: it will not be right a second later."""
+        with scripted() as (endpoint, engine):
+            endpoint.script = lambda _: Answer(403, ERROR % b"RequestTimeTooSkewed")
+            with Daemon(tmp_path, config=engine.toml("bucket")) as daemon:
+                assert ask(daemon, "PUT", "/storage/put/k", SMALL) == (500, b"internal\n")
+                assert "RequestTimeTooSkewed" in daemon.log
+                assert "hunter2" not in daemon.log
+        assert endpoint.names() == ["PutObject"]

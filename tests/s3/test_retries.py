@@ -1,0 +1,151 @@
+"""Trying again, in the time that there is: with a clock, and attempts that do as told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from tests.support import result
+from twisted_storaged.s3 import retries
+from twisted_storaged.s3.retries import Landed, RequestFailed, Retries
+from twisted_storaged.s3.wire import Answer, ConnectionFailed, TimedOut
+
+DEADLINE = 10.0
+
+
+def answer(status: int, code: str = "") -> Answer:
+    made = Answer(status, {})
+    made.body = f"<Error><Code>{code}</Code></Error>".encode()
+    return made
+
+
+class Tries:
+    """Attempts that each take some seconds and end as told, the last way for ever."""
+
+    def __init__(self, *outcomes: Answer | Exception, seconds: float = 0) -> None:
+        self.clock = Clock()
+        self.retries = Retries(self.clock, DEADLINE)
+        self.began: list[float] = []
+        self.asked: list[float] = []
+        self._outcomes = list(outcomes)
+        self._seconds = seconds
+
+    async def attempt(self, ends: float) -> Answer:
+        assert ends == DEADLINE
+        self.began.append(self.clock.seconds())
+        self.clock.advance(self._seconds)
+        outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def run(self, landed: Landed | None = None) -> Deferred[Answer]:
+        """Run them to the end, as fast as their pauses allow it."""
+        running = Deferred.fromCoroutine(self.retries.run("PutObject", self.attempt, landed))
+        while self.clock.getDelayedCalls():
+            self.clock.advance(self.clock.getDelayedCalls()[0].getTime() - self.clock.seconds())
+        return running
+
+    def looking(self, *found: Answer | None) -> Landed:
+        """Asks of that kind, which find this in turn."""
+        left = list(found)
+
+        async def landed(ends: float) -> Answer | None:
+            assert ends == DEADLINE
+            self.asked.append(self.clock.seconds())
+            return left.pop(0)
+
+        return landed
+
+
+@pytest.fixture(autouse=True)
+def _whole_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "_pause", float)
+
+
+class DeadlineTests:
+    """All tries together."""
+
+    def test_is_over_for_all_tries(self) -> None:
+        """Not for each of them: the second one ends it, and nothing is asked any more."""
+        tries = Tries(ConnectionFailed("gone"), seconds=6)
+        with pytest.raises(TimedOut, match="PutObject: not done in 10 s"):
+            result(tries.run(tries.looking(None)))
+        assert (tries.began, tries.asked) == ([0, 7], [6])
+
+    def test_an_error_after_it_is_no_other_error(self) -> None:
+        """It is late, whatever it says."""
+        tries = Tries(answer(503, "SlowDown"), seconds=11)
+        with pytest.raises(TimedOut):
+            result(tries.run())
+
+    def test_an_answer_just_in_time_counts(self) -> None:
+        """It is what was asked for."""
+        assert result(Tries(answer(200), seconds=11).run()).status == 200
+
+    def test_no_pause_goes_beyond_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The last try begins when it is over, at the latest."""
+        monkeypatch.setattr(retries, "_pause", lambda _: 100.0)
+        tries = Tries(answer(503))
+        with pytest.raises(TimedOut):
+            result(tries.run())
+        assert tries.began == [0, DEADLINE]
+
+    def test_each_request_has_its_own(self) -> None:
+        """From when it begins."""
+        tries = Tries(answer(200))
+        tries.clock.advance(5)
+        assert tries.retries.ends() == 5 + DEADLINE
+
+
+class LandedTests:
+    """A request that must not be carried out twice."""
+
+    @pytest.mark.parametrize("lost", [ConnectionFailed("gone"), answer(500), answer(502), answer(504)])
+    def test_is_looked_for_before_it_is_sent_again(self, lost: Answer | Exception) -> None:
+        """What is found is the answer."""
+        tries, found = Tries(lost), answer(200)
+        assert result(tries.run(tries.looking(found))) is found
+        assert len(tries.began) == 1
+
+    def test_is_sent_again_where_it_is_not_found(self) -> None:
+        """Each time anew."""
+        tries = Tries(ConnectionFailed("gone"), answer(503), answer(200))
+        assert result(tries.run(tries.looking(None, None))).again
+        assert (len(tries.began), len(tries.asked)) == (3, 2)
+
+    def test_is_looked_for_after_the_last_try_too(self) -> None:
+        """It may have been carried out then."""
+        tries, found = Tries(ConnectionFailed("gone")), answer(200)
+        assert result(tries.run(tries.looking(None, None, found))) is found
+
+    def test_is_not_looked_for_where_it_cannot_be(self) -> None:
+        """S3 said that it has not done it."""
+        tries = Tries(answer(503, "SlowDown"), answer(200))
+        assert not result(tries.run(tries.looking())).again
+
+
+class WhichTests:
+    """What is tried again."""
+
+    @pytest.mark.parametrize("code", ["RequestTimeTooSkewed", "ExpiredToken", "AccessDenied", "BadDigest"])
+    def test_errors_that_do_not_pass_are_not(self, code: str) -> None:
+        """They would be the same again."""
+        tries = Tries(answer(403, code))
+        with pytest.raises(RequestFailed, match=code):
+            result(tries.run())
+        assert len(tries.began) == 1
+
+    @pytest.mark.parametrize(
+        ("outcome", "kind"),
+        [(lambda: answer(503), RequestFailed), (lambda: ConnectionFailed("gone"), ConnectionFailed)],
+    )
+    def test_so_often_and_not_more(self, outcome: Callable[[], Answer | Exception], kind: type[Exception]) -> None:
+        """Then it is the last error that counts."""
+        tries = Tries(outcome())
+        with pytest.raises(kind):
+            result(tries.run())
+        assert tries.began == [0, 1, 3]
