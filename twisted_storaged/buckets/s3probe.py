@@ -26,6 +26,7 @@ from twisted_storaged.buckets.s3conditions import (
     Claims,
     condition_headers,
 )
+from twisted_storaged.errors import BucketError
 from twisted_storaged.s3.answers import etag_of
 from twisted_storaged.s3.client import crc32c
 from twisted_storaged.s3.retries import RequestFailed
@@ -134,6 +135,8 @@ class Probe:
             if status in _BUSY_STATUS:
                 raise
             return LOST if status in _LOST_STATUS else NEITHER
+        except BucketError:
+            return NEITHER  # Swift gives a write no ETag that another has overtaken
         return WON
 
     async def _new_put(self) -> Write:
