@@ -33,11 +33,14 @@ class FaultProxy:
     """Listens on a port of its own, which stays the same, and passes on to `engine`.
 
     Attributes:
+        engine: what storaged is to take for it.
+        direct: the engine itself.
         connections: how many there were.
         requests: the first line of each request that came, in order.
     """
 
     def __init__(self, engine: Engine) -> None:
+        self.direct = engine
         where = urlsplit(engine.endpoint)
         self._target = where.hostname, where.port
         self.connections = 0

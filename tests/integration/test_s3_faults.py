@@ -36,11 +36,18 @@ Made = Callable[..., "Behind"]
 class Behind:
     """A daemon on a new bucket of an engine, with the proxy in between, and a look at the engine behind its back."""
 
-    def __init__(self, proxy: FaultProxy, s3: Any, bucket: str, daemon: Daemon) -> None:
+    def __init__(
+        self, proxy: FaultProxy, folder: Path, s3: str = "", deadline: int = 60, reap_interval: int = 3600
+    ) -> None:
+        """Start it, with these settings of [s3] and of [storaged]."""
         self.proxy = proxy
-        self.s3 = s3
-        self.bucket = bucket
-        self.daemon = daemon
+        self.s3: Any = proxy.direct.client()
+        self.bucket = proxy.direct.new_bucket()
+        storaged = (
+            f'[storaged]\nstate = "{folder / "state"}"\ns3_deadline = {deadline}\nreap_interval = {reap_interval}\n'
+        )
+        self.daemon = Daemon(folder, config=f"{proxy.engine.toml(self.bucket)}{s3}\n{storaged}")
+        self.daemon.start()
 
     def store(self, key: str, data: bytes) -> None:
         """Store an object without storaged."""
@@ -69,25 +76,17 @@ class Behind:
 
 @pytest.fixture(params=["moto", "ceph"])
 def made(request: pytest.FixtureRequest, all_engines: Engines, tmp_path: Path) -> Iterator[Made]:
-    """Makes daemons with settings of [s3] and of [storaged]."""
-    engine = all_engines.get(request.param)
-    with fault_proxy(engine) as proxy:
-        daemons = []
+    """Starts daemons with these settings."""
+    with fault_proxy(all_engines.get(request.param)) as proxy:
+        started = []
 
-        def make(s3: str = "", deadline: int = 60, reap_interval: int = 3600) -> Behind:
-            bucket = engine.new_bucket()
-            storaged = (
-                f'[storaged]\nstate = "{tmp_path / "state"}"\n'
-                f"s3_deadline = {deadline}\nreap_interval = {reap_interval}\n"
-            )
-            daemon = Daemon(tmp_path, config=f"{proxy.engine.toml(bucket)}{s3}\n{storaged}")
-            daemon.start()
-            daemons.append(daemon)
-            return Behind(proxy, engine.client(), bucket, daemon)
+        def make(s3: str = "", **storaged: int) -> Behind:
+            started.append(Behind(proxy, tmp_path, s3, **storaged))
+            return started[-1]
 
         yield make
-        for daemon in daemons:
-            daemon.kill()
+        for behind in started:
+            behind.daemon.kill()
 
 
 class TruncatedTests:
