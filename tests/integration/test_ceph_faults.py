@@ -19,6 +19,8 @@ from tests.integration.test_s3_faults import DATA, Behind, MiB
 
 #: Seconds that a fault lasts, and that S3 has for a request: a gateway is back in about two.
 LASTS, DEADLINE = 0.5, 15
+#: More than all sockets on the way can hold.
+LARGE = DATA * 4
 FAULTS = [
     ("kill", "start", ["osd.0"]),
     ("pause", "resume", ["osd.0"]),
@@ -61,6 +63,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("cluster")
     with engines.ceph(folder, store="bluestore", osds=3) as engine, fault_proxy(engine) as proxy:
         behind = Behind(proxy, folder, deadline=DEADLINE, reap_interval=1)
+        behind.store("large", LARGE)
         yield Cluster(behind, folder / "ceph" / "ctl")
         behind.daemon.kill()
 
@@ -112,17 +115,16 @@ class CephFaultTests:
 
     def test_during_a_get(self, behind: Behind, fault: Fault) -> None:
         """The client gets all bytes, of one answer."""
-        behind.store("k", DATA)
         with behind.daemon.connect() as client:
             client.settimeout(60)
-            client.sendall(b"GET /storage/get/k HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            client.sendall(b"GET /storage/get/large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             received = bytearray(client.recv(MiB))
             fault()
             while data := client.recv(MiB):
                 received += data
         head, _, body = received.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 ")
-        assert body == DATA
+        assert body == LARGE
 
     @staticmethod
     def check(behind: Behind, status: int) -> None:
