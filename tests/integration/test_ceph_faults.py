@@ -107,7 +107,7 @@ class CephFaultTests:
         with ThreadPoolExecutor(1) as clients:
             put = clients.submit(behind.put, "k", DATA)
             wait_for(lambda: behind.proxy.count(b"partNumber=1&") > 0)
-            behind.proxy.hang(b"POST")
+            behind.proxy.hang(b"POST ")
             wait_for(lambda: behind.proxy.count(b"k?uploadId=") > 0)
             fault()
             behind.proxy.heal()

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from twisted.internet.defer import Deferred, gatherResults
 
+from twisted_storaged.buckets.journal import Begun
 from twisted_storaged.buckets.objects import Condition
 from twisted_storaged.buckets.s3access import Access
 from twisted_storaged.buckets.s3conditions import (
@@ -31,6 +32,7 @@ from twisted_storaged.s3.answers import etag_of
 from twisted_storaged.s3.client import crc32c
 from twisted_storaged.s3.retries import RequestFailed
 from twisted_storaged.s3.uploads import Part
+from twisted_storaged.s3.wire import ConnectionFailed
 
 #: Writers at once, and how often: an engine that is not atomic has one winner by chance, not every time.
 RACERS = 8
@@ -55,10 +57,11 @@ class Probe:
     """Writes to a key of its own, and removes it again."""
 
     def __init__(self, access: Access, key: str) -> None:
+        self._access = access
         self._objects = access.objects
         self._multipart = access.uploads
         self._key = key
-        self._uploads: set[str] = set()
+        self._uploads: dict[str, Begun] = {}
 
     async def claims(self) -> Claims:
         """What the engine can. Raises what the data plane and boto3 raise when that cannot be found out."""
@@ -142,8 +145,7 @@ class Probe:
         )
 
     async def _new_upload(self) -> Write:
-        upload_id, _ = await self._multipart.create(self._key, {})
-        self._uploads.add(upload_id)
+        upload_id = await self._new_upload_id()
         content = uuid4().bytes
         checksum = crc32c(bytearray(content))
         answer = await self._objects.upload_part(self._key, upload_id, 1, bytearray(content), checksum)
@@ -151,9 +153,21 @@ class Probe:
 
         async def write(condition: Condition) -> None:
             await self._multipart.complete(self._key, upload_id, [part], condition_headers(condition))
-            self._uploads.discard(upload_id)
+            await self._access.run(self._uploads.pop(upload_id).ended)
 
         return content, write
+
+    async def _new_upload_id(self) -> str:
+        run, journal = self._access.run, self._access.journal
+        begun = await run(journal.begin, self._access.where, self._key)
+        try:
+            upload_id, _ = await self._multipart.create(self._key, {})
+        except BaseException:
+            journal.give_up(begun)
+            raise
+        self._uploads[upload_id] = begun
+        await run(begun.created, upload_id)
+        return upload_id
 
     async def _overwrite(self) -> str:
         """Put something new, and give its ETag."""
@@ -173,8 +187,12 @@ class Probe:
             return None
 
     async def _clean(self) -> None:
-        for upload_id in self._uploads:
-            with suppress(RequestFailed):  # one that was completed and did not say so
-                await self._multipart.abort(self._key, upload_id)
+        for upload_id, begun in self._uploads.items():
+            try:
+                with suppress(RequestFailed):  # one that was completed and did not say so
+                    await self._multipart.abort(self._key, upload_id)
+                await self._access.run(begun.ended)
+            except ConnectionFailed:
+                self._access.journal.give_up(begun)
         with suppress(RequestFailed):
             await self._objects.delete_object(self._key)
