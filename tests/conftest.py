@@ -13,6 +13,8 @@ from tests.engines import Engine
 
 #: Every engine that the tests know.
 ENGINES = ["moto", "rclone", "swift", "ceph"]
+#: The same, and what differs from one of them in how it is built, not in what it does.
+ALL_ENGINES = [*ENGINES, "swift-3"]
 
 
 class Engines:
@@ -32,6 +34,7 @@ class Engines:
                 "moto": engines.moto,
                 "rclone": lambda: engines.rclone(self._folder),
                 "swift": lambda: engines.swift(self._folder),
+                "swift-3": lambda: engines.swift(self._folder, nodes=3),
                 "ceph": lambda: engines.ceph(self._folder),
             }
             self._running[name] = self._stack.enter_context(start[name]())

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.task import deferLater
 from zope.interface.verify import verifyObject
 
-from tests.conftest import ENGINES, Engines
+from tests.conftest import ALL_ENGINES, Engines
 from tests.support import UPKEEP, Body, BytesBody, Consumer, MemoryBucket, entries, is_common_prefix, reactor
 from twisted_storaged.buckets.interface import IBucket, IObjectReader
 from twisted_storaged.buckets.local import LocalBucket, LocalSettings
@@ -87,6 +87,7 @@ CLAIMED = {
     "moto": ALL_CONDITIONS,
     "rclone": NO_CLAIMS,
     "swift": NO_CLAIMS,
+    "swift-3": NO_CLAIMS,
     "ceph": frozenset({PUT_ABSENT}),
 }
 
@@ -98,7 +99,7 @@ def expect_failure(request: pytest.FixtureRequest, what: str) -> None:
         request.applymarker(pytest.mark.xfail(strict=True, reason=f"{name} cannot do {what!r}"))
 
 
-@pytest.fixture(params=["memory", "local", *ENGINES])
+@pytest.fixture(params=["memory", "local", *ALL_ENGINES])
 def bucket(request: pytest.FixtureRequest, all_engines: Engines, tmp_path: Path) -> Generator[Any, None, None]:
     """A new, empty bucket of each kind in turn."""
     made: Any

@@ -239,7 +239,7 @@ class SlowAndBrokenTests:
         endpoint.script = script
         start, end = wanted.within(len(DATA)) if wanted else (0, len(DATA))
         assert await read(make(10), wanted) == DATA[start:end]
-        assert len(endpoint.calls) > 2
+        assert len(endpoint.calls) >= 2  # the first, and a range beside it or in its place
 
     @pytest_twisted.ensureDeferred
     async def test_the_first_connection_breaks_off(self, made: Made) -> None:

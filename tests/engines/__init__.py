@@ -92,9 +92,11 @@ def ceph(folder: Path, gigabytes: int = 4, store: str = "memstore", osds: int = 
 
 
 @contextmanager
-def swift(folder: Path) -> Iterator[Engine]:
-    """OpenStack Swift, with one object server."""
-    with _script("swift", folder, free_ports(11), NODES="1", BIN=str(Path(sys.executable).parent)) as engine:
+def swift(folder: Path, nodes: int = 1) -> Iterator[Engine]:
+    """OpenStack Swift, with so many object servers, each of which has a replica."""
+    folder = folder / f"{nodes}"
+    folder.mkdir()
+    with _script("swift", folder, free_ports(11), NODES=str(nodes), BIN=str(Path(sys.executable).parent)) as engine:
         yield engine
 
 

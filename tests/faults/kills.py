@@ -14,13 +14,16 @@ from argparse import ArgumentParser, Namespace
 from tests.faults.audit import audit, listed, print_figures
 from tests.faults.clients import Client, Gone, KiB, MiB, Tally, in_threads
 from tests.faults.model import Model
-from tests.faults.places import PLACES, Place
+from tests.faults.places import PLACES, Place, stop_on_signals
 
 #: More than there are put slots.
 CLIENTS = 6
 KEYS = [f"key-{number:02}" for number in range(20)]
 #: Seconds until a kill.
 LIFE = (0.02, 0.6)
+#: Share of the kills that are followed by another, and seconds until it: before it listens, or just then.
+AGAIN = 0.2
+START = (0.3, 1.0)
 #: Seconds that leftovers of a kill may be there after the next start.
 ORPHAN_SECONDS = 10.0
 
@@ -43,9 +46,19 @@ class Kills:
         daemon.kill()
         for thread in threads:
             thread.join()
-        daemon.start()
         self.tally.count("kills")
-        audit(self._place.daemon, self.model, self.tally)
+        if self._random.random() < AGAIN:
+            self._kill_while_it_starts()
+        daemon.start()
+        audit(self._place, self.model, self.tally)
+
+    def _kill_while_it_starts(self) -> None:
+        """It sweeps then, and must not mind that another one did not finish to."""
+        process = self._place.daemon.spawn()
+        time.sleep(self._random.uniform(*START))
+        process.kill()
+        process.wait()
+        self.tally.count("kills at a start")
 
     def orphans(self, patience: float) -> int:
         """What is left over."""
@@ -77,6 +90,7 @@ def _size(source: random.Random) -> int:
 
 def main() -> int:
     """Run, print the figures, and say with the exit status whether all was kept."""
+    stop_on_signals()
     options = _options()
     start = time.monotonic()
     with PLACES[options.engine]() as place, place.daemon:

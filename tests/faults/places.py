@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -12,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 from tests import engines
 from tests.daemon import Daemon
+from tests.engines import Engine
 
 #: Seconds that what was replaced or broken off may take to be removed.
 REMOVAL_SECONDS = 30.0
@@ -25,10 +28,13 @@ class Place:
 
     Attributes:
         orphans: counts the files, rows or uploads beside what the listed objects (sizes by key) need.
+        agrees_with_itself: whether what is listed is what can be read, also where two writes of a key met or one was
+            broken off. Ceph 16.2 does not see to it: now and then it gives an object, and never lists it.
     """
 
     daemon: Daemon
     orphans: Callable[[Sizes], int]
+    agrees_with_itself: bool
 
     def orphans_in_the_end(self, sizes: Sizes, patience: float = REMOVAL_SECONDS) -> int:
         """The same, when what is being removed has had its time."""
@@ -43,23 +49,36 @@ def local() -> Iterator[Place]:
     """On the embedded bucket."""
     with _folder() as folder:
         daemon = Daemon(folder)
-        yield Place(daemon, lambda sizes: _local_orphans(daemon.data, sizes))
+        yield Place(daemon, lambda sizes: _local_orphans(daemon.data, sizes), agrees_with_itself=True)
 
 
 @contextmanager
 def ceph(gigabytes: int = 4, store: str = "memstore") -> Iterator[Place]:
-    """On Ceph, with so much room."""
-    with _folder() as folder, engines.ceph(folder, gigabytes, store) as engine:
-        bucket, s3 = engine.new_bucket(), engine.client()
+    """On a Ceph of its own, with so much room."""
+    with _folder() as folder, engines.ceph(folder, gigabytes, store) as engine, on(engine) as place:
+        yield place
 
-        def orphans(_: Sizes) -> int:
-            pages = s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket)
-            return sum(len(page.get("Uploads", [])) for page in pages)
 
-        yield Place(Daemon(folder, config=engine.toml(bucket)), orphans)
+@contextmanager
+def on(engine: Engine) -> Iterator[Place]:
+    """On a new bucket of an engine that runs."""
+    bucket, s3 = engine.new_bucket(), engine.client()
+
+    def orphans(_: Sizes) -> int:
+        pages = s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket)
+        return sum(len(page.get("Uploads", [])) for page in pages)
+
+    with _folder() as folder:
+        yield Place(Daemon(folder, config=engine.toml(bucket)), orphans, agrees_with_itself=False)
 
 
 PLACES = {"local": local, "ceph": ceph}
+
+
+def stop_on_signals() -> None:
+    """Let a signal that would end the script end it as an exception does: with everything stopped that it started."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
 
 
 @contextmanager

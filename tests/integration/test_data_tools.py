@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,12 @@ from fsspec.implementations.http import HTTPFileSystem
 
 from tests.conftest import ENGINES, Engines
 from tests.daemon import Daemon
+
+TOOLS = ["aria2c", "curl", "wget"]
+
+pytestmark = pytest.mark.skipif(
+    not all(map(shutil.which, TOOLS)), reason="some are not installed: apt-get install aria2 curl wget"
+)
 
 MiB = 1 << 20
 #: A body of several parts, on S3 and in the embedded bucket.

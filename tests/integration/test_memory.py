@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import http.client
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from tests.daemon import Daemon
+from twisted_storaged.buckets.directory import Directory
+from twisted_storaged.buckets.index import Index
 
 MiB = 1 << 20
 SIZE = 256 * MiB
 BUDGET = 256 * MiB
+KEYS = 1_000_000
+LIST_BUDGET = 32 * MiB
+
+
+def fill(folder: Path, prefix: str, count: int, suffix: str) -> None:
+    """Put keys into the index of an embedded bucket, past everything; no list looks at contents."""
+    directory = Directory(folder)
+    Index(directory.index_path).close()
+    directory.close()
+    row = "printf('%s%08d%s', :prefix, n, :suffix), n, printf('%032x', n), 1e9 + n"
+    numbers = "WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < :count)"
+    with closing(sqlite3.connect(directory.index_path)) as connection, connection:
+        names = {"prefix": prefix, "suffix": suffix, "count": count}
+        columns = "key, size, etag, last_modified"
+        connection.execute(f"{numbers} INSERT INTO objects ({columns}) SELECT {row} FROM numbers", names)
 
 
 def put(daemon: Daemon, key: str) -> int:
@@ -42,3 +63,21 @@ class MemoryTests:
             assert list(clients.map(lambda key: put(daemon, key), "abcd")) == [200] * 4
             assert list(clients.map(lambda key: get(daemon, key), "abcd")) == [SIZE] * 4
             assert daemon.peak_rss() < BUDGET
+
+    @pytest.mark.parametrize("headers", [{}, {"Accept": "application/x-ndjson"}])
+    @pytest.mark.parametrize("query", ["", "?delimiter=/"])
+    def test_a_list_of_a_million_keys(self, tmp_path: Path, query: str, headers: dict[str, str]) -> None:
+        """Takes no more than 32 MiB, in either form; also where each key has a common prefix of its own."""
+        fill(tmp_path / "data", "k/" if not query else "", KEYS, "/x/y" if query else "")
+        with Daemon(tmp_path) as daemon:
+            connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=120)
+            connection.request("GET", "/health")
+            connection.getresponse().read()
+            before = daemon.peak_rss()
+            connection.request("GET", f"/storage/list{query}", headers=headers)
+            response = connection.getresponse()
+            entries = 0
+            while data := response.read(MiB):
+                entries += data.count(b"/" if query else b"{")
+            assert entries - (not query and not headers) == KEYS  # the document is in braces itself
+            assert daemon.peak_rss() - before < LIST_BUDGET

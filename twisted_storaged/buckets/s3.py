@@ -114,7 +114,7 @@ class S3Bucket:
         condition, claims = options.condition, NO_CLAIMS
         if condition is not None:
             claims = await self._conditions.require(condition, *_operations(body.length, buffers.size))
-        with storage_errors(conditional=condition is not None):
+        with storage_errors(writes=True, conditional=condition is not None):
             upload = S3Upload(self._access, s3_key, key, options, claims)
             digesting = Digesting(options, self._threads.run)
             return await Uploader(buffers, self._window).store(body, upload, digesting)
@@ -163,7 +163,7 @@ class S3Bucket:
         s3_key = self._s3_key(key)
         if condition is not None:
             await self._conditions.require(condition, "DeleteObject")
-            with storage_errors(conditional=True):
+            with storage_errors(writes=True, conditional=True):
                 await delete_if(self._objects, s3_key, condition)
             return
         with suppress(ObjectNotFound), storage_errors():  # S3 itself would not say so, some engines do

@@ -7,7 +7,6 @@ it are sent off at once, more than once. What passes is claimed.
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
@@ -32,11 +31,12 @@ from twisted_storaged.s3.answers import etag_of
 from twisted_storaged.s3.client import crc32c
 from twisted_storaged.s3.retries import RequestFailed
 from twisted_storaged.s3.uploads import Part
-from twisted_storaged.s3.wire import ConnectionFailed
 
-#: Writers at once, and how often: an engine that is not atomic has one winner by chance, not every time.
+#: Writers at once, and how often: an engine that is not atomic has one winner by chance, not every time. With as many
+#: bytes, what is looked at before the body is there is looked at long before the write.
 RACERS = 8
-ROUNDS = 5
+ROUNDS = 10
+BODY_SIZE = 128 << 10
 
 #: How a write ended: carried out, refused for its condition, or neither.
 WON, LOST, NEITHER = "won", "lost", "neither"
@@ -139,14 +139,14 @@ class Probe:
         return WON
 
     async def _new_put(self) -> Write:
-        content = uuid4().bytes
+        content = _new_content()
         return content, lambda condition: self._objects.put_object(
             self._key, bytearray(content), condition_headers(condition)
         )
 
     async def _new_upload(self) -> Write:
         upload_id = await self._new_upload_id()
-        content = uuid4().bytes
+        content = _new_content()
         checksum = crc32c(bytearray(content))
         answer = await self._objects.upload_part(self._key, upload_id, 1, bytearray(content), checksum)
         part = Part(1, answer.headers.get("etag", ""), checksum)
@@ -171,8 +171,7 @@ class Probe:
 
     async def _overwrite(self) -> str:
         """Put something new, and give its ETag."""
-        content = b64encode(uuid4().bytes)
-        return etag_of(await self._objects.put_object(self._key, bytearray(content)))
+        return etag_of(await self._objects.put_object(self._key, bytearray(_new_content())))
 
     async def _delete(self, condition: Condition) -> None:
         await self._objects.delete_object(self._key, condition_headers(condition))
@@ -187,12 +186,17 @@ class Probe:
             return None
 
     async def _clean(self) -> None:
-        for upload_id, begun in self._uploads.items():
-            try:
+        try:
+            for upload_id in list(self._uploads):
                 with suppress(RequestFailed):  # one that was completed and did not say so
                     await self._multipart.abort(self._key, upload_id)
-                await self._access.run(begun.ended)
-            except ConnectionFailed:
+                await self._access.run(self._uploads.pop(upload_id).ended)
+        finally:
+            for begun in self._uploads.values():
                 self._access.journal.give_up(begun)
         with suppress(RequestFailed):
             await self._objects.delete_object(self._key)
+
+
+def _new_content() -> bytes:
+    return uuid4().bytes * (BODY_SIZE // 16)

@@ -96,9 +96,10 @@ class S3Upload:
         except (RequestFailed, ConnectionFailed):
             if not await self._was_completed():
                 raise
-            etag = combined_etag(parts)
-        if not etag:  # Ceph's word for it
-            etag = etag_of(await self._access.objects.head_object(self._s3_key))
+            etag = ""
+        if not etag:
+            # Ceph's word for it. A look would be wrong where somebody has replaced the object by now.
+            etag = combined_etag(parts) or etag_of(await self._access.objects.head_object(self._s3_key))
         await self._ended()
         return ObjectInfo(self._key, self._size, etag.strip('"'), time.time())
 

@@ -27,11 +27,11 @@ _ACTUAL_SIZE = re.compile(rb"<ActualObjectSize>(\d+)</ActualObjectSize>")
 
 
 @contextmanager
-def storage_errors(conditional: bool = False) -> Iterator[None]:
-    """Turn what the data plane raises into errors of storage; of a write that is `conditional`, or any call.
+def storage_errors(writes: bool = False, conditional: bool = False) -> Iterator[None]:
+    """Turn what the data plane raises into errors of storage, for a call that `writes`, maybe on a condition, or reads.
 
     Raises:
-        ObjectNotFound: S3 says that there is no such key. That there is no such bucket is trouble.
+        ObjectNotFound: S3 says that there is no such key, of a read. That there is no such bucket is trouble.
         PreconditionFailed: the condition did not hold; also, there was no object to hold it against.
         WriteConflict: another write of the key was under way.
         BucketTimedOut: there was no answer in time.
@@ -40,20 +40,20 @@ def storage_errors(conditional: bool = False) -> Iterator[None]:
     try:
         yield
     except RequestFailed as error:
-        raise _meaning(error, error.answer.status, error.answer.code, conditional) from error
+        raise _meaning(error, error.answer, writes, conditional) from error
     except TimedOut as error:
         raise BucketTimedOut(str(error)) from error
     except (ConnectionFailed, OSError) as error:
         raise BucketError(f"{type(error).__name__}: {error}") from error
 
 
-def _meaning(error: Exception, status: int, code: str, conditional: bool) -> StorageError:
-    missing = status == 404 and code in ("NoSuchKey", "NotFound", "")
-    if conditional and (missing or status == 412):
+def _meaning(error: Exception, answer: Answer, writes: bool, conditional: bool) -> StorageError:
+    missing = answer.status == 404 and answer.code in ("NoSuchKey", "NotFound", "")
+    if conditional and (missing or answer.status == 412):
         return PreconditionFailed(str(error))
-    if conditional and code == "ConditionalRequestConflict":
+    if conditional and answer.code == "ConditionalRequestConflict":
         return WriteConflict(str(error))
-    return ObjectNotFound(str(error)) if missing else BucketError(str(error))
+    return ObjectNotFound(str(error)) if missing and not writes else BucketError(str(error))
 
 
 def etag_of(answer: Answer) -> str:

@@ -1,0 +1,129 @@
+"""What reaches the disk before what, and both before the answer: from the system calls that the daemon makes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.daemon import Daemon
+from tests.integration.test_daemon import ask, wait_for
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("strace") is None, reason="strace is not installed: apt-get install strace"
+)
+
+TRACED = "pwrite64,write,fsync,fdatasync,unlink,unlinkat,sendto,sendmsg,writev"
+LARGE = b"x" * (5 << 20)
+
+FILE = r"objects/\w\w/\w{32}"
+FOLDER = r"objects/\w\w>"
+LOG = r"index\.sqlite-wal>"
+
+_LINE = re.compile(r"(\d+) +(?:<\.\.\. (\w+) resumed>|(\w+)\()(.*)")
+
+
+class Call(NamedTuple):
+    """A system call: where in the trace it begins and where it ends, its name, and its arguments as strace has them."""
+
+    begin: int
+    end: int
+    name: str
+    arguments: str
+
+
+class Trace:
+    """The calls of one run, in the order of their ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.calls: list[Call] = []
+        begun: dict[str, tuple[int, str]] = {}
+        for number, line in enumerate(path.read_text("utf-8", "replace").splitlines()):
+            if match := _LINE.match(line):
+                thread, resumed, name, rest = match.groups()
+                if rest.endswith("<unfinished ...>"):
+                    begun[thread] = number, rest
+                else:
+                    begin, arguments = begun.pop(thread) if resumed else (number, "")
+                    self.calls.append(Call(begin, number, resumed or name, arguments + rest))
+
+    def all(self, names: str, arguments: str) -> list[Call]:
+        """The calls of these names that have such arguments."""
+        return [call for call in self.calls if call.name in names.split("|") and re.search(arguments, call.arguments)]
+
+    def one(self, names: str, arguments: str) -> Call:
+        """The only one."""
+        (call,) = self.all(names, arguments)
+        return call
+
+    def commit_before(self, answer: Call) -> Call:
+        """The last time before an answer that SQLite's log was brought to the disk."""
+        return [call for call in self.all("fdatasync|fsync", LOG) if call.end < answer.begin][-1]
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    # -D: strace is the daemon's grandchild, and the daemon ours.
+    strace = ["strace", "-D", "-f", "-y", "-s", "40", "-e", f"trace={TRACED}", "-o", str(tmp_path / "trace")]
+    with Daemon(tmp_path, launcher=strace) as daemon:
+        yield daemon
+
+
+def traced(daemon: Daemon) -> Trace:
+    """All that it did, until it has stopped."""
+    assert daemon.stop() == 0
+    path = daemon.folder / "trace"
+    wait_for(lambda: re.search(rf"^{daemon.process.pid} +\+\+\+ exited", path.read_text("utf-8", "replace"), re.M))
+    return Trace(path)
+
+
+def answers(trace: Trace, status: int) -> list[Call]:
+    return trace.all("sendto|sendmsg|write|writev", f"HTTP/1.1 {status} ")
+
+
+class WriteOrderTests:
+    """On the embedded bucket."""
+
+    def test_a_large_object(self, daemon: Daemon) -> None:
+        """Its bytes, its name, the transaction that points the key at it, and only then the 200."""
+        assert ask(daemon, "PUT", "/storage/put/a", LARGE)[0] == 200
+        trace = traced(daemon)
+        (answer,) = answers(trace, 200)
+        data, folder, commit = trace.one("fsync", FILE), trace.one("fsync", FOLDER), trace.commit_before(answer)
+        entry = [call for call in trace.all("pwrite64", LOG) if call.end < answer.begin][-1]
+        assert max(call.end for call in trace.all("pwrite64|write", FILE)) < data.begin
+        assert data.end < folder.begin
+        assert folder.end < entry.begin
+        assert entry.end < commit.begin
+        assert commit.end < answer.begin
+
+    def test_a_small_object(self, daemon: Daemon) -> None:
+        """It is in the transaction; it has no file."""
+        assert ask(daemon, "PUT", "/storage/put/a", b"x")[0] == 200
+        trace = traced(daemon)
+        (answer,) = answers(trace, 200)
+        written = [call for call in trace.all("pwrite64", LOG) if call.end < answer.begin]
+        assert written[-1].end < trace.commit_before(answer).begin
+        assert trace.all("pwrite64|write|fsync", FILE) == []
+
+    def test_an_overwrite(self, daemon: Daemon) -> None:
+        """The old file goes when the key is durably another's."""
+        for _ in range(2):
+            assert ask(daemon, "PUT", "/storage/put/a", LARGE)[0] == 200
+        trace = traced(daemon)
+        _, second = answers(trace, 200)
+        assert trace.commit_before(second).end < trace.one("unlink|unlinkat", FILE).begin
+
+    def test_a_delete(self, daemon: Daemon) -> None:
+        """The file goes after the key, and the 204 comes after the key has gone."""
+        assert ask(daemon, "PUT", "/storage/put/a", LARGE)[0] == 200
+        assert ask(daemon, "DELETE", "/storage/delete/a")[0] == 204
+        trace = traced(daemon)
+        (stored,), (deleted,) = answers(trace, 200), answers(trace, 204)
+        commit = trace.commit_before(deleted)
+        assert stored.end < commit.begin
+        assert commit.end < trace.one("unlink|unlinkat", FILE).begin
