@@ -33,11 +33,14 @@ class FaultProxy:
     """Listens on a port of its own, which stays the same, and passes on to `engine`.
 
     Attributes:
+        engine: what storaged is to take for it.
+        direct: the engine itself.
         connections: how many there were.
         requests: the first line of each request that came, in order.
     """
 
     def __init__(self, engine: Engine) -> None:
+        self.direct = engine
         where = urlsplit(engine.endpoint)
         self._target = where.hostname, where.port
         self.connections = 0
@@ -53,10 +56,13 @@ class FaultProxy:
         """Close connections after so many bytes of the next answers to requests of this kind."""
         self._cuts.append(_Cut(matching, after, times))
 
-    def hang(self, *methods: bytes) -> None:
-        """Pass nothing on any more, of requests of these methods, or any; connections are accepted, and stay open."""
+    def hang(self, *matching: bytes) -> None:
+        """Pass nothing on any more of requests with one of these in their first line, or of any.
+
+        Connections are accepted, and stay open.
+        """
         with self._changed:
-            self._hung = methods
+            self._hung = matching
 
     def refuse(self) -> None:
         """Nobody listens; connections that are open stay."""
@@ -119,7 +125,7 @@ class FaultProxy:
             self._changed.wait_for(lambda: not self._hangs(request))
 
     def _hangs(self, request: bytes) -> bool:
-        return self._hung is not None and (not self._hung or request.startswith(self._hung))
+        return self._hung is not None and (not self._hung or any(one in request for one in self._hung))
 
     def next_cut(self, request: bytes) -> int | None:
         """After how many bytes the answer to this is to end; None for all of it."""

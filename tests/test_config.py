@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from twisted_storaged.buckets.local import LocalSettings
-from twisted_storaged.buckets.s3settings import S3Settings
+from twisted_storaged.buckets.s3settings import S3Settings, Upkeep
 from twisted_storaged.config import Config, Overrides, load_config
 from twisted_storaged.secrets import Credentials
 from twisted_storaged.tables import ConfigError
@@ -49,6 +49,21 @@ class WithoutAFileTests:
         config = load_config(Overrides(data=Path("/d"), bind="127.0.0.1:1"), {}, {"STATE_DIRECTORY": "/s"})
         assert config.buckets == {"primary": LocalSettings(Path("/d"))}
         assert config.endpoint == "tcp:1:interface=127.0.0.1"
+
+
+class UpkeepTests:
+    """The upload journal, and the time that S3 has."""
+
+    def test_the_journal_is_where_the_data_would_be(self) -> None:
+        """Looked at every hour; requests have two minutes."""
+        upkeep = load_config(Overrides(), {}, ENVIRON).upkeep
+        assert upkeep == Upkeep(Path("/home/me/.local/share/storaged"), reap_interval=3600, deadline=120)
+        assert load_config(Overrides(data=Path("/d")), {}, ENVIRON).upkeep.state == Path("/d")
+
+    def test_the_file_goes_first(self, tmp_path: Path) -> None:
+        """In whole seconds."""
+        text = '[storaged]\nstate = "/s"\nreap_interval = 60\ns3_deadline = 5\n[s3]\nbucket = "b"'
+        assert load(tmp_path, text).upkeep == Upkeep(Path("/s"), reap_interval=60, deadline=5)
 
 
 class FileTests:
@@ -159,6 +174,9 @@ class ErrorsTests:
         [
             ("[storaged]\nbnid = 'x'", "[storaged] has an unknown key 'bnid'"),
             ("[storaged]\nput_slots = 0", "[storaged] put_slots is 0: expected a whole number of at least 1"),
+            ("[storaged]\nstate = 3", "[storaged] state is 3: expected a text that is not empty"),
+            ("[storaged]\nreap_interval = 0", "[storaged] reap_interval is 0: expected a whole number of at least 1"),
+            ("[storaged]\ns3_deadline = 1.5", "[storaged] s3_deadline is 1.5: expected a whole number of at least 1"),
             ("[storaged]\nallow_network = 'yes'", "[storaged] allow_network is 'yes': expected true or false"),
             ("storaged = 3", "[storaged] is 3: expected a table"),
             ("[s3]", "[s3] bucket is missing: expected a text that is not empty"),

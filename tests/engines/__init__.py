@@ -85,9 +85,9 @@ def rclone(folder: Path) -> Iterator[Engine]:
 
 
 @contextmanager
-def ceph(folder: Path, gigabytes: int = 4, store: str = "memstore") -> Iterator[Engine]:
-    """Ceph's radosgw over one OSD, in memory or (bluestore) on the disk."""
-    with _script("ceph", folder, free_ports(60), OSDS="1", STORE=store, OSD_GB=str(gigabytes)) as engine:
+def ceph(folder: Path, gigabytes: int = 4, store: str = "memstore", osds: int = 1) -> Iterator[Engine]:
+    """Ceph's radosgw over OSDs in memory or (bluestore) on the disk; `folder`/ceph/ctl makes faults."""
+    with _script("ceph", folder, free_ports(60), OSDS=str(osds), STORE=store, OSD_GB=str(gigabytes)) as engine:
         yield engine
 
 

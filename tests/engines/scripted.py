@@ -77,7 +77,7 @@ class Scripted:
         if self.look_first is not None and self.look_first[0] == call.name and self.look_first[1] in call.headers:
             if refused := self._refused(call):
                 return refused
-            time.sleep(0.02)
+            time.sleep(0.1)
             call.headers.pop(self.look_first[1])
         if scripted is None or scripted.do_it_first:
             with self._lock:

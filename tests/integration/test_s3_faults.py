@@ -36,11 +36,18 @@ Made = Callable[..., "Behind"]
 class Behind:
     """A daemon on a new bucket of an engine, with the proxy in between, and a look at the engine behind its back."""
 
-    def __init__(self, proxy: FaultProxy, s3: Any, bucket: str, daemon: Daemon) -> None:
+    def __init__(
+        self, proxy: FaultProxy, folder: Path, s3: str = "", deadline: int = 60, reap_interval: int = 3600
+    ) -> None:
+        """Start it, with these settings of [s3] and of [storaged]."""
         self.proxy = proxy
-        self.s3 = s3
-        self.bucket = bucket
-        self.daemon = daemon
+        self.s3: Any = proxy.direct.client()
+        self.bucket = proxy.direct.new_bucket()
+        storaged = (
+            f'[storaged]\nstate = "{folder / "state"}"\ns3_deadline = {deadline}\nreap_interval = {reap_interval}\n'
+        )
+        self.daemon = Daemon(folder, config=f"{proxy.engine.toml(self.bucket)}{s3}\n{storaged}")
+        self.daemon.start()
 
     def store(self, key: str, data: bytes) -> None:
         """Store an object without storaged."""
@@ -69,25 +76,17 @@ class Behind:
 
 @pytest.fixture(params=["moto", "ceph"])
 def made(request: pytest.FixtureRequest, all_engines: Engines, tmp_path: Path) -> Iterator[Made]:
-    """Makes daemons with settings of [s3] and of [storaged]."""
-    engine = all_engines.get(request.param)
-    with fault_proxy(engine) as proxy:
-        daemons = []
+    """Starts daemons with these settings."""
+    with fault_proxy(all_engines.get(request.param)) as proxy:
+        started = []
 
-        def make(s3: str = "", deadline: int = 60, reap_interval: int = 3600) -> Behind:
-            bucket = engine.new_bucket()
-            storaged = (
-                f'[storaged]\nstate = "{tmp_path / "state"}"\n'
-                f"s3_deadline = {deadline}\nreap_interval = {reap_interval}\n"
-            )
-            daemon = Daemon(tmp_path, config=f"{proxy.engine.toml(bucket)}{s3}\n{storaged}")
-            daemon.start()
-            daemons.append(daemon)
-            return Behind(proxy, engine.client(), bucket, daemon)
+        def make(s3: str = "", **storaged: int) -> Behind:
+            started.append(Behind(proxy, tmp_path, s3, **storaged))
+            return started[-1]
 
         yield make
-        for daemon in daemons:
-            daemon.kill()
+        for behind in started:
+            behind.daemon.kill()
 
 
 class TruncatedTests:
@@ -158,7 +157,7 @@ class HungTests:
         """All slots hang; GETs, lists, DELETEs and /health do not. Then the slots are free again."""
         behind = made(deadline=DEADLINE)
         behind.store("k", MULTIPART)
-        behind.proxy.hang(b"PUT", b"POST")
+        behind.proxy.hang(b"PUT ", b"POST ")
         bodies = [SMALL, IN_THREAD, MULTIPART, MULTIPART]
         with ThreadPoolExecutor(4) as clients:
             puts = [clients.submit(behind.put, f"new/{number}", body) for number, body in enumerate(bodies)]
@@ -180,7 +179,7 @@ class HungTests:
     def test_an_upload_that_is_begun_late_is_not_left(self, made: Made) -> None:
         """When nobody waits for it any more, and its id was never known to anybody."""
         behind = made(deadline=DEADLINE, reap_interval=1)
-        behind.proxy.hang(b"POST")
+        behind.proxy.hang(b"POST ")
         assert behind.put("k", MULTIPART)[0] == 504
         wait_for(lambda: behind.proxy.count(b"prefix=k&uploads=") >= 2)
         behind.proxy.heal()
@@ -201,7 +200,7 @@ class HungTests:
         """It is aborted when S3 is back."""
         behind = made(deadline=DEADLINE, reap_interval=1)
         behind.store("k", b"old")
-        behind.proxy.hang(b"PUT")
+        behind.proxy.hang(b"PUT ")
         assert behind.put("k", MULTIPART)[0] == 504
         behind.proxy.heal()
         wait_for(lambda: not behind.uploads())
@@ -210,7 +209,7 @@ class HungTests:
     def test_sigterm(self, made: Made) -> None:
         """Ends it all the same, also while it reaps."""
         behind = made(deadline=DEADLINE, reap_interval=1)
-        behind.proxy.hang(b"PUT")
+        behind.proxy.hang(b"PUT ")
         assert behind.put("k", MULTIPART)[0] == 504
         behind.proxy.hang()
         asked = behind.proxy.count(b"DELETE")
@@ -291,6 +290,19 @@ class KillTests:
         wait_for(lambda: len(behind.journal()) == 1)
         assert behind.daemon.stop() == 0
         assert behind.journal() == []
+
+    @pytest.mark.parametrize("made", ["ceph"], indirect=True)
+    def test_while_it_finds_out_what_s3_can(self, made: Made) -> None:
+        """The uploads that it tries conditions on are in the journal too."""
+        behind = made()
+        behind.proxy.hang(b"partNumber=")
+        with behind.daemon.connect() as client:
+            client.sendall(b"PUT /storage/put/k HTTP/1.1\r\nHost: x\r\nIf-None-Match: *\r\nContent-Length: 1\r\n\r\nx")
+            wait_for(lambda: behind.proxy.count(b"partNumber=1&") > 0)
+            behind.daemon.kill()
+        assert len(behind.uploads()) == 1
+        behind.daemon.start()
+        wait_for(lambda: not behind.uploads())
 
 
 class CredentialsTests:

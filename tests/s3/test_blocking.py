@@ -6,12 +6,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
 from twisted_storaged.s3.blocking import Address, BlockingPool
-from twisted_storaged.s3.wire import ConnectionFailed
+from twisted_storaged.s3.wire import ConnectionFailed, TimedOut
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
@@ -94,6 +94,36 @@ class BlockingPoolTests:
 
         with server(silent) as address, pytest.raises(ConnectionFailed, match="TimeoutError"):
             ask(BlockingPool(address, 5, 0.1))
+
+    @pytest.mark.parametrize("size", [4, 64 << 20], ids=["answers nothing", "takes nothing"])
+    def test_is_over_in_time(self, size: int) -> None:
+        """At a time of its own, before the read timeout: with a body that leaves at once, and one that never does."""
+        began = time.monotonic()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            pool = BlockingPool(Address("127.0.0.1", listener.getsockname()[1]), 5, 60)
+            with pytest.raises(ConnectionFailed):
+                pool.ask(b"head", bytearray(size), began + 0.3)
+        assert 0.3 <= time.monotonic() - began < 5
+
+    def test_drops_do_not_add_to_the_time(self) -> None:
+        """Though each comes before the read timeout."""
+
+        def drips(connection: socket.socket) -> None:
+            with suppress(OSError):
+                for byte in OK * 100:
+                    connection.sendall(bytes([byte]))
+                    time.sleep(0.02)
+
+        with server(drips) as address:
+            began = time.monotonic()
+            with pytest.raises(ConnectionFailed):
+                BlockingPool(address, 5, 60).ask(b"head", bytearray(), began + 0.3)
+            assert time.monotonic() - began < 5
+
+    def test_when_there_is_no_time_left(self) -> None:
+        """S3 is not even asked."""
+        with pytest.raises(TimedOut):
+            BlockingPool(Address("127.0.0.1", 9), 5, 5).ask(b"head", bytearray(), time.monotonic())
 
     def test_nobody_there(self) -> None:
         """Is said so."""

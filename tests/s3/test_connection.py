@@ -58,7 +58,7 @@ class Made:
         self.pool = Pool(self.endpoint, self.clock, 60)  # type: ignore[arg-type]
         self.pool.start()
 
-    def ask(self, once: bool = False, **options: bool) -> Deferred[tuple[Answer, Connection]]:
+    def ask(self, once: bool = False, **options: Any) -> Deferred[tuple[Answer, Connection]]:
         return Deferred.fromCoroutine(self.pool.ask(b"request", Reading(**options), once))
 
     def connection(self, number: int = -1) -> Any:
@@ -232,6 +232,48 @@ class SilenceTests:
         made.clock.pump([1] * 61)
         with pytest.raises(ConnectionFailed, match="silent"):
             result(done)
+
+    def test_a_request_may_have_less_time(self) -> None:
+        """Until a time of the clock; bytes that come do not add to that."""
+        made = Made()
+        asked = made.ask(until=20.0)
+        for byte in OK[:20]:
+            made.clock.pump([1])
+            made.connection().dataReceived(bytes([byte]))
+        assert not asked.called
+        made.clock.pump([1] * 2)
+        with pytest.raises(ConnectionFailed):
+            result(asked)
+        assert made.connection().transport.aborted
+
+    def test_a_body_that_has_begun_may_take_longer(self) -> None:
+        """A large object needs more time than an answer."""
+        made = Made()
+        asked = made.ask(streamed=True, until=20.0)
+        made.connection().dataReceived(LARGE)
+        done = result(asked)[1].stream().deliver(Consumer(), lambda: CHUNK)
+        made.clock.pump([1] * 50)
+        made.connection().dataReceived(b"0123456789")
+        result(done)
+
+    def test_the_next_request_has_its_full_time(self) -> None:
+        """On the same connection."""
+        made = Made()
+        made.ask(until=20.0)
+        made.connection().dataReceived(OK)
+        asked = made.ask()
+        made.clock.pump([1] * 50)
+        made.connection().dataReceived(OK)
+        assert result(asked)[0].status == 200
+        assert len(made.endpoint.connections) == 1
+
+    def test_nothing_is_begun_after_the_end(self) -> None:
+        """Nobody would see that it is late."""
+        made = Made()
+        made.pool.stop()
+        with pytest.raises(ConnectionFailed, match="storaged stops"):
+            result(made.ask())
+        assert made.endpoint.connections == []
 
     def test_stopping_closes_everything(self) -> None:
         """Idle or not."""

@@ -10,7 +10,7 @@ from tests.support import MemoryBucket
 from tests.test_keys import BROKEN
 from tests.web.wire import Server, chunk, chunked_put, put, request
 from twisted_storaged.buckets.objects import ListQuery
-from twisted_storaged.errors import BucketError
+from twisted_storaged.errors import BucketError, BucketTimedOut, OutOfSpace
 from twisted_storaged.policy import DEFAULT_MAX_PUT, VECTORS_MAX_PUT, Policy, Rule
 
 KEYS = [
@@ -32,6 +32,8 @@ KEYS = [
     ("x" * 1024, "x" * 1024),
     ("%41" * 1024, "A" * 1024),
 ]
+
+OTHER_VERBS = [("GET", "/storage/get/a"), ("GET", "/storage/list"), ("DELETE", "/storage/delete/a")]
 
 
 class PutTests:
@@ -91,6 +93,25 @@ class PutTests:
         server.bucket.failing = BucketError("secret access key hunter2 did not work")
         response = server.ask(put("a", b"x"))
         assert (response.status, response.line) == (500, "internal")
+        assert server.slots.free == 4
+
+    @pytest.mark.parametrize(
+        ("error", "status", "line", "retry"),
+        [
+            (BucketTimedOut("PutObject: not done in 120 s"), 504, "bucket timed out", "5"),
+            (OutOfSpace("No space left on device: /srv/secret"), 507, "out of space", None),
+        ],
+    )
+    def test_trouble_that_clients_can_do_something_about(
+        self, error: BucketError, status: int, line: str, retry: str | None
+    ) -> None:
+        """Try again, or delete something; for each verb. The cause is in the log and not in the answer."""
+        server = Server()
+        server.bucket.failing = error
+        for asked in (put("a", b"x"), *(request(*one) for one in OTHER_VERBS)):
+            response = server.ask(asked)
+            assert (response.status, response.line) == (status, line)
+            assert response.headers.get("retry-after") == retry
         assert server.slots.free == 4
 
     def test_a_defect_is_internal_too(self) -> None:

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from twisted.internet.defer import Deferred, gatherResults
 
+from twisted_storaged.buckets.journal import Begun
 from twisted_storaged.buckets.objects import Condition
 from twisted_storaged.buckets.s3access import Access
 from twisted_storaged.buckets.s3conditions import (
@@ -57,10 +58,11 @@ class Probe:
     """Writes to a key of its own, and removes it again."""
 
     def __init__(self, access: Access, key: str) -> None:
+        self._access = access
         self._objects = access.objects
         self._multipart = access.uploads
         self._key = key
-        self._uploads: set[str] = set()
+        self._uploads: dict[str, Begun] = {}
 
     async def claims(self) -> Claims:
         """What the engine can. Raises what the data plane and boto3 raise when that cannot be found out."""
@@ -146,8 +148,7 @@ class Probe:
         )
 
     async def _new_upload(self) -> Write:
-        upload_id, _ = await self._multipart.create(self._key, {})
-        self._uploads.add(upload_id)
+        upload_id = await self._new_upload_id()
         content = _new_content()
         checksum = crc32c(bytearray(content))
         answer = await self._objects.upload_part(self._key, upload_id, 1, bytearray(content), checksum)
@@ -155,9 +156,21 @@ class Probe:
 
         async def write(condition: Condition) -> None:
             await self._multipart.complete(self._key, upload_id, [part], condition_headers(condition))
-            self._uploads.discard(upload_id)
+            await self._access.run(self._uploads.pop(upload_id).ended)
 
         return content, write
+
+    async def _new_upload_id(self) -> str:
+        run, journal = self._access.run, self._access.journal
+        begun = await run(journal.begin, self._access.where, self._key)
+        try:
+            upload_id, _ = await self._multipart.create(self._key, {})
+        except BaseException:
+            journal.give_up(begun)
+            raise
+        self._uploads[upload_id] = begun
+        await run(begun.created, upload_id)
+        return upload_id
 
     async def _overwrite(self) -> str:
         """Put something new, and give its ETag."""
@@ -176,9 +189,14 @@ class Probe:
             return None
 
     async def _clean(self) -> None:
-        for upload_id in self._uploads:
-            with suppress(RequestFailed):  # one that was completed and did not say so
-                await self._multipart.abort(self._key, upload_id)
+        try:
+            for upload_id in list(self._uploads):
+                with suppress(RequestFailed):  # one that was completed and did not say so
+                    await self._multipart.abort(self._key, upload_id)
+                await self._access.run(self._uploads.pop(upload_id).ended)
+        finally:
+            for begun in self._uploads.values():
+                self._access.journal.give_up(begun)
         with suppress(RequestFailed):
             await self._objects.delete_object(self._key)
 
