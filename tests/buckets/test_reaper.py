@@ -23,8 +23,8 @@ from twisted_storaged.s3.uploads import Open
 from twisted_storaged.s3.wire import Answer, ConnectionFailed
 
 DEADLINE = 10.0
-#: When uploads were begun that cannot come any more, and those that still can.
-LONG_AGO, NOW = time.time() - 1000, time.time()
+#: When uploads were begun that cannot come any more.
+LONG_AGO = time.time() - 1000
 
 
 @dataclass
@@ -225,11 +225,12 @@ class UnknownIdTests:
 
     def test_is_looked_for_as_long_as_it_can_come(self, made: Made) -> None:
         """An S3 that hung may create it when nobody asks any more."""
-        begun = made.begun(None, began=NOW)
+        now = time.time()
+        begun = made.begun(None, began=now)
         made.crash()
         made.reap()
         assert begun.path.exists()
-        made.engine.open.append(Open("k", "late", NOW))
+        made.engine.open.append(Open("k", "late", now))
         made.reap()
         assert (made.engine.ids(), begun.path.exists()) == ([], True)
 
