@@ -84,4 +84,4 @@ def _s3_options(place: Place) -> list[str]:
 
 
 def _slots(place: Place) -> str:
-    return f"[storaged]\nput_slots = {place.put_slots}\n"
+    return f'[storaged]\nput_slots = {place.put_slots}\nstate = "{place.folder}"\n'

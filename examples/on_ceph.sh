@@ -17,6 +17,9 @@ fi
 # From here on with-engine.sh has told where Ceph is: S3_ENDPOINT, S3_ACCESS_KEY, S3_SECRET_KEY.
 folder=$2
 cat > "$folder/storaged.toml" <<TOML
+[storaged]
+state = "$folder"
+
 [s3]
 bucket = "example"
 endpoint = "$S3_ENDPOINT"
