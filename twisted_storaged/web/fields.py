@@ -31,8 +31,10 @@ def field(request: Any, name: str) -> str | None:
 
 def parameter(request: Any, name: str) -> bytes | None:
     """The value of a query parameter, percent-decoded; the first, where there are several."""
-    query = http.parse_qs(request.uri.partition(b"?")[2], keep_blank_values=True)
-    values: list[bytes | None] = query.get(name.encode("ascii"), [None])
+    text = request.uri.partition(b"?")[2]
+    if not text:
+        return None
+    values: list[bytes | None] = http.parse_qs(text, keep_blank_values=True).get(name.encode("ascii"), [None])
     return values[0]
 
 
