@@ -324,12 +324,13 @@ class CredentialsTests:
             assert "SignatureDoesNotMatch" in daemon.log
             assert "not-the-secret-key" not in daemon.log
 
-    def test_a_clock_that_is_wrong(self, tmp_path: Path) -> None:
-        """Is in the log in S3's words, and is asked once: it will not be right a second later."""
+    @pytest.mark.parametrize("code", ["RequestTimeTooSkewed", "ExpiredToken"])
+    def test_a_clock_that_is_wrong_and_credentials_that_are_over(self, tmp_path: Path, code: str) -> None:
+        """Are in the log in S3's words, and S3 is asked once: they will not be right a second later."""
         with scripted() as (endpoint, engine):
-            endpoint.script = lambda _: Answer(403, ERROR % b"RequestTimeTooSkewed")
+            endpoint.script = lambda _: Answer(403, ERROR % code.encode())
             with Daemon(tmp_path, config=engine.toml("bucket")) as daemon:
                 assert ask(daemon, "PUT", "/storage/put/k", SMALL) == (500, b"internal\n")
-                assert "RequestTimeTooSkewed" in daemon.log
+                assert code in daemon.log
                 assert "hunter2" not in daemon.log
         assert endpoint.names() == ["PutObject"]
