@@ -6,24 +6,21 @@ the list, the bytes, an aggregate over the flights, the answers of the index. En
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import flights
 import numpy as np
 import treq
 import vectors
-from daemon import Daemon, free_port
-from job import daemon_options, run_job
+from daemon import Daemon
+from job import run_job
 from steps import Difference, check, found, step
 from streams import FileWriter, HalfBody, sha256
 from twisted.web.client import RequestTransmissionFailed, ResponseFailed
 
-from twisted_storaged.client import StorageClient, StorageFailed
+from twisted_storaged.client import StorageClient
 
 #: Seconds that a PUT gets before it is cut off.
 CUT_AFTER = 0.3
@@ -48,21 +45,6 @@ class Input:
         self.queries = self.vectors[:: vectors.COUNT // vectors.QUERIES]
         self.answers = vectors.nearest(index, self.queries)
         self.sizes = {key: (folder / key).stat().st_size for key in sorted([*self.months, vectors.KEY])}
-
-
-async def run(reactor: Any, options: argparse.Namespace) -> None:
-    """Make the input, and do the job with a daemon that runs for as long as it takes."""
-    with TemporaryDirectory(prefix="storaged-example-") as folder:
-        given = Input(Path(folder, "in"))
-        bucket = daemon_options(options) or [f"--data={folder}/bucket"]
-        daemon = Daemon(reactor, options.port or free_port(), bucket, Path(folder, "log"))
-        try:
-            await daemon.start()
-            await store_and_read_back(daemon, given, Path(folder, "out"))
-        except StorageFailed as error:
-            raise daemon.failed(f"answered {error}") from error
-        finally:
-            await daemon.stop()
 
 
 async def store_and_read_back(daemon: Daemon, given: Input, folder: Path) -> None:
@@ -156,4 +138,4 @@ def compare_vectors(given: Input, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_job(run, __doc__)
+    run_job(Input, store_and_read_back, __doc__)

@@ -7,20 +7,17 @@ fast it was, and how much memory the daemon had at most.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import flat_index
 import numpy as np
 import treq
-from daemon import Daemon, free_port
-from job import daemon_options, run_job
+from daemon import Daemon
+from job import run_job
 from steps import check, found, step
 from streams import FileWriter, sha256
 
-from twisted_storaged.client import StorageClient, StorageFailed
+from twisted_storaged.client import StorageClient
 
 MiB = 1 << 20
 
@@ -37,21 +34,6 @@ class Input:
         self.queries = flat_index.make_queries()
         with step(f"{flat_index.NEIGHBOURS} nearest of {len(self.queries)} vectors found"):
             self.answers = flat_index.nearest(path, self.queries)
-
-
-async def run(reactor: Any, options: argparse.Namespace) -> None:
-    """Make the index, and do the job with a daemon that runs for as long as it takes."""
-    with TemporaryDirectory(prefix="storaged-example-") as folder:
-        given = Input(Path(folder, "in.index"))
-        bucket = daemon_options(options) or [f"--data={folder}/bucket"]
-        daemon = Daemon(reactor, options.port or free_port(), bucket, Path(folder, "log"))
-        try:
-            await daemon.start()
-            await store_and_read_back(daemon, given, Path(folder, "out.index"))
-        except StorageFailed as error:
-            raise daemon.failed(f"answered {error}") from error
-        finally:
-            await daemon.stop()
 
 
 async def store_and_read_back(daemon: Daemon, given: Input, back: Path) -> None:
@@ -105,4 +87,4 @@ def compare(given: Input, back: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_job(run, __doc__)
+    run_job(Input, store_and_read_back, __doc__)

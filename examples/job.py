@@ -1,25 +1,50 @@
-"""What the examples have in common: their command line, and how they end, also when they are interrupted."""
+"""What the examples have in common: their command line, the daemon they work with, and how they end, also when they are
+interrupted."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Coroutine
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
-from daemon import DaemonFailed
+from daemon import Daemon, DaemonFailed, free_port
 from steps import Difference
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater, react
 
-Run = Callable[[Any, argparse.Namespace], Coroutine[Deferred[Any], Any, None]]
+from twisted_storaged.client import StorageFailed
+
+_Input = TypeVar("_Input")
+#: Works with a daemon that runs, on an input, and has a path where it may put what it reads back.
+Job = Callable[[Daemon, _Input, Path], Coroutine[Deferred[Any], Any, None]]
 
 
-def run_job(run: Run, description: str | None) -> None:
-    """Do `run(reactor, options)` and exit; with status 1, and a line that says why, when it failed."""
-    react(_main, (run, _parse_options(description)))
+def run_job(make_input: Callable[[Path], _Input], job: Job[_Input], description: str | None) -> None:
+    """Make an input at a path, do the job, and exit; with status 1, and a line that says why, when it failed."""
+    options = _parse_options(description)
+    react(_main, (lambda reactor: _with_daemon(reactor, options, make_input, job),))
 
 
-def daemon_options(options: argparse.Namespace) -> list[str]:
+async def _with_daemon(
+    reactor: Any, options: argparse.Namespace, make_input: Callable[[Path], _Input], job: Job[_Input]
+) -> None:
+    """Do the job with a daemon that runs for as long as it takes."""
+    with TemporaryDirectory(prefix="storaged-example-") as folder:
+        given = make_input(Path(folder, "in"))
+        bucket = _daemon_options(options) or [f"--data={folder}/bucket"]
+        daemon = Daemon(reactor, options.port or free_port(), bucket, Path(folder, "log"))
+        try:
+            await daemon.start()
+            await job(daemon, given, Path(folder, "out"))
+        except StorageFailed as error:
+            raise daemon.failed(f"answered {error}") from error
+        finally:
+            await daemon.stop()
+
+
+def _daemon_options(options: argparse.Namespace) -> list[str]:
     """The options that are the daemon's."""
     return [f"--{name}={vars(options)[name]}" for name in ("config", "secrets") if vars(options)[name]]
 
@@ -32,10 +57,10 @@ def _parse_options(description: str | None) -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def _main(reactor: Any, run: Run, options: argparse.Namespace) -> None:
+async def _main(reactor: Any, run: Callable[[Any], Coroutine[Deferred[Any], Any, None]]) -> None:
     """Run; when interrupted, clean up first."""
     await deferLater(reactor, 0, lambda: None)  # from here on, signals stop the reactor, not the process
-    work = Deferred.fromCoroutine(run(reactor, options))
+    work = Deferred.fromCoroutine(run(reactor))
 
     def interrupt() -> Deferred[None]:
         work.cancel()
