@@ -74,3 +74,11 @@ def logged(level: Any = LogLevel.error) -> Generator[list[str], None, None]:
         yield lines
     finally:
         globalLogPublisher.removeObserver(observe)
+
+
+def spoil_index(path: Path, info: ObjectInfo) -> None:
+    """Overwrite the beginning of the page of an index that has this object."""
+    place = path.read_bytes().index(info.etag.encode())
+    with path.open("r+b") as file:
+        file.seek(place // 4096 * 4096)
+        file.write(b"\xff" * 100)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 
-from tests.buckets.embedded import flip, large, logged, make, put, read
+from tests.buckets.embedded import flip, large, logged, make, put, read, spoil_index
 from tests.support import Consumer
 from twisted_storaged.buckets.local import LocalBucket
 from twisted_storaged.buckets.localupload import SMALL
@@ -132,11 +132,7 @@ class DamageTests:
         infos = [await put(bucket, key, b"") for key in names]
         infos.append(await put(bucket, "z", large(b"x")))
         await bucket.stop()
-        path = tmp_path / "index.sqlite"
-        place = path.read_bytes().index(infos[200].etag.encode())
-        with path.open("r+b") as file:
-            file.seek(place // 4096 * 4096)
-            file.write(b"\xff" * 100)
+        spoil_index(tmp_path / "index.sqlite", infos[200])
         damaged = make(tmp_path)
         with logged() as lines:
             damaged.start()

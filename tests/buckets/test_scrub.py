@@ -14,7 +14,7 @@ import pytest_twisted
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 
-from tests.buckets.embedded import flip, large, make, put
+from tests.buckets.embedded import flip, large, make, put, spoil_index
 from twisted_storaged.buckets import directory
 from twisted_storaged.buckets.index import Change
 from twisted_storaged.buckets.local import LocalBucket
@@ -156,11 +156,7 @@ class DamagedTests:
         bucket.start()
         infos = [await put(bucket, f"{number:03}", b"") for number in range(300)]
         await bucket.stop()
-        path = tmp_path / "index.sqlite"
-        place = path.read_bytes().index(infos[200].etag.encode())
-        with path.open("r+b") as file:
-            file.seek(place // 4096 * 4096)
-            file.write(b"\xff" * 100)
+        spoil_index(tmp_path / "index.sqlite", infos[200])
         scrubbed = Scrubbed(tmp_path)
         assert 20 < scrubbed.report.objects < 200
         assert scrubbed.report.damaged == len(scrubbed.damage) > 1
