@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_twisted
 
 from tests.buckets.embedded import make
+from tests.engines.scripted import Scripted, scripted
+from tests.support import UPKEEP, reactor
 from twisted_storaged.buckets.local import LocalBucket
+from twisted_storaged.buckets.s3 import S3Bucket
+
+OnScripted = tuple[Scripted, Callable[..., S3Bucket]]
+
+
+@pytest.fixture
+def on_scripted() -> Generator[OnScripted, None, None]:
+    """A scripted endpoint, and what makes a started bucket on it, with these settings other than usual."""
+    buckets = []
+    with scripted() as (endpoint, engine):
+
+        def make_bucket(**changes: Any) -> S3Bucket:
+            bucket = S3Bucket("primary", replace(engine.settings("bucket"), **changes), reactor, 4, UPKEEP)
+            bucket.start()
+            buckets.append(bucket)
+            return bucket
+
+        yield endpoint, make_bucket
+        for bucket in buckets:
+            pytest_twisted.blockon(bucket.stop())
 
 
 @pytest.fixture

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
 
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
 
+from tests.buckets.conftest import OnScripted
 from tests.buckets.test_contract import CLAIMED
 from tests.conftest import Engines
-from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
+from tests.engines.scripted import ERROR, Answer, Call, Scripted
 from tests.support import UPKEEP, Body, BytesBody, reactor, result
 from twisted_storaged.buckets import s3probe
 from twisted_storaged.buckets.objects import Condition, ListQuery, ObjectInfo, PutOptions
@@ -37,22 +37,10 @@ Made = tuple[Scripted, Callable[[str], S3Bucket]]
 
 
 @pytest.fixture
-def made() -> Generator[Made, None, None]:
+def made(on_scripted: OnScripted) -> Made:
     """An endpoint that keeps all conditions, and what makes a bucket that claims such."""
-    buckets = []
-    with scripted() as (endpoint, engine):
-
-        def make(claimed: str) -> S3Bucket:
-            bucket = S3Bucket(
-                "primary", replace(engine.settings("bucket"), conditional_writes=claimed), reactor, 4, UPKEEP
-            )
-            bucket.start()
-            buckets.append(bucket)
-            return bucket
-
-        yield endpoint, make
-        for bucket in buckets:
-            pytest_twisted.blockon(bucket.stop())
+    endpoint, make_bucket = on_scripted
+    return endpoint, lambda claimed: make_bucket(conditional_writes=claimed)
 
 
 async def put(bucket: S3Bucket, data: bytes, condition: Condition, chunked: bool = False) -> ObjectInfo:

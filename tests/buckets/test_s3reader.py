@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator
-from dataclasses import replace
+from collections.abc import Callable
 
 import pytest
 import pytest_twisted
 from twisted.internet.task import deferLater
 from twisted.logger import globalLogPublisher
 
-from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
-from tests.support import UPKEEP, Consumer, reactor
+from tests.buckets.conftest import OnScripted
+from tests.engines.scripted import ERROR, Answer, Call, Scripted
+from tests.support import Consumer, reactor
 from twisted_storaged.buckets import s3reader
 from twisted_storaged.buckets.objects import ByteRange
 from twisted_storaged.buckets.s3 import S3Bucket
@@ -26,21 +26,11 @@ TENTHS = [len(DATA) * tenth // 10 for tenth in range(1, 10)]
 
 
 @pytest.fixture
-def made() -> Generator[tuple[Scripted, Callable[[int], S3Bucket]], None, None]:
+def made(on_scripted: OnScripted) -> tuple[Scripted, Callable[[int], S3Bucket]]:
     """An endpoint with an object, and what makes a bucket that resumes so often."""
-    buckets = []
-    with scripted() as (endpoint, engine):
-        endpoint.objects["k"] = DATA, "etag"
-
-        def make(resumes: int) -> S3Bucket:
-            bucket = S3Bucket("primary", replace(engine.settings("bucket"), get_resumes=resumes), reactor, 4, UPKEEP)
-            bucket.start()
-            buckets.append(bucket)
-            return bucket
-
-        yield endpoint, make
-        for bucket in buckets:
-            pytest_twisted.blockon(bucket.stop())
+    endpoint, make_bucket = on_scripted
+    endpoint.objects["k"] = DATA, "etag"
+    return endpoint, lambda resumes: make_bucket(get_resumes=resumes)
 
 
 class Cuts:
