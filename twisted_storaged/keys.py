@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 from twisted_storaged.errors import InvalidKey
 
 #: S3's own limit, in bytes of UTF-8.
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
 MAX_KEY_BYTES = 1024
 
+#: What breaks no rule, nor could: most keys.
+_PLAIN = re.compile(rb"(?!/)[\x20-\x7e]{1,%d}" % MAX_KEY_BYTES)
 _CONTROL = bytes([*range(0x20), 0x7F])
 
 
@@ -28,6 +32,8 @@ def parse_prefix(raw: bytes) -> str:
     Raises:
         InvalidKey: the first rule that is broken, in the order of the wire contract.
     """
+    if _PLAIN.fullmatch(raw) and b".." not in raw:
+        return raw.decode("ascii")
     if len(raw) > MAX_KEY_BYTES:
         raise InvalidKey("key too long (>1024 bytes)")
     if b"\0" in raw:

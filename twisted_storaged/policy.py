@@ -40,7 +40,10 @@ class Policy:
 
     def rule_for(self, key: str) -> Rule:
         """The rule with the longest prefix of `key`. There always is one: the empty prefix has a rule."""
-        return next(rule for rule in self._rules if key.startswith(rule.prefix))
+        for rule in self._rules:
+            if key.startswith(rule.prefix):
+                break
+        return rule
 
     def buckets_under(self, prefix: str) -> set[str]:
         """The names of all buckets that can hold a key which starts with `prefix`."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
 from twisted.internet.task import deferLater
 from zope.interface.verify import verifyObject
 
@@ -240,7 +240,7 @@ class OverwriteTests:
         await put(bucket, "old", b"old")
         for key in ("old", "new"):
             body = Body(size + 1)
-            outcome = bucket.put(key, body, LIMIT)
+            outcome = ensureDeferred(bucket.put(key, body, LIMIT))
             for start in range(0, size, MiB):
                 body.send(b"x" * min(MiB, size - start))
             body.fail(BodyLost("gone"))

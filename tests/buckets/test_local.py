@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 
 from tests.buckets.embedded import contents, large, make, put, read, until
 from tests.support import BytesBody, Consumer
@@ -307,7 +307,9 @@ class OutOfSpaceTests:
 
         with monkeypatch.context() as patch:
             patch.setattr(os, call, full)
-            outcomes = [bucket.put("a", BytesBody(b"x" * size), 1 << 30) for size in (SMALL + 1, PART_SIZE * 3)]
+            outcomes = [
+                ensureDeferred(bucket.put("a", BytesBody(b"x" * size), 1 << 30)) for size in (SMALL + 1, PART_SIZE * 3)
+            ]
             for outcome in outcomes:
                 with pytest.raises(OutOfSpace, match=os.strerror(code)):
                     await outcome

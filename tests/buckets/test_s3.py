@@ -12,6 +12,7 @@ import pytest
 import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.defer import ensureDeferred
 
 from tests.conftest import Engines
 from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
@@ -248,7 +249,7 @@ class FaultTests:
         """After the parts in flight have landed."""
         made, bucket = endpoint
         body = Body(len(BIG))
-        outcome = bucket.put("key", body, LIMIT)
+        outcome = ensureDeferred(bucket.put("key", body, LIMIT))
         body.send(BIG[: 11 * MiB])
         body.fail(BodyLost("gone"))
         with pytest.raises(BodyLost):

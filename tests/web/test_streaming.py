@@ -12,6 +12,7 @@ from twisted_storaged.errors import BucketError
 from twisted_storaged.policy import DEFAULT_MAX_PUT, Policy, Rule
 from twisted_storaged.web import accesslog
 from twisted_storaged.web.body import READ_SIZE
+from twisted_storaged.web.outgoing import PUSH_FROM
 from twisted_storaged.web.streaming import IDLE_SECONDS, LINGER_BYTES, LINGER_SECONDS
 
 TOO_LONG = DEFAULT_MAX_PUT + 1
@@ -181,6 +182,52 @@ class EarlyAnswerTests:
         connection.send(request("GET", "/storage/get/a"))
         assert connection.response().body == b"hello"
         assert not connection.transport.disconnecting
+
+
+class RoundTests:
+    """What is written in one round of the reactor."""
+
+    def test_leaves_in_one_piece(self) -> None:
+        """Head and body, at its end."""
+        server = Server()
+        server.bucket.objects["a"] = b"hello"
+        connection = server.connect()
+        pieces: list[bytes] = []
+        connection.transport.write = pieces.append
+        connection.channel.dataReceived(request("GET", "/storage/get/a"))
+        assert pieces == []
+        server.clock.advance(0)
+        assert [piece.partition(b"\r\n\r\n")[2] for piece in pieces] == [b"hello"]
+
+    def test_is_not_collected_without_end(self) -> None:
+        """Much of it leaves before."""
+        server = Server(MemoryBucket(page=100))
+        server.bucket.objects = {f"{number:04}" + "k" * 1000: b"" for number in range(1000)}
+        connection, sizes = server.connect(), []
+        connection.transport.write = lambda data: sizes.append(len(data))
+        connection.channel.dataReceived(request("GET", "/storage/list"))
+        server.clock.advance(0)
+        assert sum(sizes) > 1_000_000
+        assert max(sizes) < PUSH_FROM + 110_000
+
+    @pytest.mark.parametrize("first", [request("GET", "/health"), put("a", b"hello"), chunked_put("a") + chunk(b"")])
+    def test_leaves_before_a_refusal_of_what_came_with_it(self, first: bytes) -> None:
+        """Which Twisted writes itself."""
+        connection = Server().connect()
+        connection.channel.dataReceived(first + b"what?\r\n\r\n")
+        received = connection.received()
+        assert [received.find(b"HTTP/1.1 %d" % status) for status in (200, 400)] == [0, received.rfind(b"HTTP/1.1")]
+
+    def test_leaves_before_the_connection_is_closed(self) -> None:
+        """In the same round."""
+        server = Server()
+        connection = server.connect()
+        told: list[bytes] = []
+        connection.transport.write = told.append
+        connection.transport.loseConnection = lambda: told.append(b"closed")
+        connection.channel.dataReceived(request("GET", "/health", "Connection: close"))
+        assert told[0].startswith(b"HTTP/1.1 200 OK")
+        assert told[1:] == [b"closed"]
 
 
 class BackPressureTests:
@@ -498,6 +545,18 @@ class TimeoutTests:
         server.clock.advance(IDLE_SECONDS - 1)
         assert not connection.transport.disconnecting
         server.clock.advance(1)
+        assert connection.transport.disconnecting
+
+    def test_a_client_that_still_reads_the_last_answer_is_not_idle(self) -> None:
+        """However slowly; when it has all of it, its minute begins."""
+        server = Server()
+        connection = server.connect()
+        connection.send(request("GET", "/health"))
+        connection.transport.dataBuffer = b"the rest of it"
+        server.clock.advance(IDLE_SECONDS * 3)
+        assert not connection.transport.disconnecting
+        connection.transport.dataBuffer = b""
+        server.clock.advance(IDLE_SECONDS)
         assert connection.transport.disconnecting
 
     def test_a_body_that_stalls_is_given_up(self) -> None:

@@ -45,6 +45,7 @@ class InPlaceTransport(Transport):
         return self
 
     connected = True
+    TLS = False
     dataBuffer = b""
     takes: list[int | OSError] = []  # noqa: RUF012 (what each send takes; when it is empty, everything)
 
@@ -160,6 +161,7 @@ class Connection:
 
     def received(self) -> bytes:
         """All bytes that came back, which are forgotten then."""
+        self._clock.advance(0)
         data: bytes = self.transport.value()
         self.transport.clear()
         return data

@@ -18,10 +18,8 @@ class Digesting:
 
     def __init__(self, options: PutOptions, run: Run) -> None:
         self._expected = options.expected
-        self._hashes = {
-            name: hashlib.new(_HASHES[name], usedforsecurity=False)
-            for name in sorted({*options.expected, *options.wanted})
-        }
+        names = sorted({*options.expected, *options.wanted})
+        self._hashes = {name: hashlib.new(_HASHES[name], usedforsecurity=False) for name in names}
         self._run = run
         # Hashes take the parts in their order, one at a time.
         self._turns = DeferredLock()

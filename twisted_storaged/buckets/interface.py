@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
 from twisted.web.iweb import IBodyProducer
@@ -37,7 +39,7 @@ class IObjectReader(Interface):
 
 
 class IBucket(Interface):
-    """A place for objects. Every Deferred may fail with BucketError, whose text is for the log."""
+    """A place for objects. Every call is awaited at once, and may fail with BucketError, whose text is for the log."""
 
     name: str = Attribute("What the configuration calls it.")
 
@@ -47,7 +49,7 @@ class IBucket(Interface):
     def stop() -> Deferred[None]:
         """Close it, after the last request has ended."""
 
-    def put(key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> Deferred[ObjectInfo]:
+    def put(key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> Awaitable[ObjectInfo]:
         """Store `body`, which is at most `max_length` bytes, under `key`.
 
         Fires when the object is durable and visible, in the place of what had this key. On any failure, also one
@@ -57,16 +59,16 @@ class IBucket(Interface):
         condition and the write could not be one step.
         """
 
-    def head(key: str) -> Deferred[ObjectInfo]:
+    def head(key: str) -> Awaitable[ObjectInfo]:
         """Look at an object. Fails with ObjectNotFound."""
 
-    def get(key: str, wanted: ByteRange | None = None) -> Deferred[IObjectReader]:
+    def get(key: str, wanted: ByteRange | None = None) -> Awaitable[IObjectReader]:
         """Open an object, to read it or a range of it. Fails with ObjectNotFound or RangeNotSatisfiable."""
 
-    def list(query: ListQuery, token: str | None = None) -> Deferred[ListPage]:
+    def list(query: ListQuery, token: str | None = None) -> Awaitable[ListPage]:
         """The page at `token` (None: the first) of a list."""
 
-    def delete(key: str, condition: Condition | None = None) -> Deferred[None]:
+    def delete(key: str, condition: Condition | None = None) -> Awaitable[None]:
         """See to it that no object has `key`, whether or not one had.
 
         Fails as `put` does where a condition does not hold, or cannot be checked in the same step.

@@ -111,7 +111,6 @@ class LocalBucket:
         self._index.close()
         self._directory.close()
 
-    @deferred
     async def put(self, key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
         upload = LocalUpload(key, self._directory, self._run)
         stored = await self._uploader.store(body, upload, Digesting(options, self._run))
@@ -124,7 +123,6 @@ class LocalBucket:
             raise
         return entry.info
 
-    @deferred
     async def head(self, key: str) -> ObjectInfo:
         info = await self._run(self._index.head, key)
         if info is None:
@@ -137,7 +135,6 @@ class LocalBucket:
     def list(self, query: ListQuery, token: str | None = None) -> Deferred[ListPage]:
         return self._run(self._index.page, query, token)
 
-    @deferred
     async def delete(self, key: str, condition: Condition | None = None) -> None:
         await self._commit(Change(key, None, condition))
 

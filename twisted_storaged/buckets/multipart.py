@@ -8,6 +8,7 @@ part has come back.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,7 +32,7 @@ _log = Logger()
 class PartSink(Protocol):
     """Where the parts of one body go. `part` calls may overlap; a part's memory is its own until its call has ended."""
 
-    def whole(self, body: bytearray) -> Deferred[ObjectInfo]:
+    def whole(self, body: bytearray) -> Awaitable[ObjectInfo]:
         """Store a body that fits one part. When it fails, nothing is left of it."""
 
     def begin(self) -> Deferred[None]:
@@ -94,6 +95,10 @@ class Uploader:
             DigestMismatch: the body is not what it should be.
             Exception: what the body or the sink failed with; the sink is as it was before, if it could be reached.
         """
+        here: bytes | None = getattr(body, "here", None)
+        if here is not None and len(here) <= self.buffers.size:
+            # Small and complete, as most are: nothing is to be waited for, nor cut.
+            return await self._store_whole(bytearray(here), sink, digesting)
         stream = PartStream(body, self.buffers)
         stream.start()
         try:

@@ -107,7 +107,6 @@ class S3Bucket:
         await self._threads.stop()
         self._journal.close()
 
-    @deferred
     async def put(self, key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
         s3_key = self._s3_key(key)
         buffers = self._buffers_for(max_length if body.length is UNKNOWN_LENGTH else body.length)
@@ -119,12 +118,10 @@ class S3Bucket:
             digesting = Digesting(options, self._threads.run)
             return await Uploader(buffers, self._window).store(body, upload, digesting)
 
-    @deferred
     async def head(self, key: str) -> ObjectInfo:
         with storage_errors():
             return info_of(await self._objects.head_object(self._s3_key(key)), key)
 
-    @deferred
     async def get(self, key: str, wanted: ByteRange | None = None) -> IObjectReader:
         s3_key = self._s3_key(key)
         try:
@@ -150,7 +147,6 @@ class S3Bucket:
             body.close()
             raise
 
-    @deferred
     async def list(self, query: ListQuery, token: str | None = None) -> ListPage:
         prefix = self._settings.prefix
         with storage_errors():
@@ -158,7 +154,6 @@ class S3Bucket:
             page = parse_list(answer, prefix)
         return page if query.after is None else sorted_after(page, query.after)
 
-    @deferred
     async def delete(self, key: str, condition: Condition | None = None) -> None:
         s3_key = self._s3_key(key)
         if condition is not None:

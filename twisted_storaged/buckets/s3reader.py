@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -20,7 +21,7 @@ from twisted_storaged.deferreds import ConsumerGone, deferred
 from twisted_storaged.errors import BucketError, DamagedObject, StorageError
 from twisted_storaged.s3.answers import opened
 from twisted_storaged.s3.client import DataPlane
-from twisted_storaged.s3.connection import BodyStream
+from twisted_storaged.s3.connection import BodyStream, WholeBody
 from twisted_storaged.s3.front import Front
 from twisted_storaged.s3.readahead import FROM_SIZE, LEAD, SEGMENT, ReadAhead
 from twisted_storaged.s3.retries import RequestFailed
@@ -30,6 +31,8 @@ from twisted_storaged.s3.wire import ConnectionFailed
 READ_AHEAD_BUDGET = 48 << 20
 #: Ranges of one GET that are fetched at a time, where the budget allows it.
 READ_AHEAD_WIDTH = 10
+
+Body = BodyStream | WholeBody
 
 _log = Logger()
 
@@ -52,29 +55,31 @@ class ReadSettings:
 class S3Reader:
     """The body of a GetObject of `s3_key`, which is `span` of the object, and what else it takes to read it."""
 
-    def __init__(self, s3_key: str, info: ObjectInfo, span: Span, body: BodyStream, settings: ReadSettings) -> None:
+    def __init__(self, s3_key: str, info: ObjectInfo, span: Span, body: Body, settings: ReadSettings) -> None:
         self.info = info
         self.span = span
         self._s3_key = s3_key
-        self._body: BodyStream | None = body
+        self._body: Body | None = body
         self._objects = settings.objects
         self._chunks = settings.chunks
         self._resumes = settings.resumes
         self._ahead: ReadAhead | None = None
 
-    @deferred
-    async def deliver(self, consumer: IConsumer) -> None:
-        with self._chunks.taken():
-            if self._body is not None and self._body.ended:
-                await self._body.deliver(consumer, self._chunks)
-            else:
-                await self._deliver_rest(consumer)
+    def deliver(self, consumer: IConsumer) -> Deferred[None]:
+        if isinstance(self._body, WholeBody):
+            return self._body.deliver(consumer, self._chunks)
+        return self._deliver_rest(consumer)
 
     def close(self) -> None:
         if self._body is not None:
             self._body.close()
 
+    @deferred
     async def _deliver_rest(self, consumer: IConsumer) -> None:
+        with self._chunks.taken():
+            await self._deliver_in_front(consumer)
+
+    async def _deliver_in_front(self, consumer: IConsumer) -> None:
         worth_it = self.span.end - self.span.start >= FROM_SIZE
         front = Front(consumer, self._objects.clock, (lambda: self._begin_ahead(front)) if worth_it else None)
         front.open()
@@ -122,7 +127,7 @@ class S3Reader:
             front.end = None
             await ahead.deliver(front)
 
-    async def _reopened(self, front: Front) -> BodyStream | None:
+    async def _reopened(self, front: Front) -> Body | None:
         """What is left of the same object; None for nothing."""
         start, end = self.span.start + front.delivered, self.span.end
         if start == end:

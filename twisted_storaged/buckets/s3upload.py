@@ -50,7 +50,6 @@ class S3Upload:
         self._size = 0
         self._hangs = False
 
-    @deferred
     async def whole(self, body: bytearray) -> ObjectInfo:
         self._must_claim("PutObject")
         headers = {**self._metadata, **condition_headers(self._condition)}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 
@@ -26,8 +25,7 @@ _UNSATISFIED = re.compile(r"bytes \*/(\d+)")
 _ACTUAL_SIZE = re.compile(rb"<ActualObjectSize>(\d+)</ActualObjectSize>")
 
 
-@contextmanager
-def storage_errors(writes: bool = False, conditional: bool = False) -> Iterator[None]:
+class storage_errors(AbstractContextManager[None]):  # noqa: N801 (it is used as contextlib's functions are)
     """Turn what the data plane raises into errors of storage, for a call that `writes`, maybe on a condition, or reads.
 
     Raises:
@@ -37,14 +35,18 @@ def storage_errors(writes: bool = False, conditional: bool = False) -> Iterator[
         BucketTimedOut: there was no answer in time.
         BucketError: anything else, with its cause.
     """
-    try:
-        yield
-    except RequestFailed as error:
-        raise _meaning(error, error.answer, writes, conditional) from error
-    except TimedOut as error:
-        raise BucketTimedOut(str(error)) from error
-    except (ConnectionFailed, OSError) as error:
-        raise BucketError(f"{type(error).__name__}: {error}") from error
+
+    def __init__(self, writes: bool = False, conditional: bool = False) -> None:
+        self._writes = writes
+        self._conditional = conditional
+
+    def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, RequestFailed):
+            raise _meaning(error, error.answer, self._writes, self._conditional) from error
+        if isinstance(error, TimedOut):
+            raise BucketTimedOut(str(error)) from error
+        if isinstance(error, (ConnectionFailed, OSError)):
+            raise BucketError(f"{type(error).__name__}: {error}") from error
 
 
 def _meaning(error: Exception, answer: Answer, writes: bool, conditional: bool) -> StorageError:

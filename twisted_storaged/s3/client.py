@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
@@ -15,7 +16,7 @@ from awscrt import checksums
 
 from twisted_storaged.buckets.threads import Run
 from twisted_storaged.s3.blocking import BlockingPool
-from twisted_storaged.s3.connection import READ_SIZE, BodyStream, Reading
+from twisted_storaged.s3.connection import READ_SIZE, BodyStream, Reading, WholeBody
 from twisted_storaged.s3.metadata import metadata_of
 from twisted_storaged.s3.pool import Pool
 from twisted_storaged.s3.retries import Landed, Retries
@@ -31,6 +32,8 @@ RANGE_READ_SIZE = 256 << 10
 #: The headers that make a write conditional: whoever sends it twice must know.
 CONDITIONS = frozenset({"if-match", "if-none-match"})
 
+#: A key that is the same when it is encoded.
+_PLAIN = re.compile(r"[A-Za-z0-9_./~-]*")
 _CHECKSUM = "x-amz-checksum-crc32c"
 _METHODS = {
     "AbortMultipartUpload": "DELETE",
@@ -63,6 +66,8 @@ class Call(NamedTuple):
     @property
     def query_text(self) -> str:
         """The query as it is sent and signed."""
+        if not self.query:
+            return ""
         return "&".join([f"{name}={quote(value, safe='')}" for name, value in sorted(self.query.items())])
 
     @property
@@ -80,7 +85,9 @@ class Location:
 
     def path_of(self, key: str) -> str:
         """The path of a key, encoded as S3 wants it; of the bucket itself, for no key."""
-        return self.root + quote(key, safe="/~") if key else self.root.rstrip("/") or "/"
+        if not key:
+            return self.root.rstrip("/") or "/"
+        return self.root + (key if _PLAIN.fullmatch(key) else quote(key, safe="/~"))
 
 
 @dataclass(frozen=True)
@@ -127,24 +134,20 @@ class DataPlane:
         query = {"partNumber": str(number), "uploadId": upload_id}
         return await self._send(Call("UploadPart", key, query, {_CHECKSUM: checksum}, body))
 
-    async def get_object(self, key: str, headers: Mapping[str, str] = _NONE) -> tuple[Answer, BodyStream]:
+    async def get_object(self, key: str, headers: Mapping[str, str] = _NONE) -> tuple[Answer, BodyStream | WholeBody]:
         """Open an object. https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html .
 
         The body comes when it is delivered; what goes wrong then is not tried again. `headers` are a range, and
         conditions.
         """
-        streams: list[BodyStream] = []
 
         async def attempt(ends: float) -> Answer:
             head = await self._head(Call("GetObject", key, headers=headers))
             reading = Reading(streamed=True, size=FIRST_READ_SIZE, until=ends)
-            answer, connection = await self._to.pool.ask(head, reading)
-            if answer.status < 300:
-                streams.append(connection.stream())
-            return answer
+            return await self._to.pool.ask(head, reading)
 
         answer = await self._retries.run("GetObject", attempt)
-        return answer, streams[0]
+        return answer, answer.stream or WholeBody(answer.body)
 
     async def read_object(self, key: str, headers: Mapping[str, str] = _NONE) -> Answer:
         """Get an object, or a range of it, all at once."""
@@ -169,7 +172,7 @@ class DataPlane:
         """Look at an object, once, until `ends`; None where there is none, or S3 does not say."""
         head = await self._head(Call("HeadObject", key))
         try:
-            answer, _ = await self._to.pool.ask(head, Reading(head_request=True, until=ends))
+            answer = await self._to.pool.ask(head, Reading(head_request=True, until=ends))
         except ConnectionFailed:
             return None
         return answer if answer.status < 300 else None
@@ -181,7 +184,7 @@ class DataPlane:
         async def attempt(ends: float) -> Answer:
             head = await self._head(call)
             reading = Reading(head_request=call.method == "HEAD", size=read_size, until=ends)
-            answer, _ = await self._to.pool.ask(head + call.body, reading, once)
+            answer = await self._to.pool.ask(head + call.body, reading, once)
             if call.operation in _TOLD_LATE and answer.status == 200 and answer.code:
                 answer.status = 500
             return answer
@@ -217,18 +220,17 @@ class DataPlane:
             if len(call.body) > IN_THREAD_FROM:
                 until = time.monotonic() + ends - self.clock.seconds()
                 return await self._to.run(self._to.blocking.ask, head, call.body, until)
-            answer, _ = await self._to.pool.ask(head + call.body, Reading(until=ends), once=landed is not None)
-            return answer
+            return await self._to.pool.ask(head + call.body, Reading(until=ends), once=landed is not None)
 
         return await self._retries.run(call.operation, attempt, landed)
 
     async def _head(self, call: Call) -> bytes:
-        path, query = self._location.path_of(call.key), call.query_text
+        method, path, query = call.method, self._location.path_of(call.key), call.query_text
         signed = {"host": self._location.host, **call.headers}
-        headers = self._signer.sign(call.method, path, query, signed, await self._keys())
-        if call.method in ("PUT", "POST"):
+        headers = self._signer.sign(method, path, query, signed, await self._keys())
+        if method in ("PUT", "POST"):
             headers["content-length"] = str(len(call.body))
-        return request_head(call.method, f"{path}?{query}" if query else path, headers)
+        return request_head(method, f"{path}?{query}" if query else path, headers)
 
 
 def _md5(body: bytearray) -> str:

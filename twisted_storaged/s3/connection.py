@@ -11,7 +11,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any, NamedTuple
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -19,7 +19,7 @@ from zope.interface import implementer
 
 from twisted_storaged.deferreds import ConsumerGone
 from twisted_storaged.s3.wire import Answer, AnswerParser, ConnectionFailed
-from twisted_storaged.transports import flush
+from twisted_storaged.transports import Outbox, send
 
 #: Bytes that one read of the socket may bring, where there is no large body.
 READ_SIZE = 1 << 16
@@ -43,6 +43,8 @@ class Reading(NamedTuple):
 
 class Keeper(typing.Protocol):
     """What a connection needs of its pool."""
+
+    outbox: Outbox
 
     def deadline(self) -> float:
         """When S3 must have sent another byte."""
@@ -72,14 +74,15 @@ class Connection(Protocol):
         self._streamed = False
         self._until = inf
         self._body: list[bytes] = []
+        self._unsent = b""
         self.stale = False
         self.deadline: float | None = None
 
     def ask(self, data: bytes, reading: Reading) -> Deferred[Answer]:
         """Send a request, head and body.
 
-        The answer comes with its body; where it is streamed, and no error, with its head only: then `stream` must
-        be called.
+        The answer comes with its body; where it is streamed, and no error, and not here as a whole at once, with its
+        head and a `stream`, which must be delivered or closed.
         """
         self.transport.bufferSize = reading.size
         self._parser = AnswerParser(reading.head_request)
@@ -87,14 +90,14 @@ class Connection(Protocol):
         self._until = reading.until
         waiting = self._waiting = Deferred()
         self.touch()
-        self.transport.write(data)
-        flush(self.transport)
+        self._unsent = data
+        self._pool.outbox.add(self)
         return waiting
 
-    def stream(self) -> BodyStream:
-        """The body of an answer that was asked for with `streamed`."""
-        assert self._stream is not None
-        return self._stream
+    def push(self) -> None:
+        """Send the request."""
+        unsent, self._unsent = self._unsent, b""
+        send(self.transport, unsent)
 
     def touch(self) -> None:
         """S3 has its full time again."""
@@ -108,29 +111,31 @@ class Connection(Protocol):
         if parser is None:
             self.transport.abortConnection()  # nobody asked
             return
-        self.touch()
         self.stale = False
         try:
             body = parser.feed(data)
         except ConnectionFailed as error:
             self.give_up(error)
             return
+        if not parser.ended:
+            self.touch()
         if self._stream is not None:
             self._stream.received(body, parser.ended)
         elif parser.answer is not None:
             self._answered(parser, parser.answer, body)
 
     def _answered(self, parser: AnswerParser, answer: Answer, body: bytes) -> None:
-        if self._streamed and answer.status < 300:
+        if self._streamed and answer.status < 300 and not parser.ended:
             self._until = inf
-            self._stream = BodyStream(self, body, parser)
+            answer.stream = self._stream = BodyStream(self, body, parser)
             self._fire(answer)
             return
         self._body.append(body)
         if parser.ended:
             answer.body = b"".join(self._body)
-            self._fire(answer)
+            # First, so that whoever waits for the answer finds this connection free.
             self.end()
+            self._fire(answer)
 
     def end(self) -> None:
         """The answer is over: free for the next request, or closed."""
@@ -164,6 +169,20 @@ class Connection(Protocol):
         self._fire(Failure(error))
 
 
+class WholeBody(NamedTuple):
+    """The body of an answer, here already: nothing can go wrong with it any more."""
+
+    data: bytes
+
+    def deliver(self, consumer: IConsumer, _: Callable[[], int]) -> Deferred[None]:
+        """Write it to `consumer`, in one piece."""
+        consumer.write(self.data)
+        return succeed(None)
+
+    def close(self) -> None:
+        """Nobody wants it."""
+
+
 @implementer(IPushProducer)
 class BodyStream:
     """The body of one answer, on its way to a consumer. Until there is one, the socket is not read."""
@@ -172,20 +191,14 @@ class BodyStream:
         self._connection = connection
         self._early = early
         self._parser = parser
-        self._ended = parser.ended
+        self._ended = False
         self._consumer: IConsumer | None = None
         self._done: Deferred[None] = Deferred()
         self._full = False
         self._failure: Failure | None = None
         self._chunk: Callable[[], int] | None = None
-        if not self._ended:
-            connection.transport.pauseProducing()
-            connection.deadline = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether all of it has come: nothing can go wrong with it any more."""
-        return self._ended
+        connection.transport.pauseProducing()
+        connection.deadline = None
 
     def deliver(self, consumer: IConsumer, chunk: Callable[[], int]) -> Deferred[None]:
         """Write the body to `consumer`, in pieces of at most `chunk()` bytes.
@@ -199,8 +212,6 @@ class BodyStream:
             self._early = b""
         if self._failure is not None:
             self._finish(self._failure)
-        elif self._ended:
-            self._drained()
         elif not self._full:
             self._set_read_size()
             self.resumeProducing()

@@ -20,7 +20,7 @@ _OURS = f"{_USERS}storaged-"
 _DIGESTS = {f"{_OURS}{name}": name for name in ("sha-256", "sha-512")}
 #: What an object is sent as of which nobody said what it is; and what engines say of one that was sent as nothing.
 _UNKNOWN = "application/octet-stream"
-_UNKNOWNS = (_UNKNOWN, "binary/octet-stream")
+_SAYS_NOTHING = {("content-type", _UNKNOWN), ("content-type", "binary/octet-stream")}
 #: Bytes that S3 keeps of its users' metadata, names and all.
 _ROOM = 2048
 
@@ -37,17 +37,21 @@ def headers_of(options: PutOptions) -> dict[str, str]:
             raise InvalidRequest(f"metadata named {_OURS}* is storaged's own")
         if not (name.isascii() and value.isascii()):
             raise InvalidRequest(f"metadata is not ASCII: {name}")
+    if not options.expected:
+        return headers
     kept = {name: b64encode(options.expected[of]).decode() for name, of in _DIGESTS.items() if of in options.expected}
     return {**headers, **kept} if _size(headers) + _size(kept) <= _ROOM else headers
 
 
 def metadata_of(headers: Mapping[str, str]) -> tuple[Metadata, Digests]:
     """What S3 kept, from an answer's headers."""
-    kept = [pair for pair in sorted(headers.items()) if pair[0] in _SYSTEM or pair[0].startswith(_USERS)]
+    kept = [pair for pair in headers.items() if pair[0] in _SYSTEM or pair[0].startswith(_USERS)]
+    if all(pair in _SAYS_NOTHING for pair in kept):
+        return (), NO_DIGESTS
     metadata = [
         (name, value)
-        for name, value in kept
-        if not name.startswith(_OURS) and not (name == "content-type" and value in _UNKNOWNS)
+        for name, value in sorted(kept)
+        if not name.startswith(_OURS) and (name, value) not in _SAYS_NOTHING
     ]
     return tuple(metadata), _digests(dict(kept))
 

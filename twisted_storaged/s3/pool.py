@@ -11,6 +11,7 @@ from twisted.internet.task import LoopingCall
 
 from twisted_storaged.s3.connection import Connection, Reading
 from twisted_storaged.s3.wire import Answer, ConnectionFailed
+from twisted_storaged.transports import Outbox
 
 #: Connections that are kept for the next request.
 KEEP_IDLE = 64
@@ -29,13 +30,14 @@ class Pool:
         self._read_timeout = read_timeout
         self._factory = Factory.forProtocol(lambda: Connection(self))
         self._factory.noisy = False
+        self.outbox = Outbox(reactor)
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
         self._looking = LoopingCall(self._look)
         self._looking.clock = reactor
         self._stopped = False
 
-    async def ask(self, data: bytes, reading: Reading = AT_ONCE, once: bool = False) -> tuple[Answer, Connection]:
+    async def ask(self, data: bytes, reading: Reading = AT_ONCE, once: bool = False) -> Answer:
         """Send a request on a free connection, or a new one; see `Connection.ask`. With `once`, never on both.
 
         Raises:
@@ -43,13 +45,13 @@ class Pool:
         """
         connection = self._idle.pop() if self._idle else await self._connect()
         try:
-            return await connection.ask(data, reading), connection
+            return await connection.ask(data, reading)
         except ConnectionFailed:
             # S3 closes connections that were idle for long; that is not known until the next request is sent.
             if once or not connection.stale:
                 raise
         connection = await self._connect()
-        return await connection.ask(data, reading), connection
+        return await connection.ask(data, reading)
 
     def start(self) -> None:
         """Begin to look at who is late."""

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from twisted_storaged.s3.connection import BodyStream
 
 MAX_HEAD = 1 << 16
 
@@ -27,15 +31,17 @@ class Answer:
     """An answer, or its head while the body is still to come.
 
     Attributes:
+        stream: the body, where it is still to come.
         again: whether it is that of another try, after one that may have been carried out.
     """
 
-    __slots__ = ("again", "body", "headers", "status")
+    __slots__ = ("again", "body", "headers", "status", "stream")
 
     def __init__(self, status: int, headers: Mapping[str, str]) -> None:
         self.status = status
         self.headers = headers
         self.body = b""
+        self.stream: BodyStream | None = None
         self.again = False
 
     @property

@@ -42,6 +42,7 @@ class RequestBody:
 
     Attributes:
         declared: the length that the headers gave, in bytes; None for a chunked body.
+        here: all of it, where it came in one read with the headers: who finds it here need not consume it.
         complete: whether all of it has arrived, wanted or not.
         paused: whether it is us, and not the peer, for whom it waits.
     """
@@ -49,6 +50,7 @@ class RequestBody:
     def __init__(self, channel: StreamingChannel) -> None:
         self._channel = channel
         self.declared: int | None = 0
+        self.here: bytes | None = None
         self.complete = False
         self.paused = True
         self._expects_continue = False
@@ -65,7 +67,12 @@ class RequestBody:
         """The headers are in: this much will come (None: nobody knows), or is held back for a 100 Continue."""
         self.declared = length
         self._expects_continue = expects_continue
-        self._channel.pause_reading()
+
+    def came(self, data: bytes) -> None:
+        """All of it came in one read with the headers."""
+        self.declared = len(data)
+        self.here = data
+        self._early.append(data)
 
     @property
     def length(self) -> int | str:

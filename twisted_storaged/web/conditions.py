@@ -14,6 +14,9 @@ from twisted_storaged.errors import ConditionUnsupported, InvalidRequest, Precon
 from twisted_storaged.web.fields import field
 from twisted_storaged.web.ranges import parse_range
 
+_OF_WRITES = {"if-match", "if-none-match", "if-unmodified-since"}
+_OF_READS = {"range", "if-modified-since", "if-range", *_OF_WRITES}
+
 _TAG = r'(?:W/)?"[\x21\x23-\x7e]*"'
 _TAGS = re.compile(rf"[ \t,]*{_TAG}(?:[ \t]*,[ \t,]*{_TAG})*[ \t,]*")
 _ONE_TAG = re.compile(_TAG)
@@ -93,12 +96,14 @@ class ReadConditions:
         return self.if_range is None or self.if_range == int(info.last_modified)
 
 
-def read_conditions(request: Any) -> ReadConditions:
-    """The conditions of a GET or HEAD.
+def read_conditions(request: Any) -> ReadConditions | None:
+    """What a GET or HEAD asks for but the whole of an object, whatever it is.
 
     Raises:
         InvalidRequest: one is malformed, or there twice.
     """
+    if _OF_READS.isdisjoint(request.fields):
+        return None
     return ReadConditions(
         # RFC 9110, 14.2: a range means something to GET alone.
         wanted=parse_range(field(request, "Range")) if request.method == b"GET" else None,
@@ -118,6 +123,8 @@ def write_condition(request: Any) -> Condition | None:
         PreconditionFailed: it can never hold.
         ConditionUnsupported: it is none that a bucket could check while it writes.
     """
+    if _OF_WRITES.isdisjoint(request.fields):
+        return None
     if_match, if_none_match = _etags(request, "If-Match"), _etags(request, "If-None-Match")
     if _date(request, "If-Unmodified-Since") is not None:
         raise ConditionUnsupported("If-Unmodified-Since")

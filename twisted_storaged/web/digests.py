@@ -8,13 +8,14 @@ from typing import Any
 
 import http_sf
 
-from twisted_storaged.buckets.objects import Digests
+from twisted_storaged.buckets.objects import NO_DIGESTS, Digests
 from twisted_storaged.errors import InvalidRequest
 from twisted_storaged.web.fields import field
 
 #: The algorithms that are not broken (RFC 9530, 5), with the lengths of their digests, in bytes.
 _LENGTHS = {"sha-256": 32, "sha-512": 64}
 _MD5_LENGTH = 16
+_OF_BODIES = {"content-digest", "repr-digest", "content-md5"}
 
 
 def expected_digests(request: Any) -> Digests:
@@ -23,6 +24,8 @@ def expected_digests(request: Any) -> Digests:
     Raises:
         InvalidRequest: one is malformed, or they contradict each other, or all are of unknown algorithms.
     """
+    if _OF_BODIES.isdisjoint(request.fields):
+        return NO_DIGESTS
     expected: dict[str, bytes] = {}
     for name in ("Content-Digest", "Repr-Digest"):
         for algorithm, digest in _dictionary(request, name).items():
@@ -40,6 +43,8 @@ def wanted_algorithm(request: Any) -> str | None:
     Raises:
         InvalidRequest: Want-Repr-Digest is malformed.
     """
+    if "want-repr-digest" not in request.fields:
+        return None
     wanted = _parsed(request, "Want-Repr-Digest")
     for algorithm, (weight, _) in wanted.items():
         if not isinstance(weight, int) or isinstance(weight, bool) or not 0 <= weight <= 10:

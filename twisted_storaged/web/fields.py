@@ -5,12 +5,22 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from twisted.web import http
+from twisted.web.http import parse_qs
+from twisted.web.http_headers import Headers
 
 from twisted_storaged.errors import InvalidRequest
 
+#: Header fields: their values, by their names in lower case.
+Fields = dict[str, list[str]]
+
 #: Visible ASCII, spaces and tabs. RFC 9110, 5.5
-_TEXT = re.compile(rb"[\t\x20-\x7e]*")
+_TEXT = re.compile(r"[\t\x20-\x7e]*")
+
+
+def fields_of(headers: Headers) -> Fields:
+    """The same as Twisted has them."""
+    given = headers.getAllRawHeaders()
+    return {name.decode("ascii").lower(): [value.decode("latin-1") for value in values] for name, values in given}
 
 
 def field(request: Any, name: str) -> str | None:
@@ -19,14 +29,14 @@ def field(request: Any, name: str) -> str | None:
     Raises:
         InvalidRequest: it is there twice, or is not ASCII.
     """
-    values = request.requestHeaders.getRawHeaders(name.encode("ascii")) or ()
-    if not values:
+    values: list[str] | None = request.fields.get(name.lower())
+    if values is None:
         return None
     if len(values) > 1:
         raise InvalidRequest(f"{name} is given twice")
     if not _TEXT.fullmatch(values[0]):
         raise InvalidRequest(f"{name} is not ASCII")
-    return str(values[0].decode("ascii"))
+    return values[0]
 
 
 def parameter(request: Any, name: str) -> bytes | None:
@@ -34,7 +44,7 @@ def parameter(request: Any, name: str) -> bytes | None:
     text = request.uri.partition(b"?")[2]
     if not text:
         return None
-    values: list[bytes | None] = http.parse_qs(text, keep_blank_values=True).get(name.encode("ascii"), [None])
+    values: list[bytes | None] = parse_qs(text, keep_blank_values=True).get(name.encode("ascii"), [None])
     return values[0]
 
 

@@ -12,10 +12,10 @@ from twisted_storaged.web.fields import field
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html
 MAX_METADATA_BYTES = 2048
 
-_KEPT = {b"content-type", b"content-encoding", b"content-disposition", b"cache-control"}
-_USER = b"x-amz-meta-"
+_KEPT = {"content-type", "content-encoding", "content-disposition", "cache-control"}
+_USER = "x-amz-meta-"
 _DEFAULT = (b"Content-Type", b"application/octet-stream")
-_SHOWN = {name.decode("ascii"): name.title() for name in _KEPT}
+_SHOWN = {name: name.title().encode("ascii") for name in _KEPT}
 
 
 def metadata_of(request: Any) -> Metadata:
@@ -24,10 +24,9 @@ def metadata_of(request: Any) -> Metadata:
     Raises:
         InvalidRequest: it is too much, or something in it is there twice or not ASCII.
     """
-    names = {name.lower() for name, _ in request.requestHeaders.getAllRawHeaders()}
-    kept = sorted(name.decode("ascii") for name in names if name in _KEPT or name.startswith(_USER))
-    metadata = tuple((name, field(request, name) or "") for name in kept)
-    if sum(len(name) + len(value) for name, value in metadata) > MAX_METADATA_BYTES:
+    kept = sorted([name for name in request.fields if name in _KEPT or name.startswith(_USER)])
+    metadata = tuple([(name, field(request, name) or "") for name in kept])
+    if sum([len(name) + len(value) for name, value in metadata]) > MAX_METADATA_BYTES:
         raise InvalidRequest(f"metadata too large (>{MAX_METADATA_BYTES} bytes)")
     return metadata
 

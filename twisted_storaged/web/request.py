@@ -12,6 +12,7 @@ from twisted.web.resource import getChildForRequest
 
 from twisted_storaged.errors import BodyLost
 from twisted_storaged.web.body import RequestBody
+from twisted_storaged.web.fields import Fields
 
 if TYPE_CHECKING:
     from twisted_storaged.web.streaming import StreamingChannel
@@ -26,9 +27,11 @@ class StreamingRequest(Request):
     Attributes:
         body: its RequestBody.
         gone: whether the peer is: no answer can reach it.
+        fields: its header fields; `requestHeaders` has only those that Twisted has read, line by line.
     """
 
     channel: StreamingChannel
+    fields: Fields
     prepath: list[bytes]
     postpath: list[bytes]
 
@@ -46,7 +49,8 @@ class StreamingRequest(Request):
         self.dispatched = True
         self.method, self.uri, self.clientproto = command, path, version
         self.path = path.partition(b"?")[0]
-        self.prepath, self.postpath = [], [unquote_to_bytes(segment) for segment in self.path[1:].split(b"/")]
+        segments = self.path[1:].split(b"/")
+        self.prepath, self.postpath = [], [unquote_to_bytes(one) if b"%" in one else one for one in segments]
         getChildForRequest(self.channel.site.resource, self).render(self)
 
     def start_answer(self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None = None) -> None:

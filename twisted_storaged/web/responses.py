@@ -10,11 +10,11 @@ from typing import NamedTuple
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http
+from twisted.web.http import OK, PARTIAL_CONTENT, datetimeToString
 
 from twisted_storaged import errors
 from twisted_storaged.buckets.objects import ObjectInfo, Span
 from twisted_storaged.deferreds import ConsumerGone
-from twisted_storaged.transports import flush
 from twisted_storaged.web.digests import repr_digest
 from twisted_storaged.web.metadata import metadata_headers
 from twisted_storaged.web.ranges import content_range
@@ -30,6 +30,7 @@ _JSON = (b"Content-Type", b"application/json")
 _RANGES = (b"Accept-Ranges", b"bytes")
 
 _log = Logger()
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class Refusal(NamedTuple):
@@ -81,7 +82,7 @@ def answer_text(request: StreamingRequest, status: int, line: str, headers: Iter
 
 def answer_json(request: StreamingRequest, document: object, headers: Iterable[Header] = ()) -> None:
     """Answer 200 with a JSON document."""
-    _answer(request, http.OK, [_JSON, *headers], _json(document))
+    _answer(request, OK, [_JSON, *headers], _json(document))
 
 
 def answer_nothing(request: StreamingRequest, status: int = http.NO_CONTENT, headers: Iterable[Header] = ()) -> None:
@@ -103,10 +104,10 @@ def start_object(request: StreamingRequest, info: ObjectInfo, span: Span | None,
     if algorithm is not None:
         headers += repr_digest(algorithm, info.digests)
     if span is None:
-        request.start_answer(http.OK, headers, info.size)
+        request.start_answer(OK, headers, info.size)
     else:
         headers.append((b"Content-Range", content_range(span, info.size)))
-        request.start_answer(http.PARTIAL_CONTENT, headers, span.end - span.start)
+        request.start_answer(PARTIAL_CONTENT, headers, span.end - span.start)
 
 
 def _validators(info: ObjectInfo) -> list[Header]:
@@ -120,18 +121,17 @@ def _answer(request: StreamingRequest, status: int, headers: Iterable[Header], b
     request.start_answer(status, headers, len(body))
     if request.method != b"HEAD":
         request.write(body)
-    flush(request.transport)
     request.finish()
 
 
 @lru_cache(maxsize=256)
 def _http_date(seconds: float) -> bytes:
-    date: bytes = http.datetimeToString(seconds)
+    date: bytes = datetimeToString(seconds)
     return date
 
 
 def _json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    return _encode(value).encode("utf-8")
 
 
 def _log_failure(failure: Failure, request: StreamingRequest) -> None:

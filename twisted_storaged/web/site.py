@@ -9,6 +9,7 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from twisted_storaged import __version__
+from twisted_storaged.transports import Outbox
 from twisted_storaged.web.accesslog import AccessLog
 from twisted_storaged.web.request import StreamingRequest
 from twisted_storaged.web.streaming import IDLE_SECONDS, StreamingChannel
@@ -28,6 +29,7 @@ class StorageSite(Site):
 
     def __init__(self, resource: IResource, reactor: IReactorTime) -> None:
         super().__init__(resource, timeout=IDLE_SECONDS, reactor=reactor)
+        self.outbox = Outbox(reactor)
         self.channels: set[StreamingChannel] = set()
         self.draining = False
         self._drained: Deferred[None] = Deferred()

@@ -16,7 +16,11 @@ from twisted.python.failure import Failure
 from twisted.web.http import NO_BODY_CODES, RESPONSES, HTTPChannel
 
 from twisted_storaged.errors import BodyLost, BodyStalled
-from twisted_storaged.web.inplace import InPlaceReader, InPlaceSender
+from twisted_storaged.transports import has_unsent
+from twisted_storaged.web.fields import fields_of
+from twisted_storaged.web.head import Head, read_head
+from twisted_storaged.web.inplace import InPlaceReader
+from twisted_storaged.web.outgoing import Outgoing
 from twisted_storaged.web.request import StreamingRequest
 
 if TYPE_CHECKING:
@@ -42,7 +46,7 @@ class StreamingChannel(HTTPChannel):
     _timer: IDelayedCall | None = None
     _deadline = 0.0
     _lingering: IDelayedCall | None = None
-    _sender: InPlaceSender
+    _outgoing: Outgoing
     _reader: InPlaceReader | None = None
     _left = 0
     _dropped = 0
@@ -50,7 +54,7 @@ class StreamingChannel(HTTPChannel):
     def connectionMade(self) -> None:
         super().connectionMade()
         self._peer, self._host = self.transport.getPeer(), self.transport.getHost()
-        self._sender = InPlaceSender(self.transport, self)
+        self._outgoing = Outgoing(self.transport, self, self.site.outbox)
         self._default_read_size = getattr(self.transport, "bufferSize", None)
         set_keep_alive = getattr(self.transport, "setTcpKeepAlive", None)
         if set_keep_alive is not None:
@@ -58,17 +62,49 @@ class StreamingChannel(HTTPChannel):
             set_keep_alive(True)
         self.site.channels.add(self)
 
+    def dataReceived(self, data: bytes) -> None:
+        # Should Twisted refuse what comes now, it would say so past us. See also `requestDone`.
+        self._outgoing.push()
+        between = self.line_mode and self.persistent and not self.requests and not self._buffer
+        head = read_head(data) if between else None
+        if head is None or len(data) > head.size + head.length:
+            super().dataReceived(data)
+        else:
+            self._begin(head, data[head.size :])
+
+    def _begin(self, head: Head, body: bytes) -> None:
+        """What Twisted does, line by line, up to the end of a head; and with a body that came in the same read."""
+        request = self.site.requestFactory(self)
+        self.requests.append(request)
+        request.fields = head.fields
+        self._command, self._path, self._version = head.method, head.target, b"HTTP/1.1"
+        if len(body) == head.length:
+            request.body.came(body)
+            self._begin_request(request)
+            self.allContentReceived()
+            return
+        self.resetTimeout()
+        self.length = head.length
+        self._begin_request(request)
+        self.setRawMode()
+        if body and not self._lingering:
+            self.rawDataReceived(body)
+
     def allHeadersReceived(self) -> None:
+        """As ever, but there are no cookies, and 100 Continue is said when somebody wants the body."""
         request = self.requests[-1]
-        # Taken away, or Twisted would send the 100 now.
-        expect = request.requestHeaders.getRawHeaders(b"Expect", [b""])[0].lower()
-        request.requestHeaders.removeHeader(b"Expect")
-        super().allHeadersReceived()
+        request.fields = fields_of(request.requestHeaders)
+        self._begin_request(request)
+
+    def _begin_request(self, request: StreamingRequest) -> None:
+        self.persistent = self.checkPersistence(request, self._version)
         if self.length != 0:
             self._left = self.length or 0
-            expects_continue = expect == b"100-continue" and self._version == b"HTTP/1.1"
-            request.body.announce(self.length, expects_continue)
+            expect = request.fields.get("expect", [""])[0].lower()
+            request.body.announce(self.length, expect == "100-continue" and self._version == b"HTTP/1.1")
             request.dispatch(self._command, self._path, self._version)
+            if request.body.paused and not self._lingering:
+                self.pause_reading()
 
     def rawDataReceived(self, data: bytes) -> None:
         """As ever, but a body of known length is counted here, as part of it may be read past Twisted's decoder."""
@@ -93,12 +129,14 @@ class StreamingChannel(HTTPChannel):
         super().allContentReceived()
 
     def checkPersistence(self, request: StreamingRequest, version: bytes) -> bool:
-        return bool(super().checkPersistence(request, version)) and not self.site.draining
+        """Whether another request may follow. RFC 9112, 9.3."""
+        closes = "close" in request.fields.get("connection", [""])[0].lower().split()
+        return version == b"HTTP/1.1" and not closes and not self.site.draining
 
     def write_head(
         self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None, chunked: bool
     ) -> None:
-        """Write the head of an answer, in one piece."""
+        """Write the head of an answer."""
         lines = [b"HTTP/1.1 %d %s\r\n%s" % (status, RESPONSES[status], self.site.common_headers())]
         lines += [b"%s: %s\r\n" % header for header in headers]
         if chunked:
@@ -110,7 +148,13 @@ class StreamingChannel(HTTPChannel):
         if not self.persistent:
             lines.append(b"Connection: close\r\n")
         lines.append(b"\r\n")
-        self.transport.write(b"".join(lines))
+        self.write(b"".join(lines))
+
+    def write(self, data: bytes) -> None:
+        self._outgoing.write(data)
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        self._outgoing.write(b"".join(iovec))
 
     def getPeer(self) -> IAddress:
         """As ever, without asking the system for every request."""
@@ -121,6 +165,8 @@ class StreamingChannel(HTTPChannel):
         return self._host
 
     def requestDone(self, request: StreamingRequest) -> None:
+        if self._buffer or self._dataBuffer:
+            self._outgoing.push()
         if request.body.complete:
             super().requestDone(request)
         else:
@@ -128,6 +174,7 @@ class StreamingChannel(HTTPChannel):
             self._linger()
 
     def loseConnection(self) -> None:
+        self._outgoing.push()
         if self.requests and not self.requests[-1].body.complete:
             # What comes cannot be understood, or came too slowly; its request is over.
             for request in self.requests:
@@ -161,7 +208,10 @@ class StreamingChannel(HTTPChannel):
 
     def timeoutConnection(self) -> None:
         request = self.requests[-1] if self.requests else None
-        if request is None or not request.dispatched:
+        if request is None and has_unsent(self.transport):
+            # The client still reads the last answer. https://github.com/twisted/twisted/issues/12498
+            self.setTimeout(self.site.timeOut)
+        elif request is None or not request.dispatched:
             super().timeoutConnection()
         elif request.body.paused:
             self.setTimeout(self.site.timeOut)
@@ -204,7 +254,7 @@ class StreamingChannel(HTTPChannel):
 
     def write_in_place(self, data: bytes) -> bool:
         """Send bytes from where they are, if this transport can now; says whether it can."""
-        return self._past_transport and self._sender.send(data)
+        return self._past_transport and self._outgoing.write_in_place(data)
 
     def call_soon(self, call: Callable[..., object], *args: object) -> None:
         """Make a call after what is on the stack now."""
@@ -230,6 +280,7 @@ class StreamingChannel(HTTPChannel):
 
     def _linger(self) -> None:
         """The answer is written, the body is not in: half-close, drop a bounded amount for a bounded time, close."""
+        self._outgoing.push()
         self.setTimeout(None)
         self._stop_reading_in_place()
         self.clearLineBuffer()

@@ -12,7 +12,6 @@ from twisted_storaged.buckets.objects import PutOptions, Span
 from twisted_storaged.errors import InvalidKey, InvalidRequest, PayloadTooLarge, PreconditionFailed
 from twisted_storaged.keys import parse_key
 from twisted_storaged.namespace import Namespace
-from twisted_storaged.transports import flush
 from twisted_storaged.web.conditions import NotModified, ReadConditions, read_conditions, write_condition
 from twisted_storaged.web.digests import expected_digests, repr_digest, wanted_algorithm
 from twisted_storaged.web.fields import field, parameter
@@ -63,7 +62,6 @@ class Verbs:
         start_object(request, reader.info, span, algorithm)
         await reader.deliver(request)
         if not request.gone:
-            flush(request.transport)
             request.finish()
 
     async def head(self, request: StreamingRequest) -> None:
@@ -72,7 +70,8 @@ class Verbs:
         conditions, algorithm = read_conditions(request), wanted_algorithm(request)
         try:
             info = await bucket.head(key)
-            conditions.apply(info)
+            if conditions is not None:
+                conditions.apply(info)
         except NotModified as found:
             answer_not_modified(request, found.info)
             return
@@ -106,16 +105,18 @@ def _put_options(request: StreamingRequest) -> tuple[PutOptions, str | None]:
         # RFC 9110, 14.5: part of an object must not be taken for all of it.
         raise InvalidRequest("Content-Range is not for a PUT")
     algorithm = wanted_algorithm(request)
-    wanted = frozenset([algorithm]) if algorithm else frozenset[str]()
+    wanted = frozenset([algorithm] if algorithm else [])
     return PutOptions(metadata_of(request), write_condition(request), expected_digests(request), wanted), algorithm
 
 
-async def _open(bucket: IBucket, key: str, conditions: ReadConditions) -> tuple[IObjectReader, Span | None]:
+async def _open(bucket: IBucket, key: str, conditions: ReadConditions | None) -> tuple[IObjectReader, Span | None]:
     """Open what is wanted, and say which span of it is sent, if not the whole.
 
     A look at the object comes first, where that may spare its bytes; but it is the object whose bytes are sent that
     must meet the conditions.
     """
+    if conditions is None:
+        return await bucket.get(key), None
     wanted = conditions.apply(await bucket.head(key)) if conditions.depends else conditions.wanted
     reader = await bucket.get(key, wanted)
     try:
@@ -133,6 +134,8 @@ async def _open(bucket: IBucket, key: str, conditions: ReadConditions) -> tuple[
 def _rest_of_path(request: StreamingRequest) -> bytes:
     """What follows the resource in the path, percent-decoded once, embedded and doubled slashes included."""
     rest = b"/".join(request.path[1:].split(b"/")[len(request.prepath) :])
+    if b"%" not in rest:
+        return rest
     if _BAD_ESCAPE.search(rest):
         raise InvalidKey("key has a % that is not followed by two hex digits")
     return unquote_to_bytes(rest)
