@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from socket import socket, socketpair
 from tempfile import TemporaryDirectory
 from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, execute, fail, succeed
 from twisted.internet.interfaces import IConsumer, IProducer
+from twisted.internet.protocol import Protocol
+from twisted.internet.tcp import Connection
+from twisted.internet.testing import MemoryReactor
 from twisted.python.failure import Failure
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
@@ -325,3 +330,17 @@ class _MemoryUpload:
 
     def abort(self) -> None:
         self._parts.clear()
+
+
+@contextmanager
+def connected(protocol: Protocol | None = None) -> Iterator[tuple[Any, socket]]:
+    """A transport of Twisted's, on a real socket, and the peer of that. The reactor is not real: what it would do, a
+    test does."""
+    ours, theirs = socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    transport: Any = Connection(ours, protocol or Protocol(), MemoryReactor())
+    transport.connected = True
+    transport.startReading()
+    with ours, theirs:
+        yield transport, theirs

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
-from twisted.internet.tcp import Connection
-from twisted.internet.testing import MemoryReactor, StringTransport
+from twisted.internet.testing import StringTransport
 
+from tests.support import connected
 from twisted_storaged.transports import Outbox, has_unsent, send
 
 MUCH = b"x" * (16 << 20)
@@ -19,13 +18,9 @@ MUCH = b"x" * (16 << 20)
 
 @pytest.fixture
 def peers() -> Iterator[tuple[Any, socket.socket]]:
-    """A transport of Twisted's, on a socket that takes a little, and its peer."""
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    transport = Connection(ours, Protocol(), MemoryReactor())
-    transport.connected = True
-    with ours, theirs:
-        yield transport, theirs
+    """A transport on a socket that takes a little, and its peer."""
+    with connected() as both:
+        yield both
 
 
 class SendTests:
@@ -34,7 +29,7 @@ class SendTests:
     def test_all_of_a_little(self, peers: tuple[Any, socket.socket]) -> None:
         """The reactor hears nothing of it."""
         transport, theirs = peers
-        send(transport, b"hello")
+        send(transport, [b"hello"])
         assert theirs.recv(10) == b"hello"
         assert not transport.reactor.getWriters()
         assert not has_unsent(transport)
@@ -42,9 +37,9 @@ class SendTests:
     def test_what_the_socket_takes(self, peers: tuple[Any, socket.socket]) -> None:
         """The rest, and what comes after it, is the transport's, in order."""
         transport, theirs = peers
-        send(transport, MUCH)
+        send(transport, [MUCH])
         assert has_unsent(transport)
-        send(transport, b"end")
+        send(transport, [b"end"])
         received = b""
         while not received.endswith(b"end"):
             received += theirs.recv(1 << 20)
@@ -55,26 +50,25 @@ class SendTests:
     def test_nothing_after_the_end(self, peers: tuple[Any, socket.socket]) -> None:
         """Neither when it is to be closed, nor when it is."""
         transport, theirs = peers
-        send(transport, MUCH)
+        send(transport, [MUCH])
         transport.loseConnection()
-        send(transport, b"end")
+        send(transport, [b"end"])
         transport.connected = False
-        send(transport, b"end")
+        send(transport, [b"end"])
         assert not theirs.recv(1 << 24).endswith(b"end")
 
     def test_a_peer_that_is_gone_is_the_transports_to_notice(self, peers: tuple[Any, socket.socket]) -> None:
         """Later, as ever: nobody is called back from within a write."""
         transport, theirs = peers
         theirs.close()
-        send(transport, b"hello")
+        send(transport, [b"hello"])
         assert isinstance(transport.doWrite(), Exception)
 
     def test_over_tls_it_is_tls_that_sends(self, peers: tuple[Any, socket.socket]) -> None:
         """Never past it."""
         transport, theirs = peers
         transport.TLS, transport.protocol = True, StringTransport()
-        send(transport, b"hello")
-        theirs.setblocking(False)
+        send(transport, [b"hello"])
         with pytest.raises(BlockingIOError):
             theirs.recv(10)
         assert transport.protocol.value() == b"hello"

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
+from socket import socket
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.tcp import Connection
 
+#: Bytes up to which one piece, copied together, costs less than telling the system of several.
+JOIN_BELOW = 1 << 14
 
-def send(transport: Any, data: bytes) -> None:
-    """Write, and send now what the socket takes, instead of in the reactor's next round.
+
+def send(transport: Any, pieces: Sequence[bytes | bytearray]) -> None:
+    """Write a few pieces, and send now what the socket takes, instead of in the reactor's next round.
 
     That round, with the two calls of the system that ask for it, would cost as much as the sending. What the socket
     does not take is the transport's to send, as ever; so is to notice that the peer is gone.
     """
+    sent = 0
     if isinstance(transport, Connection) and is_idle(transport):
         with suppress(OSError):
-            data = data[transport.getHandle().send(data) :]
-    transport.write(data)
+            sent = _send_now(transport.getHandle(), pieces)
+    if sent < sum(map(len, pieces)):
+        transport.write(b"".join(pieces)[sent:])
+
+
+def _send_now(handle: socket, pieces: Sequence[bytes | bytearray]) -> int:
+    if sum(map(len, pieces)) > JOIN_BELOW:
+        return handle.sendmsg(pieces)
+    return handle.send(b"".join(pieces))
 
 
 def is_idle(transport: Any) -> bool:

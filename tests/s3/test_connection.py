@@ -59,7 +59,7 @@ class Made:
         self.pool.start()
 
     def ask(self, once: bool = False, **options: Any) -> Deferred[Answer]:
-        return Deferred.fromCoroutine(self.pool.ask(b"request", Reading(**options), once))
+        return Deferred.fromCoroutine(self.pool.ask((b"request",), Reading(**options), once))
 
     def connection(self, number: int = -1) -> Any:
         return self.endpoint.connections[number]

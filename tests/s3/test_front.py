@@ -57,6 +57,22 @@ class FrontTests:
         front.write(bytes(PROBE // 2))
         assert (slow, producer.told) == ([], ["pause", "resume"])
 
+    def test_counts_what_the_consumer_takes_itself(self) -> None:
+        """And lets it take no more than up to the end."""
+        _, consumer, producer, front, _ = self.make()
+        front.end = 7
+        consumer.take_from = lambda _, count: min(count, 5)  # type: ignore[attr-defined]
+        assert [front.take_from(None, 100) for _ in range(2)] == [5, 2]  # type: ignore[arg-type]
+        assert (front.delivered, producer.told) == (7, ["stop"])
+
+    def test_a_consumer_may_be_unable_to_take(self) -> None:
+        """At all, or now: then it is written to."""
+        _, consumer, _, front, _ = self.make()
+        assert front.take_from(None, 100) is None  # type: ignore[arg-type]
+        consumer.take_from = lambda *_: None  # type: ignore[attr-defined]
+        assert front.take_from(None, 100) is None  # type: ignore[arg-type]
+        assert front.delivered == 0
+
     def test_is_cut_off_at_the_end(self) -> None:
         """To the byte."""
         _, consumer, producer, front, _ = self.make()

@@ -11,7 +11,7 @@ from tests.web.wire import Connection, Server, chunk, chunked_put, put, request
 from twisted_storaged.errors import BucketError
 from twisted_storaged.policy import DEFAULT_MAX_PUT, Policy, Rule
 from twisted_storaged.web import accesslog
-from twisted_storaged.web.body import READ_SIZE
+from twisted_storaged.web.body import READ_SIZE, USUAL_READ_SIZE
 from twisted_storaged.web.outgoing import PUSH_FROM
 from twisted_storaged.web.streaming import IDLE_SECONDS, LINGER_BYTES, LINGER_SECONDS
 
@@ -264,12 +264,12 @@ class BackPressureTests:
         """Only while they are: other requests need no such buffers."""
         server = Server(MemoryBucket(part_size=4 << 20))
         connection = server.connect()
-        assert connection.transport.bufferSize == 1 << 16
+        assert connection.transport.bufferSize == USUAL_READ_SIZE
         connection.send(put("a", length=READ_SIZE + 1))
         assert connection.transport.bufferSize == READ_SIZE
         connection.send(b"x" * (READ_SIZE + 1))
         assert connection.response().status == 200
-        assert connection.transport.bufferSize == 1 << 16
+        assert connection.transport.bufferSize == USUAL_READ_SIZE
 
     def test_a_body_is_stored_as_it_comes(self) -> None:
         """Parts leave long before its end."""
@@ -300,7 +300,7 @@ class BackPressureTests:
 class InPlaceTests:
     """Large bodies of known length are read into the memory of their part."""
 
-    @pytest.mark.parametrize("size", [(1 << 16) + 1, 200_000, 250_000])
+    @pytest.mark.parametrize("size", [USUAL_READ_SIZE + 1, 200_000, 250_000])
     @pytest.mark.parametrize("at_once", [1000, 100_000, 1_000_000])
     def test_the_bytes_arrive(self, size: int, at_once: int) -> None:
         """And a request that follows at once is none of them."""

@@ -95,7 +95,7 @@ class Uploader:
             DigestMismatch: the body is not what it should be.
             Exception: what the body or the sink failed with; the sink is as it was before, if it could be reached.
         """
-        here: bytes | None = getattr(body, "here", None)
+        here: memoryview | None = getattr(body, "here", None)
         if here is not None and len(here) <= self.buffers.size:
             # Small and complete, as most are: nothing is to be waited for, nor cut.
             return await self._store_whole(bytearray(here), sink, digesting)

@@ -144,7 +144,7 @@ class DataPlane:
         async def attempt(ends: float) -> Answer:
             head = await self._head(Call("GetObject", key, headers=headers))
             reading = Reading(streamed=True, size=FIRST_READ_SIZE, until=ends)
-            return await self._to.pool.ask(head, reading)
+            return await self._to.pool.ask((head,), reading)
 
         answer = await self._retries.run("GetObject", attempt)
         return answer, answer.stream or WholeBody(answer.body)
@@ -172,7 +172,7 @@ class DataPlane:
         """Look at an object, once, until `ends`; None where there is none, or S3 does not say."""
         head = await self._head(Call("HeadObject", key))
         try:
-            answer = await self._to.pool.ask(head, Reading(head_request=True, until=ends))
+            answer = await self._to.pool.ask((head,), Reading(head_request=True, until=ends))
         except ConnectionFailed:
             return None
         return answer if answer.status < 300 else None
@@ -184,7 +184,7 @@ class DataPlane:
         async def attempt(ends: float) -> Answer:
             head = await self._head(call)
             reading = Reading(head_request=call.method == "HEAD", size=read_size, until=ends)
-            answer = await self._to.pool.ask(head + call.body, reading, once)
+            answer = await self._to.pool.ask((head, call.body), reading, once)
             if call.operation in _TOLD_LATE and answer.status == 200 and answer.code:
                 answer.status = 500
             return answer
@@ -220,7 +220,7 @@ class DataPlane:
             if len(call.body) > IN_THREAD_FROM:
                 until = time.monotonic() + ends - self.clock.seconds()
                 return await self._to.run(self._to.blocking.ask, head, call.body, until)
-            return await self._to.pool.ask(head + call.body, Reading(until=ends), once=landed is not None)
+            return await self._to.pool.ask((head, call.body), Reading(until=ends), once=landed is not None)
 
         return await self._retries.run(call.operation, attempt, landed)
 

@@ -18,11 +18,16 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twisted_storaged.deferreds import ConsumerGone
+from twisted_storaged.s3.relay import Relay, TakeFrom
 from twisted_storaged.s3.wire import Answer, AnswerParser, ConnectionFailed
 from twisted_storaged.transports import Outbox, send
 
 #: Bytes that one read of the socket may bring, where there is no large body.
 READ_SIZE = 1 << 16
+
+
+#: The head of a request, and its body, if it has one.
+Request = tuple[bytes | bytearray, ...]
 
 
 class Reading(NamedTuple):
@@ -74,11 +79,11 @@ class Connection(Protocol):
         self._streamed = False
         self._until = inf
         self._body: list[bytes] = []
-        self._unsent = b""
+        self._unsent: Request = ()
         self.stale = False
         self.deadline: float | None = None
 
-    def ask(self, data: bytes, reading: Reading) -> Deferred[Answer]:
+    def ask(self, request: Request, reading: Reading) -> Deferred[Answer]:
         """Send a request, head and body.
 
         The answer comes with its body; where it is streamed, and no error, and not here as a whole at once, with its
@@ -90,13 +95,13 @@ class Connection(Protocol):
         self._until = reading.until
         waiting = self._waiting = Deferred()
         self.touch()
-        self._unsent = data
+        self._unsent = request
         self._pool.outbox.add(self)
         return waiting
 
     def push(self) -> None:
         """Send the request."""
-        unsent, self._unsent = self._unsent, b""
+        unsent, self._unsent = self._unsent, ()
         send(self.transport, unsent)
 
     def touch(self) -> None:
@@ -197,6 +202,7 @@ class BodyStream:
         self._full = False
         self._failure: Failure | None = None
         self._chunk: Callable[[], int] | None = None
+        self._relay: Relay | None = None
         connection.transport.pauseProducing()
         connection.deadline = None
 
@@ -210,6 +216,10 @@ class BodyStream:
         if self._early:
             consumer.write(self._early)
             self._early = b""
+        take_from: TakeFrom | None = getattr(consumer, "take_from", None)
+        if take_from is not None and self._parser.length is not None:
+            self._relay = Relay(self._connection.transport, take_from, self._left, self._taken)
+            self._relay.start()
         if self._failure is not None:
             self._finish(self._failure)
         elif not self._full:
@@ -231,6 +241,15 @@ class BodyStream:
         self._set_read_size()
         self._consumer.write(data)
         if ended:
+            self._drained()
+
+    def _left(self) -> int:
+        return self._parser.length or 0
+
+    def _taken(self, count: int) -> None:
+        self._connection.touch()
+        self._ended = self._parser.skip(count)
+        if self._ended:
             self._drained()
 
     def failed(self, failure: Failure) -> None:
@@ -273,6 +292,8 @@ class BodyStream:
             self._finish(None)
 
     def _finish(self, result: Failure | None) -> None:
+        if self._relay is not None:
+            self._relay.stop()
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             consumer.unregisterProducer()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from socket import socket
 from typing import Any
 
 from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer
 from zope.interface import implementer
+
+from twisted_storaged.s3.relay import TakeFrom
 
 #: So many bytes are timed, and so many per second are not slow.
 PROBE = 4 << 20
@@ -59,8 +62,20 @@ class Front:
             return
         if self.end is not None and self.delivered + len(data) >= self.end:
             data = data[: self.end - self.delivered]
-        self.delivered += len(data)
         self._consumer.write(data)
+        self._count(len(data))
+
+    def take_from(self, source: socket, count: int) -> int | None:
+        """The same, if the consumer can, with bytes that it takes from `source` itself; see `relay.TakeFrom`."""
+        take_from: TakeFrom | None = getattr(self._consumer, "take_from", None)
+        if take_from is None or self.gone:
+            return None
+        taken = take_from(source, count if self.end is None else min(count, self.end - self.delivered))
+        self._count(taken or 0)
+        return taken
+
+    def _count(self, taken: int) -> None:
+        self.delivered += taken
         if self.delivered == self.end:
             self._producer.stopProducing()
         elif self._slow is not None and self.delivered >= PROBE:

@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.task import LoopingCall
 
-from twisted_storaged.s3.connection import Connection, Reading
+from twisted_storaged.s3.connection import Connection, Reading, Request
 from twisted_storaged.s3.wire import Answer, ConnectionFailed
 from twisted_storaged.transports import Outbox
 
@@ -37,7 +37,7 @@ class Pool:
         self._looking.clock = reactor
         self._stopped = False
 
-    async def ask(self, data: bytes, reading: Reading = AT_ONCE, once: bool = False) -> Answer:
+    async def ask(self, request: Request, reading: Reading = AT_ONCE, once: bool = False) -> Answer:
         """Send a request on a free connection, or a new one; see `Connection.ask`. With `once`, never on both.
 
         Raises:
@@ -45,13 +45,13 @@ class Pool:
         """
         connection = self._idle.pop() if self._idle else await self._connect()
         try:
-            return await connection.ask(data, reading)
+            return await connection.ask(request, reading)
         except ConnectionFailed:
             # S3 closes connections that were idle for long; that is not known until the next request is sent.
             if once or not connection.stale:
                 raise
         connection = await self._connect()
-        return await connection.ask(data, reading)
+        return await connection.ask(request, reading)
 
     def start(self) -> None:
         """Begin to look at who is late."""

@@ -101,6 +101,13 @@ class AnswerParser:
         """How many bytes of the body are still to come, if the head said so."""
         return None if self._chunked else self._left
 
+    def skip(self, count: int) -> bool:
+        """`count` bytes of a body of known length went past; returns whether those were the last."""
+        assert self._left is not None
+        self._left -= count
+        self.ended = self._left == 0
+        return self.ended
+
     def _read_head(self, data: bytes) -> bytes:
         end = data.find(b"\r\n\r\n")
         if end < 0:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 #: Bytes that one read of the socket may bring while a body is consumed.
 READ_SIZE = 1 << 20
-#: What Twisted reads at once.
-USUAL_READ_SIZE = 1 << 16
+#: And before: a small body is here at once, with its head. From 128 KiB on, memory is the system's each time.
+USUAL_READ_SIZE = 120 << 10
 
 
 @runtime_checkable
@@ -50,7 +50,7 @@ class RequestBody:
     def __init__(self, channel: StreamingChannel) -> None:
         self._channel = channel
         self.declared: int | None = 0
-        self.here: bytes | None = None
+        self.here: memoryview | None = None
         self.complete = False
         self.paused = True
         self._expects_continue = False
@@ -68,11 +68,10 @@ class RequestBody:
         self.declared = length
         self._expects_continue = expects_continue
 
-    def came(self, data: bytes) -> None:
+    def came(self, data: memoryview) -> None:
         """All of it came in one read with the headers."""
         self.declared = len(data)
         self.here = data
-        self._early.append(data)
 
     @property
     def length(self) -> int | str:
@@ -94,6 +93,8 @@ class RequestBody:
         finished = self._finished = Deferred()
         self.paused = False
         early, self._early = self._early, []
+        if self.here is not None:
+            early.append(bytes(self.here))
         for data in early:
             self._deliver(data)
         if self.complete:

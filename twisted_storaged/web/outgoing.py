@@ -8,14 +8,17 @@ here, which has the same meaning; then it is the transport's own again. Reading 
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from socket import socket
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.main import CONNECTION_LOST
 
 from twisted_storaged.transports import Outbox, is_idle, send
+from twisted_storaged.web.pipe import Pipe
 
-#: Collected pieces of more bytes than this, together, do not wait for the end of the round.
+#: So many collected pieces, or pieces of more bytes than this together, do not wait for the end of the round.
+MANY = 16
 PUSH_FROM = 1 << 16
 
 
@@ -28,6 +31,7 @@ class Outgoing:
         self._in_place = _InPlace(transport, producer)
         self._pieces: list[bytes] = []
         self._size = 0
+        self._pipe: Pipe | None = None
 
     def write(self, data: bytes) -> None:
         """Send at the end of the reactor's round, in one piece with what else is written in it."""
@@ -35,50 +39,95 @@ class Outgoing:
             self._outbox.add(self)
         self._pieces.append(data)
         self._size += len(data)
-        if self._size > PUSH_FROM:
+        if self._size > PUSH_FROM or len(self._pieces) == MANY:
             self.push()
 
     def push(self) -> None:
         """Send what was written, now."""
         if self._pieces:
             pieces, self._pieces, self._size = self._pieces, [], 0
-            send(self._transport, b"".join(pieces))
+            send(self._transport, pieces)
 
     def write_in_place(self, data: bytes) -> bool:
         """Send from where `data` is, after what was written, if a plain socket can do that now; says whether it can."""
         self.push()
-        return self._in_place.send(data)
+        ready = self._in_place.ready
+        if ready:
+            self._in_place.send(_Memory(data))
+        return ready
+
+    def take_from(self, source: socket, count: int) -> int | None:
+        """Send up to `count` bytes that are taken from `source`, if a plain socket can do that now.
+
+        Returns how many were taken, 0 at the end of the stream; None if it cannot. Raises OSError, as `recv` does.
+        """
+        self.push()
+        if self._pipe is None:
+            with suppress(OSError):  # no more files: then not
+                self._pipe = Pipe()
+        if self._pipe is None or not self._in_place.ready:
+            return None
+        taken = self._pipe.take(source, count)
+        if taken:
+            self._in_place.send(self._pipe)
+        return taken
+
+    def close(self) -> None:
+        """Let go of what an answer needed."""
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            pipe.close()
+
+
+class _Unsent(Protocol):
+    """What is sent piece by piece. True until all of it has been."""
+
+    def __bool__(self) -> bool: ...
+    def send(self, sink: socket) -> None:
+        """Send what `sink` takes. Raises OSError, as `socket.send` does."""
+
+
+class _Memory:
+    """Bytes that are sent from where they are."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self._left = memoryview(data)
+
+    def __bool__(self) -> bool:
+        return bool(self._left)
+
+    def send(self, sink: socket) -> None:
+        self._left = self._left[sink.send(self._left) :]
 
 
 class _InPlace:
-    """Sends bytes from where they are; `producer` is paused until the last of them has left."""
+    """Sends past the transport; `producer` is paused until the last byte has left."""
 
     def __init__(self, transport: Any, producer: IPushProducer) -> None:
         self._transport = transport
         self._producer = producer
-        self._unsent = memoryview(b"")
+        self._unsent: _Unsent = _Memory()
 
-    def send(self, data: bytes) -> bool:
-        """Send, if nothing else has to be sent before; says whether it does."""
-        if self._unsent:
-            return False
-        if not is_idle(self._transport):
-            return False
-        self._unsent = memoryview(data)
-        self._send()
-        if self._unsent:
+    @property
+    def ready(self) -> bool:
+        """Whether nothing else has to be sent before."""
+        return not self._unsent and is_idle(self._transport)
+
+    def send(self, unsent: _Unsent) -> None:
+        """Send; to be called when it is ready."""
+        self._unsent = unsent
+        with suppress(OSError):  # that the peer is gone is noticed below, as ever
+            unsent.send(self._transport.getHandle())
+        if unsent:
             self._transport.doWrite = self._write
             self._transport.startWriting()
             self._producer.pauseProducing()
-        return True
-
-    def _send(self) -> None:
-        with suppress(BlockingIOError):
-            self._unsent = self._unsent[self._transport.getHandle().send(self._unsent) :]
 
     def _write(self) -> Exception | None:
         try:
-            self._send()
+            self._unsent.send(self._transport.getHandle())
+        except BlockingIOError:
+            return None
         except OSError:
             return CONNECTION_LOST
         if self._unsent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from socket import socket
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
@@ -65,6 +66,14 @@ class StreamingRequest(Request):
             super().write(data)
         else:
             self.sentLength += len(data)
+
+    def take_from(self, source: socket, count: int) -> int | None:
+        """Write up to `count` bytes that are taken from `source`: see `Outgoing.take_from`."""
+        if count < LARGE_WRITE or self.chunked or self.gone:
+            return None
+        taken = self.channel.take_from(source, count)
+        self.sentLength += taken or 0
+        return taken
 
     def handleContentChunk(self, data: bytes) -> None:
         self.body.received(data)

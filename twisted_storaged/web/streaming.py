@@ -8,6 +8,7 @@ given before the body is in ends the connection, in such a way that the client s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from socket import socket
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IAddress, IDelayedCall
@@ -17,6 +18,7 @@ from twisted.web.http import NO_BODY_CODES, RESPONSES, HTTPChannel
 
 from twisted_storaged.errors import BodyLost, BodyStalled
 from twisted_storaged.transports import has_unsent
+from twisted_storaged.web.body import USUAL_READ_SIZE
 from twisted_storaged.web.fields import fields_of
 from twisted_storaged.web.head import Head, read_head
 from twisted_storaged.web.inplace import InPlaceReader
@@ -47,6 +49,7 @@ class StreamingChannel(HTTPChannel):
     _deadline = 0.0
     _lingering: IDelayedCall | None = None
     _outgoing: Outgoing
+    _plain: bool
     _reader: InPlaceReader | None = None
     _left = 0
     _dropped = 0
@@ -54,8 +57,9 @@ class StreamingChannel(HTTPChannel):
     def connectionMade(self) -> None:
         super().connectionMade()
         self._peer, self._host = self.transport.getPeer(), self.transport.getHost()
+        self._plain = hasattr(self.transport, "getHandle") and not self.isSecure()
         self._outgoing = Outgoing(self.transport, self, self.site.outbox)
-        self._default_read_size = getattr(self.transport, "bufferSize", None)
+        self.read_in_chunks_of(USUAL_READ_SIZE)
         set_keep_alive = getattr(self.transport, "setTcpKeepAlive", None)
         if set_keep_alive is not None:
             # A client that computes for an hour between two reads is fine; one whose host is dead is not.
@@ -70,9 +74,9 @@ class StreamingChannel(HTTPChannel):
         if head is None or len(data) > head.size + head.length:
             super().dataReceived(data)
         else:
-            self._begin(head, data[head.size :])
+            self._begin(head, memoryview(data)[head.size :])
 
-    def _begin(self, head: Head, body: bytes) -> None:
+    def _begin(self, head: Head, body: memoryview) -> None:
         """What Twisted does, line by line, up to the end of a head; and with a body that came in the same read."""
         request = self.site.requestFactory(self)
         self.requests.append(request)
@@ -88,7 +92,7 @@ class StreamingChannel(HTTPChannel):
         self._begin_request(request)
         self.setRawMode()
         if body and not self._lingering:
-            self.rawDataReceived(body)
+            self.rawDataReceived(bytes(body))
 
     def allHeadersReceived(self) -> None:
         """As ever, but there are no cookies, and 100 Continue is said when somebody wants the body."""
@@ -124,7 +128,7 @@ class StreamingChannel(HTTPChannel):
         if self.length != 0:
             # From here on reading is for one thing: to learn that the peer is gone.
             self._stop_reading_in_place()
-            self.read_in_chunks_of(self._default_read_size)
+            self.read_in_chunks_of(USUAL_READ_SIZE)
             self.resume_reading()
         super().allContentReceived()
 
@@ -165,6 +169,7 @@ class StreamingChannel(HTTPChannel):
         return self._host
 
     def requestDone(self, request: StreamingRequest) -> None:
+        self._outgoing.close()
         if self._buffer or self._dataBuffer:
             self._outgoing.push()
         if request.body.complete:
@@ -223,6 +228,7 @@ class StreamingChannel(HTTPChannel):
         for timer in (self._timer, self._lingering):
             if timer is not None and timer.active():
                 timer.cancel()
+        self._outgoing.close()
         super().connectionLost(reason)
 
     def close_when_done(self) -> None:
@@ -239,14 +245,14 @@ class StreamingChannel(HTTPChannel):
         """Read again."""
         self.transport.resumeProducing()
 
-    def read_in_chunks_of(self, size: int | None) -> None:
+    def read_in_chunks_of(self, size: int) -> None:
         """How much one read may bring, in bytes."""
-        if size is not None and not self.isSecure():
+        if not self.isSecure():
             self.transport.bufferSize = size
 
     def read_into(self, place: Callable[[], memoryview | None]) -> bool:
         """Read the rest of the body into the memory that `place` gives, if this transport can; says whether it can."""
-        if not self._past_transport:
+        if not self._plain:
             return False
         self._reader = InPlaceReader(self.transport, lambda: self._part_of(place()), self._filled)
         self._reader.start()
@@ -254,15 +260,15 @@ class StreamingChannel(HTTPChannel):
 
     def write_in_place(self, data: bytes) -> bool:
         """Send bytes from where they are, if this transport can now; says whether it can."""
-        return self._past_transport and self._outgoing.write_in_place(data)
+        return self._plain and self._outgoing.write_in_place(data)
+
+    def take_from(self, source: socket, count: int) -> int | None:
+        """Send bytes from another socket, without seeing them: see `Outgoing.take_from`."""
+        return self._outgoing.take_from(source, count) if self._plain else None
 
     def call_soon(self, call: Callable[..., object], *args: object) -> None:
         """Make a call after what is on the stack now."""
         self.callLater(0, call, *args)
-
-    @property
-    def _past_transport(self) -> bool:
-        return hasattr(self.transport, "getHandle") and not self.isSecure()
 
     def _part_of(self, place: memoryview | None) -> memoryview | None:
         return None if place is None else place[: self._left]

@@ -1,0 +1,177 @@
+"""Bytes that go from socket to socket, without being read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from socket import socket
+
+import pytest
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IPushProducer
+from twisted.internet.protocol import Protocol
+from twisted.internet.task import Clock
+from zope.interface import implementer
+
+from tests.support import connected
+from twisted_storaged.s3.relay import Relay
+from twisted_storaged.transports import Outbox
+from twisted_storaged.web import pipe
+from twisted_storaged.web.outgoing import Outgoing
+
+DATA = os.urandom(1 << 20)
+
+
+@implementer(IPushProducer)
+class Told:
+    """What a producer is told."""
+
+    def __init__(self) -> None:
+        self.all: list[str] = []
+
+    def pauseProducing(self) -> None:
+        self.all.append("pause")
+
+    def resumeProducing(self) -> None:
+        self.all.append("resume")
+
+    def stopProducing(self) -> None:
+        self.all.append("stop")
+
+
+class Relayed:
+    """S3's socket on the one side, a client's on the other."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.received: list[bytes] = []
+        protocol = Protocol()
+        protocol.dataReceived = self.received.append  # type: ignore[assignment,method-assign]
+        self.source, self.s3 = stack.enter_context(connected(protocol))
+        self.sink, self.client = stack.enter_context(connected())
+        self.told = Told()
+        self.outgoing = Outgoing(self.sink, self.told, Outbox(Clock()))
+        self.taken = 0
+        self.size = len(DATA)
+        stack.callback(self.outgoing.close)
+        relay = Relay(self.source, self.outgoing.take_from, lambda: self.size - self.taken, self._took)
+        relay.start()
+        self.stop = relay.stop
+
+    def _took(self, count: int) -> None:
+        self.taken += count
+
+    def flow(self) -> bytes:
+        """Let S3 send all of it, and a client read it that is slow, with the reactor between them."""
+        rest, arrived = memoryview(DATA), b""
+        while len(arrived) < self.size:
+            rest = rest[_some(self.s3, rest) :]
+            if self.told.all[-1:] != ["pause"] and self.taken < self.size:
+                assert self.source.doRead() is None
+                continue
+            arrived += _all(self.client)
+            if self.told.all[-1:] == ["pause"]:
+                assert self.sink.doWrite() is None
+        return arrived
+
+
+def _some(to: socket, data: memoryview) -> int:
+    try:
+        return to.send(data[: 1 << 18])
+    except BlockingIOError:
+        return 0
+
+
+def _all(of: socket) -> bytes:
+    try:
+        return of.recv(1 << 20)
+    except BlockingIOError:
+        return b""
+
+
+@pytest.fixture
+def relayed() -> Iterator[Relayed]:
+    """Both sides."""
+    with ExitStack() as stack:
+        yield Relayed(stack)
+
+
+def open_files() -> int:
+    """How many this process has."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+class TakeFromTests:
+    """From the one to the other."""
+
+    @pytest.mark.parametrize("size", [1 << 12, 1 << 20])
+    def test_the_bytes_arrive(self, relayed: Relayed, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+        """All of them, in order, past the protocol; the source waits while the client is slow."""
+        monkeypatch.setattr(pipe, "SIZE", size)
+        assert relayed.flow() == DATA
+        assert relayed.received == []
+        assert "pause" in relayed.told.all
+        assert relayed.told.all[-1] == "resume"
+
+    def test_no_more_than_wanted(self, relayed: Relayed) -> None:
+        """What comes after is read as ever."""
+        relayed.size = 1000
+        relayed.s3.send(DATA[:1500])
+        relayed.source.doRead()
+        assert (_all(relayed.client), relayed.taken) == (DATA[:1000], 1000)
+        relayed.stop()
+        relayed.source.doRead()
+        assert relayed.received == [DATA[1000:1500]]
+
+    def test_after_what_was_written(self, relayed: Relayed) -> None:
+        """The head of the answer, at least."""
+        relayed.outgoing.write(b"head")
+        relayed.s3.send(b"body")
+        relayed.source.doRead()
+        assert _all(relayed.client) == b"headbody"
+
+    def test_not_while_there_is_something_to_send(self, relayed: Relayed) -> None:
+        """Then it is read, for the transport to send in its turn."""
+        relayed.sink.dataBuffer = b"of an earlier answer"
+        relayed.s3.send(b"body")
+        relayed.source.doRead()
+        assert (relayed.received, _all(relayed.client)) == ([b"body"], b"")
+
+    def test_nothing_there_is_no_end(self, relayed: Relayed) -> None:
+        """The end is one, and so is a reset."""
+        assert relayed.source.doRead() is None
+        relayed.s3.close()
+        assert isinstance(relayed.source.doRead(), ConnectionDone)
+        relayed.source.socket.close()
+        assert isinstance(relayed.source.doRead(), ConnectionLost)
+
+    def test_a_client_that_leaves_is_noticed(self, relayed: Relayed) -> None:
+        """By what the reactor is told of its socket, and not of S3's."""
+        relayed.client.close()
+        relayed.s3.send(b"body")
+        assert relayed.source.doRead() is None
+        assert relayed.told.all == ["pause"]
+        assert isinstance(relayed.sink.doWrite(), ConnectionLost)
+
+    def test_takes_two_files_for_as_long_as_it_lasts(self, relayed: Relayed) -> None:
+        """No more, and not longer."""
+        before = open_files()
+        for _ in range(2):
+            relayed.s3.send(b"body")
+            relayed.source.doRead()
+        assert open_files() == before + 2
+        relayed.outgoing.close()
+        relayed.outgoing.close()
+        assert open_files() == before
+
+    def test_without_files_left_it_is_read(self, relayed: Relayed, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It costs more, and arrives."""
+
+        def no_more() -> tuple[int, int]:
+            raise OSError(24, "too many open files")
+
+        monkeypatch.setattr(os, "pipe", no_more)
+        relayed.s3.send(b"body")
+        assert relayed.source.doRead() is None
+        assert relayed.received == [b"body"]
