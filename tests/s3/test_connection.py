@@ -233,6 +233,18 @@ class SilenceTests:
         with pytest.raises(ConnectionFailed, match="silent"):
             result(done)
 
+    def test_a_little_may_be_there_that_was_not_worth_a_look(self) -> None:
+        """It is looked for once, before S3 is called silent."""
+        made = Made()
+        done = made.stream().deliver(Consumer(), lambda: CHUNK)
+        hurries = iter([True, False])
+        made.connection().hurry = lambda: next(hurries)
+        made.clock.pump([1] * 61)
+        assert not done.called
+        made.clock.pump([1] * 2)
+        with pytest.raises(ConnectionFailed, match="silent"):
+            result(done)
+
     def test_a_request_may_have_less_time(self) -> None:
         """Until a time of the clock; bytes that come do not add to that."""
         made = Made()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from socket import socket
+from socket import SO_RCVLOWAT, SOL_SOCKET, socket
 
 import pytest
 from twisted.internet.error import ConnectionDone, ConnectionLost
@@ -16,7 +16,7 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from tests.support import connected
-from twisted_storaged.s3.relay import Relay
+from twisted_storaged.s3.relay import AT_LEAST, Relay
 from twisted_storaged.transports import Outbox
 from twisted_storaged.web import pipe
 from twisted_storaged.web.outgoing import Outgoing
@@ -55,11 +55,12 @@ class Relayed:
         self.taken = 0
         self.size = len(DATA)
         stack.callback(self.outgoing.close)
-        relay = Relay(self.source, self.outgoing.take_from, lambda: self.size - self.taken, self._took)
+        relay = Relay(self.source, self.outgoing.take_from, lambda: self.size - self.taken, self.took)
         relay.start()
-        self.stop = relay.stop
+        self.stop, self.hurry = relay.stop, relay.hurry
 
-    def _took(self, count: int) -> None:
+    def took(self, count: int) -> None:
+        """Note that so many bytes of the body went."""
         self.taken += count
 
     def flow(self) -> bytes:
@@ -175,3 +176,39 @@ class TakeFromTests:
         relayed.s3.send(b"body")
         assert relayed.source.doRead() is None
         assert relayed.received == [b"body"]
+
+
+class PatienceTests:
+    """How much has to be there before it is looked at."""
+
+    def at_least(self, relayed: Relayed) -> int:
+        return int(relayed.source.getHandle().getsockopt(SOL_SOCKET, SO_RCVLOWAT))
+
+    def test_is_for_large_bodies_and_not_for_their_ends(self, relayed: Relayed) -> None:
+        """The last bytes would be waited for in vain; nor has the next answer to be large."""
+        assert self.at_least(relayed) == AT_LEAST
+        assert relayed.flow() == DATA
+        assert self.at_least(relayed) == 1
+
+    def test_ends_also_where_the_transport_reads(self, relayed: Relayed) -> None:
+        """As with a client over TLS."""
+        relayed.sink.dataBuffer = b"of an earlier answer"
+        relayed.source.protocol.dataReceived = lambda data: relayed.took(len(data))
+        for start in range(0, len(DATA), 1 << 15):
+            relayed.s3.send(DATA[start : start + (1 << 15)])
+            relayed.source.doRead()
+        assert (relayed.taken, self.at_least(relayed)) == (len(DATA), 1)
+
+    def test_ends_when_it_is_stopped(self, relayed: Relayed) -> None:
+        """In the middle; also when the socket is closed already."""
+        relayed.stop()
+        assert self.at_least(relayed) == 1
+        relayed.source.socket.close()
+        relayed.stop()
+
+    def test_ends_when_nothing_comes(self, relayed: Relayed) -> None:
+        """For what is left of the body."""
+        assert [relayed.hurry() for _ in range(2)] == [True, False]
+        relayed.s3.send(b"body")
+        relayed.source.doRead()
+        assert (_all(relayed.client), self.at_least(relayed)) == (b"body", 1)

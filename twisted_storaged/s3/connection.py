@@ -152,6 +152,10 @@ class Connection(Protocol):
         else:
             self.transport.loseConnection()
 
+    def hurry(self) -> bool:
+        """Look whether S3 has sent a little that was not worth a look until now; returns whether that may be."""
+        return self._stream is not None and self._stream.hurry()
+
     def give_up(self, error: ConnectionFailed) -> None:
         """End it in the middle."""
         self._fail(error)
@@ -242,6 +246,10 @@ class BodyStream:
         self._consumer.write(data)
         if ended:
             self._drained()
+
+    def hurry(self) -> bool:
+        """See `Connection.hurry`."""
+        return self._relay is not None and self._relay.hurry()
 
     def _left(self) -> int:
         return self._parser.length or 0

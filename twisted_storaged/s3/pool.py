@@ -95,5 +95,9 @@ class Pool:
     def _look(self) -> None:
         now = self._reactor.seconds()
         for connection in list(self._open):
-            if connection.deadline is not None and connection.deadline < now:
+            if connection.deadline is None or connection.deadline >= now:
+                continue
+            if connection.hurry():
+                connection.deadline = now + LOOK_EVERY
+            else:
                 connection.give_up(ConnectionFailed(f"S3 was silent for {self._read_timeout:.0f} s"))
