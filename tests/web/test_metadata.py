@@ -35,6 +35,13 @@ class MetadataTests:
         headers = server.ask(request("GET", "/objects/a")).headers
         assert (headers["content-type"], headers["cache-control"]) == ("application/octet-stream", "no-store")
 
+    def test_the_type_of_bytes_is_not_kept(self) -> None:
+        """Most clients send it, and it is said of every object that has no other."""
+        server = Server()
+        server.ask(put("a", b"x", "Content-Type: application/octet-stream", "x-amz-meta-a: 1"))
+        assert server.bucket.metadata["a"] == (("x-amz-meta-a", "1"),)
+        assert server.ask(request("GET", "/objects/a")).headers["content-type"] == "application/octet-stream"
+
     def test_an_overwrite_replaces_it(self) -> None:
         """It belongs to the object, not to the key."""
         server = Server()

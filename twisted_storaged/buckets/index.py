@@ -10,11 +10,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from twisted_storaged.buckets.layout import prepare, transaction
 from twisted_storaged.buckets.lookup import Entry, Lookup, details_of
-from twisted_storaged.buckets.objects import Condition, ObjectInfo
+from twisted_storaged.buckets.objects import Condition
 from twisted_storaged.errors import PreconditionFailed, StorageError
 
 
@@ -31,6 +31,17 @@ Outcome = str | StorageError | None
 
 
 _NOTHING = (None, None, None)
+
+
+class _Table(NamedTuple):
+    """What an object may have a row of; a row that is NULL is a new one."""
+
+    keep: str
+    remove: str
+
+
+_CONTENTS = _Table("INSERT OR REPLACE INTO contents VALUES (?, ?)", "DELETE FROM contents WHERE row = ?")
+_DETAILS = _Table("INSERT OR REPLACE INTO details VALUES (?, ?, ?)", "DELETE FROM details WHERE row = ?")
 
 
 class Index(Lookup):
@@ -64,32 +75,29 @@ class Index(Lookup):
         etag, row, details = found or _NOTHING
         if condition is not None and condition.etag != etag:
             return PreconditionFailed(f"{key!r} is {etag or 'not there'}, and was to be {condition.etag or 'new'}")
-        if row is not None:
-            self._writer.execute("DELETE FROM contents WHERE row = ?", (row,))
-        if details is not None:
-            self._writer.execute("DELETE FROM details WHERE row = ?", (details,))
         if entry is None:
+            self._keep(_CONTENTS, row, None)
+            self._keep(_DETAILS, details, None)
             self._writer.execute("DELETE FROM objects WHERE key = ?", (key,))
         else:
-            self._keep(entry)
+            content = None if entry.content is None else (entry.content,)
+            self._keep_object(
+                entry, self._keep(_CONTENTS, row, content), self._keep(_DETAILS, details, details_of(entry.info))
+            )
         return etag if row is None else None
 
-    def _keep(self, entry: Entry) -> None:
+    def _keep_object(self, entry: Entry, row: int | None, details: int | None) -> None:
         info = entry.info
-        row, details = self._keep_content(entry.content), self._keep_details(info)
         fields = (info.key, info.size, info.etag, info.last_modified, row, details, entry.checksum)
         self._writer.execute("INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?, ?, ?)", fields)
 
-    def _keep_content(self, content: bytes | bytearray | None) -> int | None:
-        if content is None:
-            return None
-        return self._writer.execute("INSERT INTO contents (content) VALUES (?)", (content,)).lastrowid
-
-    def _keep_details(self, info: ObjectInfo) -> int | None:
-        details = details_of(info)
-        if details is None:
-            return None
-        return self._writer.execute("INSERT INTO details (metadata, digests) VALUES (?, ?)", details).lastrowid
+    def _keep(self, table: _Table, row: int | None, values: tuple[Any, ...] | None) -> int | None:
+        """Have these values where the object had `row`, if it had one; without values, no row. Returns which it has."""
+        if values is not None:
+            return self._writer.execute(table.keep, (row, *values)).lastrowid
+        if row is not None:
+            self._writer.execute(table.remove, (row,))
+        return None
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -14,6 +14,7 @@ MAX_METADATA_BYTES = 2048
 
 _KEPT = {"content-type", "content-encoding", "content-disposition", "cache-control"}
 _USER = "x-amz-meta-"
+_NO_TYPE = ("content-type", "application/octet-stream")
 _DEFAULT = (b"Content-Type", b"application/octet-stream")
 _SHOWN = {name: name.title().encode("ascii") for name in _KEPT}
 
@@ -25,10 +26,13 @@ def metadata_of(request: Any) -> Metadata:
         InvalidRequest: it is too much, or something in it is there twice or not ASCII.
     """
     kept = sorted([name for name in request.fields if name in _KEPT or name.startswith(_USER)])
-    metadata = tuple([(name, field(request, name) or "") for name in kept])
+    metadata = [(name, field(request, name) or "") for name in kept]
     if sum([len(name) + len(value) for name, value in metadata]) > MAX_METADATA_BYTES:
         raise InvalidRequest(f"metadata too large (>{MAX_METADATA_BYTES} bytes)")
-    return metadata
+    if _NO_TYPE in metadata:
+        # It is what is said of an object without one: nothing to be kept.
+        metadata.remove(_NO_TYPE)
+    return tuple(metadata)
 
 
 def metadata_headers(metadata: Metadata) -> list[tuple[bytes, bytes]]:

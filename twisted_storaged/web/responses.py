@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from json.encoder import encode_basestring as quoted
 from typing import NamedTuple
 
 from twisted.logger import Logger
@@ -30,7 +31,6 @@ _JSON = (b"Content-Type", b"application/json")
 _RANGES = (b"Accept-Ranges", b"bytes")
 
 _log = Logger()
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class Refusal(NamedTuple):
@@ -80,9 +80,15 @@ def answer_text(request: StreamingRequest, status: int, line: str, headers: Iter
     _answer(request, status, [_TEXT, *headers], line.encode("utf-8") + b"\n")
 
 
-def answer_json(request: StreamingRequest, document: object, headers: Iterable[Header] = ()) -> None:
+def answer_json(request: StreamingRequest, document: object) -> None:
     """Answer 200 with a JSON document."""
-    _answer(request, OK, [_JSON, *headers], _json(document))
+    _answer(request, OK, [_JSON], json.dumps(document, separators=(",", ":")).encode("ascii"))
+
+
+def answer_stored(request: StreamingRequest, info: ObjectInfo, headers: Iterable[Header]) -> None:
+    """Answer a PUT."""
+    line = f'{{"status":"ok","key":{quoted(info.key)},"size":{info.size},"etag":{quoted(info.etag)}}}'
+    _answer(request, OK, [_JSON, *headers], line.encode("utf-8"))
 
 
 def answer_nothing(request: StreamingRequest, status: int = http.NO_CONTENT, headers: Iterable[Header] = ()) -> None:
@@ -128,10 +134,6 @@ def _answer(request: StreamingRequest, status: int, headers: Iterable[Header], b
 def _http_date(seconds: float) -> bytes:
     date: bytes = datetimeToString(seconds)
     return date
-
-
-def _json(value: object) -> bytes:
-    return _encode(value).encode("utf-8")
 
 
 def _log_failure(failure: Failure, request: StreamingRequest) -> None:

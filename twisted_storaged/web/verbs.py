@@ -18,7 +18,7 @@ from twisted_storaged.web.fields import field, parameter
 from twisted_storaged.web.lists import answer_list, list_query
 from twisted_storaged.web.metadata import metadata_of
 from twisted_storaged.web.request import StreamingRequest
-from twisted_storaged.web.responses import answer_json, answer_not_modified, answer_nothing, start_object
+from twisted_storaged.web.responses import answer_not_modified, answer_nothing, answer_stored, start_object
 
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
@@ -45,7 +45,7 @@ class Verbs:
         finally:
             self._slots.release()
         digest = [] if algorithm is None else repr_digest(algorithm, info.digests)
-        answer_json(request, {"status": "ok", "key": key, "size": info.size, "etag": info.etag}, digest)
+        answer_stored(request, info, digest)
 
     async def get(self, request: StreamingRequest) -> None:
         """Send an object, or a range of it."""
