@@ -12,19 +12,22 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
+from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, gatherResults
+from twisted.python.failure import Failure
 
 from tests.buckets.embedded import contents, large, make, put, read, until
 from tests.support import BytesBody, Consumer
 from twisted_storaged.buckets import directory
 from twisted_storaged.buckets.index import Change, Index, Outcome
 from twisted_storaged.buckets.local import LocalBucket
+from twisted_storaged.buckets.localreader import SmallReader
 from twisted_storaged.buckets.localupload import PART_SIZE, SMALL
 from twisted_storaged.buckets.lookup import Entry
 from twisted_storaged.buckets.objects import ListQuery, ObjectInfo
 from twisted_storaged.errors import (
     BucketError,
     DamagedObject,
+    ObjectNotFound,
     OutOfSpace,
     StartError,
 )
@@ -99,7 +102,6 @@ class DurabilityTests:
         for data in (b"one", b"two", b"three"):
             await put(bucket, "a", large(data))
         await bucket.delete("a")
-        await bucket.get("b").addErrback(lambda _: None)
         assert await until(lambda: contents(tmp_path) == set())
 
 
@@ -243,6 +245,22 @@ class ReadersTests:
         (tmp_path / "objects" / info.etag[:2] / info.etag).unlink()
         with pytest.raises(DamagedObject, match=r"'a'.*there is no file"):
             await bucket.get("a")
+
+    @pytest_twisted.ensureDeferred
+    async def test_many_open_together(self, bucket: LocalBucket, tmp_path: Path) -> None:
+        """In one call of a thread; what is wrong with one of them is not the others' fault."""
+        lost = await put(bucket, "lost", large(b"x"))
+        (tmp_path / "objects" / lost.etag[:2] / lost.etag).unlink()
+        locked = await put(bucket, "not a file", large(b"x"))
+        (tmp_path / "objects" / locked.etag[:2] / locked.etag).unlink()
+        (tmp_path / "objects" / locked.etag[:2] / locked.etag).mkdir()
+        await put(bucket, "a", b"one")
+        keys = ["a", "lost", "none", "not a file", "a"]
+        found = await DeferredList([ensureDeferred(bucket.get(key)) for key in keys], consumeErrors=True)
+        types: list[Any] = [result.type if isinstance(result, Failure) else type(result) for _, result in found]
+        assert types[:3] == [SmallReader, DamagedObject, ObjectNotFound]
+        assert issubclass(types[3], BucketError)
+        assert types[4] is SmallReader
 
 
 class ThreadsTests:

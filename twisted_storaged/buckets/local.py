@@ -29,7 +29,6 @@ from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
 from twisted_storaged.buckets.buffers import Buffers
-from twisted_storaged.buckets.committer import Committer
 from twisted_storaged.buckets.delivery import ObjectReader, share_of_memory
 from twisted_storaged.buckets.digests import Digesting
 from twisted_storaged.buckets.directory import Directory
@@ -51,6 +50,7 @@ from twisted_storaged.buckets.objects import (
 )
 from twisted_storaged.buckets.share import Share
 from twisted_storaged.buckets.threads import Threads
+from twisted_storaged.buckets.together import Together
 from twisted_storaged.deferreds import deferred
 from twisted_storaged.errors import (
     BucketError,
@@ -59,10 +59,14 @@ from twisted_storaged.errors import (
     OutOfSpace,
     PreconditionFailed,
     StartError,
+    StorageError,
 )
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+#: What a GET is for: a key, and a range of it, or None for all.
+_Wanted = tuple[str, ByteRange | None]
 
 #: How many parts of one body may be written at once.
 WINDOW = 2
@@ -92,7 +96,8 @@ class LocalBucket:
         self._buffers = Buffers(PART_SIZE, keep=put_slots)
         self._uploader = Uploader(self._buffers, Share(put_slots, WINDOW, WINDOW))
         self._reactor = reactor
-        self._committer: Committer[Change, str | None] = Committer(self._soon, self._commit_all)
+        self._commits: Together[Change, str | None] = Together(self._soon, self._commit_all)
+        self._opens: Together[_Wanted, IObjectReader] = Together(self._soon, self._open_all)
 
     def start(self) -> None:
         path = self._path
@@ -129,8 +134,12 @@ class LocalBucket:
             raise ObjectNotFound(key)
         return info
 
-    def get(self, key: str, wanted: ByteRange | None = None) -> Deferred[IObjectReader]:
-        return self._run(self._open, key, wanted)
+    async def get(self, key: str, wanted: ByteRange | None = None) -> IObjectReader:
+        try:
+            return await self._opens.do((key, wanted))
+        except DamagedObject as error:
+            self._log.error("bucket {name}: {error}", name=self.name, error=error)
+            raise
 
     def list(self, query: ListQuery, token: str | None = None) -> Deferred[ListPage]:
         return self._run(self._index.page, query, token)
@@ -155,7 +164,7 @@ class LocalBucket:
             self._log.info("bucket {name} is in {path}, {n} leftovers gone", name=self.name, path=self._path, n=swept)
 
     async def _commit(self, change: Change) -> None:
-        replaced = await self._committer.commit(change)
+        replaced = await self._commits.do(change)
         if replaced is not None:
             self._remove_later(replaced)
 
@@ -173,8 +182,18 @@ class LocalBucket:
             self._log.error("bucket {name}: {error}", name=self.name, error=error)
             raise
         except (OSError, sqlite3.Error) as error:
-            kind = OutOfSpace if _is_out_of_space(error) else BucketError
-            raise kind(f"{type(error).__name__}: {error}") from error
+            raise _failure(error) from error
+
+    def _open_all(self, asked: Sequence[_Wanted]) -> Deferred[Sequence[IObjectReader | StorageError]]:
+        return self._run(lambda: [self._try_open(*one) for one in asked])
+
+    def _try_open(self, key: str, wanted: ByteRange | None) -> IObjectReader | StorageError:
+        try:
+            return self._open(key, wanted)
+        except StorageError as error:
+            return error
+        except (OSError, sqlite3.Error) as error:
+            return _failure(error)
 
     def _open(self, key: str, wanted: ByteRange | None) -> IObjectReader:
         """The reader of a key."""
@@ -219,6 +238,11 @@ class LocalBucket:
 
     def _not_removed(self, failure: Failure, name: str) -> None:
         self._log.warn("{name} was not removed: {failure.value}", name=name, failure=failure)
+
+
+def _failure(error: OSError | sqlite3.Error) -> BucketError | OutOfSpace:
+    kind = OutOfSpace if _is_out_of_space(error) else BucketError
+    return kind(f"{type(error).__name__}: {error}")
 
 
 def _is_out_of_space(error: OSError | sqlite3.Error) -> bool:

@@ -1,7 +1,8 @@
-"""Group commit: what arrives while one commit is under way is committed together by the next.
+"""Doing together what comes together: what arrives while one call is under way is done together by the next.
 
-A commit waits for the disk, however little it commits; this is how many clients share that wait. No change is kept
-waiting for company, and none is answered before the commit that it is part of has returned.
+A commit waits for the disk, however little it commits, and a look into the index for a thread: this is how many
+clients share that wait. Nothing is kept waiting for company, and nothing is answered before the call that it is part
+of has returned.
 """
 
 from __future__ import annotations
@@ -14,30 +15,30 @@ from twisted.python.failure import Failure
 
 from twisted_storaged.errors import StorageError
 
-_C = TypeVar("_C")
+_T = TypeVar("_T")
 _R = TypeVar("_R")
 
 #: Makes a call in the reactor's next turn.
 Soon = Callable[[Callable[[], None]], object]
 
 
-class Committer(Generic[_C, _R]):
-    """Commits changes in the order they come in, by one call of `commit_all` at a time.
+class Together(Generic[_T, _R]):
+    """Does things in the order they come in, by one call of `do_all` at a time.
 
-    That call takes a list of changes and gives as many results, or fails for all of them. A result that is a
-    StorageError is the failure of one change, whatever became of the others.
+    That call takes a list of them and gives as many results, or fails for all. A result that is a StorageError is the
+    failure of one, whatever became of the others.
     """
 
-    def __init__(self, soon: Soon, commit_all: Callable[[list[_C]], Deferred[Sequence[_R | StorageError]]]) -> None:
+    def __init__(self, soon: Soon, do_all: Callable[[list[_T]], Deferred[Sequence[_R | StorageError]]]) -> None:
         self._soon = soon
-        self._commit_all = commit_all
-        self._waiting: list[tuple[_C, Deferred[_R]]] = []
+        self._do_all = do_all
+        self._waiting: list[tuple[_T, Deferred[_R]]] = []
         self._busy = False
 
-    def commit(self, change: _C) -> Deferred[_R]:
-        """Commit a change; fires when that is done, with its result."""
+    def do(self, thing: _T) -> Deferred[_R]:
+        """Do one; fires when that is done, with its result."""
         outcome: Deferred[_R] = Deferred()
-        self._waiting.append((change, outcome))
+        self._waiting.append((thing, outcome))
         if not self._busy:
             self._go_on()
         return outcome
@@ -46,13 +47,13 @@ class Committer(Generic[_C, _R]):
         self._busy = bool(self._waiting)
         if self._busy:
             # Not now: what the reactor has at hand in this turn comes along.
-            self._soon(self._commit_waiting)
+            self._soon(self._do_waiting)
 
-    def _commit_waiting(self) -> None:
+    def _do_waiting(self) -> None:
         batch, self._waiting = self._waiting, []
         outcomes = [outcome for _, outcome in batch]
-        committed = self._commit_all([change for change, _ in batch])
-        committed.addCallbacks(self._succeeded, self._failed, callbackArgs=(outcomes,), errbackArgs=(outcomes,))
+        done = self._do_all([thing for thing, _ in batch])
+        done.addCallbacks(self._succeeded, self._failed, callbackArgs=(outcomes,), errbackArgs=(outcomes,))
 
     def _succeeded(self, results: Sequence[_R | StorageError], outcomes: list[Deferred[_R]]) -> None:
         for outcome, result in zip(outcomes, results, strict=True):

@@ -9,18 +9,18 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from tests.support import result
-from twisted_storaged.buckets.committer import Committer
+from twisted_storaged.buckets.together import Together
 from twisted_storaged.errors import PreconditionFailed, StorageError
 
 
 class Commits:
-    """A committer whose turns and commits the test decides on."""
+    """One whose turns and commits the test decides on."""
 
     def __init__(self) -> None:
         self.turns: list[Callable[[], None]] = []
         self.batches: list[list[str]] = []
         self._outcomes: list[Deferred[Sequence[str | StorageError]]] = []
-        self.committer: Committer[str, str] = Committer(self.turns.append, self._commit_all)
+        self.together: Together[str, str] = Together(self.turns.append, self._commit_all)
 
     def turn(self) -> None:
         """The reactor's next turn."""
@@ -39,13 +39,13 @@ class Commits:
         return self._outcomes[0]
 
 
-class CommitterTests:
+class TogetherTests:
     """Changes to batches."""
 
     def test_one_turn_is_one_batch(self) -> None:
         """Each gets its own result, and none before the commit has ended."""
         commits = Commits()
-        one, two = commits.committer.commit("one"), commits.committer.commit("two")
+        one, two = commits.together.do("one"), commits.together.do("two")
         commits.turn()
         assert commits.batches == [["one", "two"]]
         assert not one.called
@@ -57,9 +57,9 @@ class CommitterTests:
     def test_who_comes_meanwhile_is_in_the_next(self) -> None:
         """In the order they came, however many turns the first one takes."""
         commits = Commits()
-        commits.committer.commit("one")
+        commits.together.do("one")
         commits.turn()
-        later = [commits.committer.commit("two"), commits.committer.commit("three")]
+        later = [commits.together.do("two"), commits.together.do("three")]
         commits.turn()
         assert commits.batches == [["one"]]
         commits.end(["1"])
@@ -71,9 +71,9 @@ class CommitterTests:
     def test_a_failure_is_that_of_its_batch(self) -> None:
         """All in it fail, and the next goes on."""
         commits = Commits()
-        failed = [commits.committer.commit("one"), commits.committer.commit("two")]
+        failed = [commits.together.do("one"), commits.together.do("two")]
         commits.turn()
-        later = commits.committer.commit("three")
+        later = commits.together.do("three")
         commits.end(Failure(OSError("disk")))
         for outcome in failed:
             with pytest.raises(OSError, match="disk"):
@@ -85,7 +85,7 @@ class CommitterTests:
     def test_a_change_may_fail_alone(self) -> None:
         """The others of its batch have their results."""
         commits = Commits()
-        one, two, three = (commits.committer.commit(change) for change in ("one", "two", "three"))
+        one, two, three = (commits.together.do(change) for change in ("one", "two", "three"))
         commits.turn()
         commits.end(["1", PreconditionFailed("two"), "3"])
         assert (result(one), result(three)) == ("1", "3")
