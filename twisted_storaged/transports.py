@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from socket import socket
 from typing import Any, Protocol
 
@@ -20,30 +19,35 @@ def send(transport: Any, pieces: Sequence[bytes | bytearray]) -> None:
     That round, with the two calls of the system that ask for it, would cost as much as the sending. What the socket
     does not take is the transport's to send, as ever; so is to notice that the peer is gone.
     """
-    sent = 0
-    if isinstance(transport, Connection) and is_idle(transport):
-        with suppress(OSError):
-            sent = _send_now(transport.getHandle(), pieces)
-    if sent < sum(map(len, pieces)):
+    size = sum(map(len, pieces))
+    if size <= JOIN_BELOW:
+        pieces = (b"".join(pieces),)
+    sent = _send_now(transport.getHandle(), pieces) if isinstance(transport, Connection) and is_idle(transport) else 0
+    if sent < size:
         transport.write(b"".join(pieces)[sent:])
 
 
 def _send_now(handle: socket, pieces: Sequence[bytes | bytearray]) -> int:
-    if sum(map(len, pieces)) > JOIN_BELOW:
-        return handle.sendmsg(pieces)
-    return handle.send(b"".join(pieces))
+    try:
+        return handle.send(pieces[0]) if len(pieces) == 1 else handle.sendmsg(pieces)
+    except OSError:  # full, or gone
+        return 0
 
 
 def is_idle(transport: Any) -> bool:
     """Whether a plain connection is open, and has nothing left to send."""
-    return transport.connected and not (transport.TLS or transport.disconnecting or has_unsent(transport))
+    return transport.connected and not (transport.TLS or transport.disconnecting or _unsent(transport))
 
 
 def has_unsent(transport: Any) -> bool:
-    """Whether some of what was written has not left yet."""
-    plain = getattr(transport, "transport", transport)  # beneath TLS
+    """Whether some of what was written has not left yet, be it over TLS or not."""
+    plain = getattr(transport, "transport", transport)
+    return hasattr(plain, "dataBuffer") and bool(_unsent(plain))
+
+
+def _unsent(transport: Any) -> Any:
     # `write` leaves bytes in the one, from where they go to the other.
-    return bool(getattr(plain, "dataBuffer", b"") or getattr(plain, "_tempDataBuffer", []))
+    return transport.dataBuffer or transport._tempDataBuffer
 
 
 class Sender(Protocol):

@@ -13,6 +13,7 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tests.support import connected
@@ -200,10 +201,13 @@ class PatienceTests:
         assert (relayed.taken, self.at_least(relayed)) == (len(DATA), 1)
 
     def test_ends_when_it_is_stopped(self, relayed: Relayed) -> None:
-        """In the middle; also when the socket is closed already."""
+        """In the middle."""
         relayed.stop()
         assert self.at_least(relayed) == 1
-        relayed.source.socket.close()
+
+    def test_ends_with_the_connection(self, relayed: Relayed) -> None:
+        """Whose transport has no socket any more."""
+        relayed.source.connectionLost(Failure(ConnectionDone()))
         relayed.stop()
 
     def test_ends_when_nothing_comes(self, relayed: Relayed) -> None:

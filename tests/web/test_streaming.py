@@ -552,7 +552,7 @@ class TimeoutTests:
         server = Server()
         connection = server.connect()
         connection.send(request("GET", "/health"))
-        connection.transport.dataBuffer = b"the rest of it"
+        connection.transport.dataBuffer, connection.transport._tempDataBuffer = b"the rest of it", []
         server.clock.advance(IDLE_SECONDS * 3)
         assert not connection.transport.disconnecting
         connection.transport.dataBuffer = b""

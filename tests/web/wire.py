@@ -47,6 +47,7 @@ class InPlaceTransport(Transport):
     connected = True
     TLS = False
     dataBuffer = b""
+    _tempDataBuffer = ()
     takes: list[int | OSError] = []  # noqa: RUF012 (what each send takes; when it is empty, everything)
 
     def startWriting(self) -> None:

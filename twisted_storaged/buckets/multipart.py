@@ -110,12 +110,15 @@ class Uploader:
             stream.stop()
 
     async def _store_whole(self, body: bytearray, sink: PartSink, digesting: Digesting) -> ObjectInfo:
-        if digesting:
-            await digesting.take(body)
+        if not digesting:
+            info = await sink.whole(body)
+            self.buffers.give_back(body)
+            return info
+        await digesting.take(body)
         digests = digesting.check()
         info = await sink.whole(body)
         self.buffers.give_back(body)
-        return info._replace(digests=digests) if digests else info
+        return info._replace(digests=digests)
 
     async def _store_parts(
         self, first: bytearray, stream: PartStream, sink: PartSink, digesting: Digesting

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -41,8 +41,7 @@ class Condition:
     etag: str | None = None
 
 
-@dataclass(frozen=True)
-class PutOptions:
+class PutOptions(NamedTuple):
     """What comes with a body.
 
     Attributes:
@@ -54,7 +53,7 @@ class PutOptions:
 
     metadata: Metadata = ()
     condition: Condition | None = None
-    expected: Digests = field(default_factory=dict)
+    expected: Digests = NO_DIGESTS
     wanted: frozenset[str] = frozenset()
 
 

@@ -79,7 +79,7 @@ class S3Bucket:
         self._journal = Journal(upkeep.state)
         self._threads = Threads(reactor, max(put_slots * WINDOW, WINDOW_ALONE) + SPARE_THREADS, f"bucket {name}")
         self._window = Share(put_slots * WINDOW, WINDOW, WINDOW_ALONE)
-        self._buffers = Buffers(MIN_PART_SIZE, keep=put_slots * WINDOW)
+        self._uploader = Uploader(Buffers(MIN_PART_SIZE, keep=put_slots * WINDOW), self._window)
         self._conditions = Conditions(CLAIMS[settings.conditional_writes], self._probe)
 
     def start(self) -> None:
@@ -109,14 +109,14 @@ class S3Bucket:
 
     async def put(self, key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
         s3_key = self._s3_key(key)
-        buffers = self._buffers_for(max_length if body.length is UNKNOWN_LENGTH else body.length)
+        uploader = self._uploader_for(max_length if body.length is UNKNOWN_LENGTH else body.length)
         condition, claims = options.condition, NO_CLAIMS
         if condition is not None:
-            claims = await self._conditions.require(condition, *_operations(body.length, buffers.size))
+            claims = await self._conditions.require(condition, *_operations(body.length, uploader.buffers.size))
         with storage_errors(writes=True, conditional=condition is not None):
             upload = S3Upload(self._access, s3_key, key, options, claims)
             digesting = Digesting(options, self._threads.run)
-            return await Uploader(buffers, self._window).store(body, upload, digesting)
+            return await uploader.store(body, upload, digesting)
 
     async def head(self, key: str) -> ObjectInfo:
         with storage_errors():
@@ -183,9 +183,9 @@ class S3Bucket:
             raise InvalidKey(f"key too long (>{longest} bytes)")
         return s3_key
 
-    def _buffers_for(self, longest: int) -> Buffers:
+    def _uploader_for(self, longest: int) -> Uploader:
         size = part_size(longest)
-        return self._buffers if size == self._buffers.size else Buffers(size, keep=0)
+        return self._uploader if size == MIN_PART_SIZE else Uploader(Buffers(size, keep=0), self._window)
 
 
 def _operations(length: Any, part: int) -> Sequence[str]:

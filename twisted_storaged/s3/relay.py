@@ -8,7 +8,6 @@ else be asked for a little of its body at a time. https://man7.org/linux/man-pag
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from socket import SO_RCVLOWAT, SOL_SOCKET, socket
 from typing import Any
 
@@ -56,10 +55,9 @@ class Relay:
         self._hear_of(AT_LEAST if self._patient and self._left() > AT_LEAST else 1)
 
     def _hear_of(self, count: int) -> None:
-        if count != self._at_least:
+        if count != self._at_least and self._transport.connected:
             self._at_least = count
-            with suppress(OSError):  # it may be closed
-                self._transport.getHandle().setsockopt(SOL_SOCKET, SO_RCVLOWAT, count)
+            self._transport.getHandle().setsockopt(SOL_SOCKET, SO_RCVLOWAT, count)
 
     def _read(self) -> Exception | None:
         try:
