@@ -133,6 +133,33 @@ class TakeFromTests:
         relayed.source.doRead()
         assert _all(relayed.client) == b"headbody"
 
+    @pytest.mark.parametrize("taken", [True, False])
+    def test_before_what_is_written_meanwhile(self, relayed: Relayed, taken: bool) -> None:
+        """Be it in a pipe or in memory, some of it is still to be sent, though the socket has room again."""
+        while "pause" not in relayed.told.all:
+            if taken:
+                relayed.s3.send(DATA[: 1 << 16])
+                relayed.source.doRead()
+            else:
+                relayed.outgoing.write_in_place(DATA)
+        arrived = _all(relayed.client)
+        relayed.outgoing.write(b"after it")
+        relayed.outgoing.push()
+        while not arrived.endswith(b"after it"):
+            arrived += _all(relayed.client)
+            relayed.sink.doWrite()
+        assert arrived[: 1 << 16] == DATA[: 1 << 16]
+        assert len(arrived) == (relayed.taken or len(DATA)) + 8
+
+    def test_nothing_is_opened_for_a_client_that_left(self, relayed: Relayed) -> None:
+        """Nobody would close it."""
+        relayed.sink.connectionLost(Failure(ConnectionDone()))
+        relayed.outgoing.close()
+        before = open_files()
+        relayed.s3.send(b"body")
+        relayed.source.doRead()
+        assert open_files() == before
+
     def test_not_while_there_is_something_to_send(self, relayed: Relayed) -> None:
         """Then it is read, for the transport to send in its turn."""
         relayed.sink.dataBuffer = b"of an earlier answer"

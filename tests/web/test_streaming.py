@@ -184,6 +184,26 @@ class EarlyAnswerTests:
         assert not connection.transport.disconnecting
 
 
+class PersistenceTests:
+    """Whether the connection stays for another request."""
+
+    @pytest.mark.parametrize("option", ["close", "Close", "keep-alive,close", "x, close", "x\r\nConnection: close"])
+    def test_not_when_the_client_says_so(self, option: str) -> None:
+        """In a list, or in another line of it, too. RFC 9112, 9.6."""
+        connection = Server().connect()
+        connection.send(request("GET", "/health", f"Connection: {option}"))
+        assert connection.response().headers["connection"] == "close"
+        assert connection.transport.disconnecting
+
+    @pytest.mark.parametrize("option", ["keep-alive", "closed", "te"])
+    def test_but_for_that_it_does(self, option: str) -> None:
+        """As is usual since HTTP/1.1."""
+        connection = Server().connect()
+        connection.send(request("GET", "/health", f"Connection: {option}"))
+        assert "connection" not in connection.response().headers
+        assert not connection.transport.disconnecting
+
+
 class RoundTests:
     """What is written in one round of the reactor."""
 

@@ -46,7 +46,11 @@ class Outgoing:
         """Send what was written, now."""
         if self._pieces:
             pieces, self._pieces, self._size = self._pieces, [], 0
-            send(self._transport, pieces)
+            if self._in_place.busy:
+                # The transport knows nothing of that, and sends this after it.
+                self._transport.write(b"".join(pieces))
+            else:
+                send(self._transport, pieces)
 
     def write_in_place(self, data: bytes) -> bool:
         """Send from where `data` is, after what was written, if a plain socket can do that now; says whether it can."""
@@ -62,11 +66,13 @@ class Outgoing:
         Returns how many were taken, 0 at the end of the stream; None if it cannot. Raises OSError, as `recv` does.
         """
         self.push()
-        if self._pipe is None:
-            with suppress(OSError):  # no more files: then not
-                self._pipe = Pipe()
-        if self._pipe is None or not self._in_place.ready:
+        if not self._in_place.ready:
             return None
+        if self._pipe is None:
+            try:
+                self._pipe = Pipe()
+            except OSError:  # no more files
+                return None
         taken = self._pipe.take(source, count)
         if taken:
             self._in_place.send(self._pipe)
@@ -109,9 +115,14 @@ class _InPlace:
         self._unsent: _Unsent = _Memory()
 
     @property
+    def busy(self) -> bool:
+        """Whether something is on its way."""
+        return bool(self._unsent)
+
+    @property
     def ready(self) -> bool:
         """Whether nothing else has to be sent before."""
-        return not self._unsent and is_idle(self._transport)
+        return not self.busy and is_idle(self._transport)
 
     def send(self, unsent: _Unsent) -> None:
         """Send; to be called when it is ready."""

@@ -134,8 +134,8 @@ class StreamingChannel(HTTPChannel):
 
     def checkPersistence(self, request: StreamingRequest, version: bytes) -> bool:
         """Whether another request may follow. RFC 9112, 9.3."""
-        closes = "close" in request.fields.get("connection", [""])[0].lower().split()
-        return version == b"HTTP/1.1" and not closes and not self.site.draining
+        options = ",".join(request.fields.get("connection", ())).lower().replace(",", " ").split()
+        return version == b"HTTP/1.1" and "close" not in options and not self.site.draining
 
     def write_head(
         self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None, chunked: bool
