@@ -20,8 +20,8 @@ from twisted_storaged.buckets.share import Share
 from twisted_storaged.deferreds import ConsumerGone, deferred
 from twisted_storaged.errors import BucketError, DamagedObject, StorageError
 from twisted_storaged.s3.answers import opened
+from twisted_storaged.s3.body import BodyStream, WholeBody
 from twisted_storaged.s3.client import DataPlane
-from twisted_storaged.s3.connection import BodyStream, WholeBody
 from twisted_storaged.s3.front import Front
 from twisted_storaged.s3.readahead import FROM_SIZE, LEAD, SEGMENT, ReadAhead
 from twisted_storaged.s3.retries import RequestFailed

@@ -16,7 +16,8 @@ from awscrt import checksums
 
 from twisted_storaged.buckets.threads import Run
 from twisted_storaged.s3.blocking import BlockingPool
-from twisted_storaged.s3.connection import READ_SIZE, BodyStream, Reading, WholeBody
+from twisted_storaged.s3.body import BodyStream, WholeBody
+from twisted_storaged.s3.connection import READ_SIZE, Reading
 from twisted_storaged.s3.metadata import metadata_of
 from twisted_storaged.s3.pool import Pool
 from twisted_storaged.s3.retries import Landed, Retries

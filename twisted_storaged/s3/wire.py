@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from twisted_storaged.s3.connection import BodyStream
+    from twisted_storaged.s3.body import BodyStream
 
 MAX_HEAD = 1 << 16
 

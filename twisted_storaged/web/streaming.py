@@ -24,6 +24,7 @@ from twisted_storaged.web.head import Head, read_head
 from twisted_storaged.web.inplace import InPlaceReader
 from twisted_storaged.web.outgoing import Outgoing
 from twisted_storaged.web.request import StreamingRequest
+from twisted_storaged.web.timer import KeptTimer
 
 if TYPE_CHECKING:
     from twisted_storaged.web.site import StorageSite
@@ -36,7 +37,7 @@ LINGER_SECONDS = 5
 IDLE_SECONDS = 60
 
 
-class StreamingChannel(HTTPChannel):
+class StreamingChannel(KeptTimer, HTTPChannel):
     """One connection."""
 
     site: StorageSite
@@ -44,9 +45,6 @@ class StreamingChannel(HTTPChannel):
     requests: list[StreamingRequest]
     _peer: IAddress
     _host: IAddress
-    timeOut: float | None  # type: ignore[assignment]
-    _timer: IDelayedCall | None = None
-    _deadline = 0.0
     _lingering: IDelayedCall | None = None
     _outgoing: Outgoing
     _plain: bool
@@ -189,28 +187,6 @@ class StreamingChannel(HTTPChannel):
         else:
             super().loseConnection()
 
-    def setTimeout(self, period: float | None) -> float | None:
-        """As TimeoutMixin's, but one timer is kept, and set anew when it is due, not made for every request."""
-        before, self.timeOut = self.timeOut, period
-        self.resetTimeout()
-        if period is not None and self._timer is None:
-            self._timer = self.callLater(period, self._timer_is_due)
-        return before
-
-    def resetTimeout(self) -> None:
-        if self.timeOut is not None:
-            self._deadline = self.site.reactor.seconds() + self.timeOut
-
-    def _timer_is_due(self) -> None:
-        self._timer = None
-        if self.timeOut is None:
-            return
-        left = self._deadline - self.site.reactor.seconds()
-        if left > 0:
-            self._timer = self.callLater(left, self._timer_is_due)
-        else:
-            self.timeoutConnection()
-
     def timeoutConnection(self) -> None:
         request = self.requests[-1] if self.requests else None
         if request is None and has_unsent(self.transport):
@@ -225,9 +201,9 @@ class StreamingChannel(HTTPChannel):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.site.forget(self)
-        for timer in (self._timer, self._lingering):
-            if timer is not None and timer.active():
-                timer.cancel()
+        if self._lingering is not None and self._lingering.active():
+            self._lingering.cancel()
+        self.cancel_timer()
         self._outgoing.close()
         super().connectionLost(reason)
 
