@@ -97,6 +97,7 @@ class LocalBucket:
         self._uploader = Uploader(self._buffers, Share(put_slots, WINDOW, WINDOW))
         self._reactor = reactor
         self._commits: Together[Change, str | None] = Together(self._soon, self._commit_all)
+        self._heads: Together[str, ObjectInfo | None] = Together(self._soon, self._head_all)
         self._opens: Together[_Wanted, IObjectReader] = Together(self._soon, self._open_all)
 
     def start(self) -> None:
@@ -129,7 +130,7 @@ class LocalBucket:
         return entry.info
 
     async def head(self, key: str) -> ObjectInfo:
-        info = await self._run(self._index.head, key)
+        info = await self._heads.do(key)
         if info is None:
             raise ObjectNotFound(key)
         return info
@@ -183,6 +184,9 @@ class LocalBucket:
             raise
         except (OSError, sqlite3.Error) as error:
             raise _failure(error) from error
+
+    def _head_all(self, keys: Sequence[str]) -> Deferred[Sequence[ObjectInfo | StorageError | None]]:
+        return self._run(lambda: [self._index.head(key) for key in keys])
 
     def _open_all(self, asked: Sequence[_Wanted]) -> Deferred[Sequence[IObjectReader | StorageError]]:
         return self._run(lambda: [self._try_open(*one) for one in asked])
