@@ -6,9 +6,11 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from socket import SO_RCVLOWAT, SOL_SOCKET, socket
+from socket import SO_RCVLOWAT, SOL_SOCKET, socket, socketpair
+from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Protocol
@@ -17,10 +19,13 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tests.support import connected
+from tests.web.wire import Server, request
+from twisted_storaged.buckets.objects import ObjectInfo, Span
 from twisted_storaged.s3.relay import AT_LEAST, Relay
 from twisted_storaged.transports import Outbox
 from twisted_storaged.web import pipe
 from twisted_storaged.web.outgoing import Outgoing
+from twisted_storaged.web.request import LARGE_WRITE
 
 DATA = os.urandom(1 << 20)
 
@@ -243,3 +248,45 @@ class PatienceTests:
         relayed.s3.send(b"body")
         relayed.source.doRead()
         assert (_all(relayed.client), self.at_least(relayed)) == (b"body", 1)
+
+
+class Taken:
+    """An object whose bytes come from a socket."""
+
+    def __init__(self, source: socket, size: int) -> None:
+        self.info = ObjectInfo("a", size, "etag", 0)
+        self.span = Span(0, size)
+        self.taken: int | None = -1
+        self._source = source
+
+    def deliver(self, consumer: Any) -> Deferred[None]:
+        """Let the consumer take them."""
+        self.taken = consumer.take_from(self._source, self.info.size)
+        return succeed(None)
+
+
+class RequestTests:
+    """The consumer of a GET."""
+
+    @pytest.mark.parametrize(("size", "expected"), [(LARGE_WRITE, LARGE_WRITE), (LARGE_WRITE - 1, None)])
+    def test_takes_large_bodies_itself(self, size: int, expected: int | None) -> None:
+        """After the head; small ones are not worth a pipe. The access log counts them."""
+        server = Server()
+        with ExitStack() as stack:
+            ours, theirs = map(stack.enter_context, socketpair())
+            reader = Taken(ours, size)
+            server.bucket.get = lambda *_: succeed(reader)  # type: ignore[method-assign]
+            sizes: list[int] = []
+            server.site.log = lambda request: sizes.append(request.sentLength)
+            channel = server.site.buildProtocol(None)
+            transport, client = stack.enter_context(connected(channel))
+            for name in ("setTcpNoDelay", "setTcpKeepAlive"):
+                setattr(transport, name, lambda _: None)
+            transport.getPeer = transport.getHost = lambda: None
+            channel.makeConnection(transport)
+            theirs.setblocking(False)
+            theirs.send(DATA[:size])
+            channel.dataReceived(request("GET", "/storage/get/a"))
+            assert reader.taken == expected
+            assert sizes == [expected or 0]
+            assert _all(client).partition(b"\r\n\r\n")[2] == DATA[: expected or 0]
