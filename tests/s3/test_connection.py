@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from socket import socket
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from tests.support import Consumer, result
+from tests.support import Consumer, connected, result
 from twisted_storaged.deferreds import ConsumerGone
 from twisted_storaged.s3.connection import READ_SIZE, Connection, Reading
 from twisted_storaged.s3.pool import KEEP_IDLE, Pool
@@ -39,12 +41,13 @@ class Endpoint:
     def __init__(self) -> None:
         self.connections: list[Connection] = []
         self.failing: Exception | None = None
+        self.make: Callable[[], Any] = Transport
 
     def connect(self, factory: Any) -> Deferred[Connection]:
         if self.failing is not None:
             return fail(self.failing)
         connection = factory.buildProtocol(None)
-        connection.makeConnection(Transport())
+        connection.makeConnection(self.make())
         self.connections.append(connection)
         return succeed(connection)
 
@@ -353,6 +356,31 @@ class BodyStreamTests:
         made.connection().dataReceived(OK)
         assert result(asked).status == 200
         assert len(made.endpoint.connections) == 2
+
+    def test_the_next_answer_is_read_though_the_consumer_is_full(self) -> None:
+        """When it has taken the end of the body from the socket itself."""
+        made, consumer = Made(), Consumer()
+        with connected() as (transport, s3):
+            transport.setTcpNoDelay = lambda _: None
+            made.endpoint.make = lambda: transport
+
+            def take(source: socket, count: int) -> int:
+                consumer.producer.pauseProducing()
+                return len(source.recv(count))
+
+            consumer.take_from = take  # type: ignore[attr-defined]
+            asked = made.ask(streamed=True)
+            transport.protocol = made.connection()
+            s3.send(LARGE)
+            transport.doRead()
+            stream: Any = result(asked).stream
+            done = stream.deliver(consumer, lambda: CHUNK)
+            s3.send(b"0123456789")
+            transport.doRead()
+            assert not done.called
+            assert transport in transport.reactor.getReaders()
+            consumer.producer.resumeProducing()
+            result(done)
 
     def test_reads_as_much_as_it_is_told(self) -> None:
         """The budget may shrink meanwhile."""

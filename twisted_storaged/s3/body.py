@@ -102,6 +102,8 @@ class BodyStream:
         self._connection.touch()
         self._ended = self._parser.skip(count)
         if self._ended:
+            # Taking the last of it may have filled the consumer; the next answer is to be read all the same.
+            self._connection.transport.resumeProducing()
             self._drained()
 
     def failed(self, failure: Failure) -> None:
