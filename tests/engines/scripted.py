@@ -77,8 +77,10 @@ class Scripted:
         if self.look_first is not None and self.look_first[0] == call.name and self.look_first[1] in call.headers:
             if refused := self._refused(call):
                 return refused
-            time.sleep(0.1)
+            time.sleep(0.3)
             call.headers.pop(self.look_first[1])
+        elif self.look_first is not None and call.name == "PutObject":
+            time.sleep(0.1)  # between the look and the write of one that was sent at the same time
         if scripted is None or scripted.do_it_first:
             with self._lock:
                 done: Answer = getattr(self, f"_{call.name}")(call, query)
