@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, execute, fail, succeed
-from twisted.internet.interfaces import IConsumer, IProducer
+from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer
 from twisted.internet.protocol import Protocol
 from twisted.internet.tcp import Connection
 from twisted.internet.testing import MemoryReactor
@@ -344,3 +344,20 @@ def connected(protocol: Protocol | None = None) -> Iterator[tuple[Any, socket]]:
     transport.startReading()
     with ours, theirs:
         yield transport, theirs
+
+
+@implementer(IPushProducer)
+class Producer:
+    """A producer that only notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def pauseProducing(self) -> None:
+        self.told.append("pause")
+
+    def resumeProducing(self) -> None:
+        self.told.append("resume")
+
+    def stopProducing(self) -> None:
+        self.told.append("stop")

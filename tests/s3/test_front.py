@@ -3,29 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from twisted.internet.interfaces import IPushProducer
 from twisted.internet.task import Clock
-from zope.interface import implementer
 
-from tests.support import Consumer
+from tests.support import Consumer, Producer
 from twisted_storaged.s3.front import FAST, PROBE, Front
-
-
-@implementer(IPushProducer)
-class Producer:
-    """What a Front is fed by."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def pauseProducing(self) -> None:
-        self.told.append("pause")
-
-    def resumeProducing(self) -> None:
-        self.told.append("resume")
-
-    def stopProducing(self) -> None:
-        self.told.append("stop")
 
 
 class FrontTests:

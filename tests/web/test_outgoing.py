@@ -12,13 +12,11 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
-from tests.support import connected
+from tests.support import Producer, connected
 from tests.web.wire import Server, request
 from twisted_storaged.buckets.objects import ObjectInfo, Span
 from twisted_storaged.s3.relay import AT_LEAST, Relay
@@ -30,23 +28,6 @@ from twisted_storaged.web.request import LARGE_WRITE
 DATA = os.urandom(1 << 20)
 
 
-@implementer(IPushProducer)
-class Told:
-    """What a producer is told."""
-
-    def __init__(self) -> None:
-        self.all: list[str] = []
-
-    def pauseProducing(self) -> None:
-        self.all.append("pause")
-
-    def resumeProducing(self) -> None:
-        self.all.append("resume")
-
-    def stopProducing(self) -> None:
-        self.all.append("stop")
-
-
 class Relayed:
     """S3's socket on the one side, a client's on the other."""
 
@@ -56,8 +37,8 @@ class Relayed:
         protocol.dataReceived = self.received.append  # type: ignore[assignment,method-assign]
         self.source, self.s3 = stack.enter_context(connected(protocol))
         self.sink, self.client = stack.enter_context(connected())
-        self.told = Told()
-        self.outgoing = Outgoing(self.sink, self.told, Outbox(Clock()))
+        self.producer = Producer()
+        self.outgoing = Outgoing(self.sink, self.producer, Outbox(Clock()))
         self.taken = 0
         self.size = len(DATA)
         stack.callback(self.outgoing.close)
@@ -74,11 +55,11 @@ class Relayed:
         rest, arrived = memoryview(DATA), b""
         while len(arrived) < self.size:
             rest = rest[_some(self.s3, rest) :]
-            if self.told.all[-1:] != ["pause"] and self.taken < self.size:
+            if self.producer.told[-1:] != ["pause"] and self.taken < self.size:
                 assert self.source.doRead() is None
                 continue
             arrived += _all(self.client)
-            if self.told.all[-1:] == ["pause"]:
+            if self.producer.told[-1:] == ["pause"]:
                 assert self.sink.doWrite() is None
         return arrived
 
@@ -118,8 +99,8 @@ class TakeFromTests:
         monkeypatch.setattr(pipe, "SIZE", size)
         assert relayed.flow() == DATA
         assert relayed.received == []
-        assert "pause" in relayed.told.all
-        assert relayed.told.all[-1] == "resume"
+        assert "pause" in relayed.producer.told
+        assert relayed.producer.told[-1] == "resume"
 
     def test_no_more_than_wanted(self, relayed: Relayed) -> None:
         """What comes after is read as ever."""
@@ -141,7 +122,7 @@ class TakeFromTests:
     @pytest.mark.parametrize("taken", [True, False])
     def test_before_what_is_written_meanwhile(self, relayed: Relayed, taken: bool) -> None:
         """Be it in a pipe or in memory, some of it is still to be sent, though the socket has room again."""
-        while "pause" not in relayed.told.all:
+        while "pause" not in relayed.producer.told:
             if taken:
                 relayed.s3.send(DATA[: 1 << 16])
                 relayed.source.doRead()
@@ -185,7 +166,7 @@ class TakeFromTests:
         relayed.client.close()
         relayed.s3.send(b"body")
         assert relayed.source.doRead() is None
-        assert relayed.told.all == ["pause"]
+        assert relayed.producer.told == ["pause"]
         assert isinstance(relayed.sink.doWrite(), ConnectionLost)
 
     def test_takes_two_files_for_as_long_as_it_lasts(self, relayed: Relayed) -> None:

@@ -18,8 +18,10 @@ class Digesting:
 
     def __init__(self, options: PutOptions, run: Run) -> None:
         self._expected = options.expected
-        names = sorted({*options.expected, *options.wanted})
-        self._hashes = {name: hashlib.new(_HASHES[name], usedforsecurity=False) for name in names}
+        self._hashes = {
+            name: hashlib.new(_HASHES[name], usedforsecurity=False)
+            for name in sorted({*options.expected, *options.wanted})
+        }
         self._run = run
         # Hashes take the parts in their order, one at a time.
         self._turns = DeferredLock()

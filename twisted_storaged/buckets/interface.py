@@ -52,6 +52,8 @@ class IBucket(Interface):
     def put(key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> Awaitable[ObjectInfo]:
         """Store `body`, which is at most `max_length` bytes, under `key`.
 
+        Where the body has an attribute `here` that is not None, that is all of it, and it need not be consumed.
+
         Fires when the object is durable and visible, in the place of what had this key. On any failure, also one
         of the body, the old object stays and nothing is left of the new one; it fires after that is so.
 

@@ -110,15 +110,12 @@ class Uploader:
             stream.stop()
 
     async def _store_whole(self, body: bytearray, sink: PartSink, digesting: Digesting) -> ObjectInfo:
-        if not digesting:
-            info = await sink.whole(body)
-            self.buffers.give_back(body)
-            return info
-        await digesting.take(body)
+        if digesting:
+            await digesting.take(body)
         digests = digesting.check()
         info = await sink.whole(body)
         self.buffers.give_back(body)
-        return info._replace(digests=digests)
+        return info._replace(digests=digests) if digests else info
 
     async def _store_parts(
         self, first: bytearray, stream: PartStream, sink: PartSink, digesting: Digesting

@@ -68,23 +68,20 @@ class S3Reader:
     def deliver(self, consumer: IConsumer) -> Deferred[None]:
         if isinstance(self._body, WholeBody):
             return self._body.deliver(consumer, self._chunks)
-        return self._deliver_rest(consumer)
+        return self._deliver_in_front(consumer)
 
     def close(self) -> None:
         if self._body is not None:
             self._body.close()
 
     @deferred
-    async def _deliver_rest(self, consumer: IConsumer) -> None:
-        with self._chunks.taken():
-            await self._deliver_in_front(consumer)
-
     async def _deliver_in_front(self, consumer: IConsumer) -> None:
         worth_it = self.span.end - self.span.start >= FROM_SIZE
         front = Front(consumer, self._objects.clock, (lambda: self._begin_ahead(front)) if worth_it else None)
         front.open()
         try:
-            await self._deliver_resuming(front)
+            with self._chunks.taken():
+                await self._deliver_resuming(front)
         except (ConnectionFailed, RequestFailed, StorageError) as error:
             raise DamagedObject(f"{self.info.key!r} broke off: {error}") from error
         finally:

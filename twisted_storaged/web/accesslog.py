@@ -30,7 +30,7 @@ class AccessLog:
         self._tick()
         peer = getattr(request.client, "host", "-")
         # The repr of bytes has no control characters, and its quotes are not ours.
-        what = repr(b"%s %s %s" % (request.method, request.uri, request.clientproto))[2:-1].replace('"', "%22")
+        what = repr(b" ".join((request.method, request.uri, request.clientproto)))[2:-1].replace('"', "%22")
         self._lines.append(f'{peer} - - {self._time} "{what}" {request.code} {request.sentLength or "-"}')
         if len(self._lines) == 1:
             self._clock.callLater(WAIT, self.flush)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http
+
+# By name, as each look into that module takes a detour through its deprecated names.
 from twisted.web.http import OK, PARTIAL_CONTENT, datetimeToString
 
 from twisted_storaged import errors
