@@ -77,6 +77,24 @@ class SendTests:
 class OutboxTests:
     """Who sends when."""
 
+    def test_one_defect_is_not_the_others(self) -> None:
+        """Who could not send would not come again, nor would who came after."""
+        clock = Clock()
+        outbox = Outbox(clock)
+        pushed: list[int] = []
+
+        class Sending:
+            def __init__(self, number: int) -> None:
+                self.number = number
+
+            def push(self) -> None:
+                pushed.append(1 // self.number)
+
+        for number in (1, 0, 1):
+            outbox.add(Sending(number))
+        clock.advance(0)
+        assert pushed == [1, 1]
+
     def test_all_at_the_end_of_the_round(self) -> None:
         """In the order in which they came; and who comes meanwhile, after them."""
         clock = Clock()

@@ -8,9 +8,13 @@ from typing import Any, Protocol
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.tcp import Connection
+from twisted.logger import Logger
 
 #: Bytes up to which one piece, copied together, costs less than telling the system of several.
 JOIN_BELOW = 1 << 14
+
+
+_log = Logger()
 
 
 def send(transport: Any, pieces: Sequence[bytes | bytearray]) -> None:
@@ -77,4 +81,7 @@ class Outbox:
     def _push(self) -> None:
         senders, self._senders = self._senders, []
         for sender in senders:
-            sender.push()
+            try:
+                sender.push()
+            except Exception:  # noqa: BLE001 (one defect must not keep the others' bytes for ever)
+                _log.failure("a defect in sending")
