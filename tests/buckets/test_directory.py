@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from twisted_storaged.buckets import directory as directory_module
-from twisted_storaged.buckets.directory import BLOCK, SCRATCH_SIZE, Directory
+from twisted_storaged.buckets.directio import BLOCK, SCRATCH_SIZE
+from twisted_storaged.buckets.directory import Directory
 from twisted_storaged.errors import StartError
 
 

@@ -3,27 +3,21 @@
 A file is visible only once the index names it, so a new one is written in its final place. What the index does not
 name is what a crash left behind.
 
-Whole blocks go past the page cache (O_DIRECT, see open(2)): the disk fetches them while more of the body arrives, the
-kernel neither copies them nor finds pages for them, and little is left for the fsync to wait for. The end of a file,
-and file systems that know no O_DIRECT, take the usual way.
+Whole blocks go past the page cache, while more of the body arrives. The end of a file, and file systems that know no
+O_DIRECT, take the usual way.
 """
 
 from __future__ import annotations
 
 import fcntl
-import mmap
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from twisted_storaged.buckets.directio import BLOCK, Scratch, write_all
 from twisted_storaged.errors import StartError
-
-#: What O_DIRECT wants places, lengths and memory to be multiples of, in bytes: a page does for every disk.
-BLOCK = 4096
-#: Bytes that are handed to the disk at once.
-SCRATCH_SIZE = 1 << 20
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _DIRECT = os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC
@@ -120,7 +114,7 @@ class ContentFile:
         if direct and len(data) % BLOCK == offset % BLOCK == 0:
             self._scratch.write(direct[0], data, offset)
         else:
-            _write_all(usual, memoryview(data), offset)
+            write_all(usual, memoryview(data), offset)
 
     def seal(self) -> int:
         """Bring the bytes, and then the name, to the disk; returns the size in bytes."""
@@ -139,30 +133,6 @@ class ContentFile:
         descriptors, self._descriptors = self._descriptors, []
         for descriptor in descriptors:
             os.close(descriptor)
-
-
-class Scratch:
-    """Memory as O_DIRECT wants it, which a part is copied to. It is used again, as fresh memory costs page faults."""
-
-    def __init__(self) -> None:
-        self._free: list[mmap.mmap] = []
-
-    def write(self, descriptor: int, data: bytearray, offset: int) -> None:
-        """Write all of `data`, which is whole blocks, at `offset`."""
-        memory = self._free.pop() if self._free else mmap.mmap(-1, SCRATCH_SIZE)
-        with memoryview(data) as whole, memoryview(memory) as aligned:
-            for start in range(0, len(data), SCRATCH_SIZE):
-                piece = whole[start : start + SCRATCH_SIZE]
-                aligned[: len(piece)] = piece
-                _write_all(descriptor, aligned[: len(piece)], offset + start)
-        self._free.append(memory)
-
-
-def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        offset += written
-        data = data[written:]
 
 
 def new_name() -> str:
