@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from twisted_storaged.buckets import directory as directory_module
-from twisted_storaged.buckets.directio import BLOCK, SCRATCH_SIZE
+from twisted_storaged.buckets.directio import BLOCK
 from twisted_storaged.buckets.directory import Directory
+from twisted_storaged.buckets.memory import PIECE
 from twisted_storaged.errors import StartError
 
 
@@ -34,10 +35,8 @@ class DirectoryTests:
         """Come together to one content, also on a file system that knows no O_DIRECT."""
         if not direct:
             monkeypatch.setattr(directory_module, "_DIRECT", os.O_DIRECTORY)
-        data = random.Random(0).randbytes(3 * SCRATCH_SIZE + BLOCK + 1)
-        parts = [
-            (at, bytearray(data[at : at + SCRATCH_SIZE + BLOCK])) for at in range(0, len(data), SCRATCH_SIZE + BLOCK)
-        ]
+        data = random.Random(0).randbytes(3 * PIECE + BLOCK + 1)
+        parts = [(at, bytearray(data[at : at + PIECE + BLOCK])) for at in range(0, len(data), PIECE + BLOCK)]
         content = Directory(tmp_path).create()
         for offset, part in reversed(parts):
             content.write(part, offset)

@@ -225,7 +225,7 @@ class ReadersTests:
         opened = directory.Directory.open
         replaced: list[str] = []
 
-        def overwritten_first(self: directory.Directory, name: str) -> int:
+        def overwritten_first(self: directory.Directory, name: str, **how: bool) -> int:
             if not replaced:
                 replaced.append(name)
                 content = self.create()
@@ -233,10 +233,20 @@ class ReadersTests:
                 content.seal()
                 bucket._index.commit([Change("a", Entry(ObjectInfo("a", 3, content.name, 0)))])
                 self.remove(name)
-            return opened(self, name)
+            return opened(self, name, **how)
 
         monkeypatch.setattr(directory.Directory, "open", overwritten_first)
         assert await read(bucket, "a") == b"new"
+
+    @pytest_twisted.ensureDeferred
+    async def test_what_is_read_once_leaves_the_page_cache_to_others(self, bucket: LocalBucket, tmp_path: Path) -> None:
+        """What is read again has a place there: the third time, no disk is asked."""
+        info = await put(bucket, "a", b"x" * (3 << 20))
+        path = tmp_path / "objects" / info.etag[:2] / info.etag
+        assert len(await read(bucket, "a")) == info.size
+        assert not is_cached(path)
+        assert len(await read(bucket, "a")) == info.size
+        assert is_cached(path)
 
     @pytest_twisted.ensureDeferred
     async def test_a_file_that_is_gone_is_trouble(self, bucket: LocalBucket, tmp_path: Path) -> None:
@@ -263,6 +273,15 @@ class ReadersTests:
         assert types[4] is SmallReader
 
 
+def is_cached(path: Path) -> bool:
+    """Whether the page cache has the middle of a file."""
+    with path.open("rb") as file:
+        try:
+            return os.preadv(file.fileno(), [bytearray(1)], os.stat(path).st_size // 2, os.RWF_NOWAIT) == 1
+        except BlockingIOError:
+            return False
+
+
 class ThreadsTests:
     """Who touches the disk."""
 
@@ -280,7 +299,7 @@ class ThreadsTests:
 
             monkeypatch.setattr(place, name, watched)
 
-        for name in ("open", "close", "pread", "pwrite", "fsync", "fstat"):
+        for name in ("open", "close", "preadv", "pwrite", "fsync", "fstat"):
             watch(os, name)
         for name in ("commit", "get", "page"):
             watch(Index, name)
@@ -294,7 +313,7 @@ class ThreadsTests:
         assert set(callers) == {
             "open",
             "close",
-            "pread",
+            "preadv",
             "pwrite",
             "fsync",
             "fstat",

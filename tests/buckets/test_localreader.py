@@ -62,7 +62,7 @@ class DamageTests:
     @pytest.mark.parametrize("size", [SMALL + 1, (1 << 20) + 1, 5 << 20])
     @pytest_twisted.ensureDeferred
     async def test_a_flipped_bit_of_a_file(self, bucket: LocalBucket, tmp_path: Path, size: int) -> None:
-        """Is no clean end, wherever it is, and named in the log; other objects are served on."""
+        """Is no clean end, wherever it is, and named; other objects are served on."""
         info = await put(bucket, "a", b"x" * size)
         await put(bucket, "b", large(b"other"))
         path = tmp_path / "objects" / info.etag[:2] / info.etag
@@ -70,10 +70,9 @@ class DamageTests:
             flip(path, place)
             reader = await bucket.get("a")
             consumer = Consumer()
-            with logged() as lines, pytest.raises(DamagedObject, match=r"'a'.*checksum"):
+            with pytest.raises(DamagedObject, match=r"'a'.*checksum"):
                 await reader.deliver(consumer)
             assert len(consumer.data) < size
-            assert "'a'" in "".join(lines)
             assert await read(bucket, "b") == large(b"other")
             flip(path, place)
         assert await read(bucket, "a") == b"x" * size
@@ -87,9 +86,8 @@ class DamageTests:
         """Are noticed before anything is delivered."""
         await put(bucket, "a", b"abc")
         bucket._index._writer.execute(f"UPDATE contents SET content = CAST('{damage} AS BLOB)")
-        with logged() as lines, pytest.raises(DamagedObject, match=f"'a'.*{why}"):
+        with pytest.raises(DamagedObject, match=f"'a'.*{why}"):
             await bucket.get("a", wanted)
-        assert "'a'" in "".join(lines)
 
     @pytest.mark.parametrize("size", [0, 100, SMALL + 2])
     @pytest_twisted.ensureDeferred
@@ -109,9 +107,8 @@ class DamageTests:
         info = await put(bucket, "a", b"x" * (3 << 20))
         reader = await bucket.get("a")
         os.truncate(tmp_path / "objects" / info.etag[:2] / info.etag, 100)
-        with logged() as lines, pytest.raises(DamagedObject, match=r"'a'.*ends at 100 bytes"):
+        with pytest.raises(DamagedObject, match=rf"'a'.*ends before {1 << 20} bytes of {3 << 20}"):
             await reader.deliver(Consumer())
-        assert "'a'" in "".join(lines)
 
     @pytest_twisted.ensureDeferred
     async def test_what_has_no_checksum_is_not_verified(self, bucket: LocalBucket, tmp_path: Path) -> None:

@@ -50,10 +50,10 @@ def when_opened(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> Non
     """Let something happen, once, between the look into the index and the opening of a file."""
     opened, acts = directory.Contents.open, [act]
 
-    def acting(self: directory.Contents, name: str) -> int:
+    def acting(self: directory.Contents, name: str, **how: bool) -> int:
         while acts:
             acts.pop()()
-        return opened(self, name)
+        return opened(self, name, **how)
 
     monkeypatch.setattr(directory.Contents, "open", acting)
 
@@ -139,11 +139,11 @@ class DamagedTests:
     ) -> None:
         """As a disk may say."""
 
-        def broken(*_: int) -> bytes:
+        def broken(*_: object) -> int:
             raise OSError(errno.EIO, "Input/output error")
 
         await put(bucket, "a", large(b"x"))
-        monkeypatch.setattr(os, "pread", broken)
+        monkeypatch.setattr(os, "preadv", broken)
         scrubbed = Scrubbed(tmp_path)
         assert scrubbed.report == Report(damaged=1)
         assert "'a'" in scrubbed.damage[0]

@@ -395,10 +395,10 @@ class InPlaceTests:
 class SendInPlaceTests:
     """Large answers are sent from where their bytes are."""
 
-    DATA = bytes(range(256)) * 12_000
+    DATA = bytes(range(256)) * 16_000
 
     def get(self, *takes: int | OSError) -> tuple[RunLater, Connection]:
-        """A GET of an object of three chunks, of whose bytes the socket takes so many with each send."""
+        """A GET of an object of four chunks, of whose bytes the socket takes so many with each send."""
         server, run = slow_server()
         server.bucket.objects["a"] = self.DATA
         connection = server.connect(in_place=True)
@@ -416,7 +416,7 @@ class SendInPlaceTests:
         assert connection.response().body == self.DATA
 
     def test_the_bucket_waits_for_the_socket(self) -> None:
-        """One chunk on its way, one read ahead, no more."""
+        """One chunk on its way, two read ahead, no more."""
         run, connection = self.get(1000, BlockingIOError())
         run.run()
         assert len(connection.received()) < 2000

@@ -1,11 +1,13 @@
-"""The way of an object out of a bucket: a blocking source is read in a thread and handed to a consumer.
+"""The way of an object out of a bucket: a blocking source is read in threads and handed to a consumer.
 
-The thread reads one chunk and returns; no thread waits for a client. While one chunk is being sent, the next is read.
+A thread reads one chunk and returns; no thread waits for a client. While one chunk is being sent the next two are
+read, so that the disk always has something to do.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections import deque
+from typing import NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
@@ -13,36 +15,57 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from twisted_storaged.buckets.directio import whole_blocks
 from twisted_storaged.buckets.interface import IObjectReader
+from twisted_storaged.buckets.memory import PIECE
 from twisted_storaged.buckets.objects import ObjectInfo, Span
 from twisted_storaged.buckets.share import Share
 from twisted_storaged.buckets.threads import Run
 from twisted_storaged.deferreds import Gate, deferred
-from twisted_storaged.errors import DamagedObject
 
-#: Bytes that are read at once. Two chunks per GET are in memory: the one being sent, and the next. Where there are
-#: so many GETs that their chunks would take more than the budget, chunks are smaller.
-CHUNK = 1 << 20
+#: Bytes that are read at once. Where there are so many GETs that their chunks would take more than the budget, chunks
+#: are smaller.
+CHUNK = PIECE
 MIN_CHUNK = 1 << 16
 BUDGET = 32 << 20
+#: Chunks of one GET that are read while one more is being sent.
+AHEAD = 2
 
 
 _log = Logger()
 
 
-class Source(Protocol):
-    """The bytes of an open object. Every call blocks and is made in a thread, one at a time."""
+class Chunk(NamedTuple):
+    """Bytes of an object, and their CRC-32C."""
 
-    def read(self, size: int) -> bytes:
-        """Up to `size` bytes; none at the end, and only there."""
+    data: memoryview
+    checksum: int
+
+
+class Source(Protocol):
+    """The bytes of an open object."""
+
+    def read(self, offset: int, size: int) -> Chunk:
+        """All of these `size` bytes of the object. Blocks, and is made in a thread, beside other reads.
+
+        Raises:
+            DamagedObject: there are not as many.
+        """
+
+    def check(self, chunk: Chunk) -> None:
+        """Take note of what is delivered next.
+
+        Raises:
+            DamagedObject: these are the last bytes, and all together are not what was put.
+        """
 
     def close(self) -> None:
-        """Let go of it, wherever reading stopped."""
+        """Let go of it, wherever reading stopped. Blocks, and is made in a thread, after the reads."""
 
 
-def share_of_memory() -> Share:
-    """How many bytes a delivery may read at once, by how many there are: two such chunks of each are in memory."""
-    return Share(BUDGET // 2, MIN_CHUNK, CHUNK)
+def share_of_memory(chunks: int) -> Share:
+    """How many bytes each may read at once, by how many there are: so many such chunks of each are in memory."""
+    return Share(BUDGET // chunks, MIN_CHUNK, CHUNK)
 
 
 @implementer(IObjectReader)
@@ -50,9 +73,10 @@ class ObjectReader:
     """An open object of any bucket that has a `Source` for it."""
 
     def __init__(self, info: ObjectInfo, span: Span, source: Source, chunks: Share, run: Run) -> None:
-        """Read `span` of an object from `source`, which begins there."""
+        """Read `span` of an object from `source`."""
         self.info = info
         self.span = span
+        self._at = span.start
         self._source = source
         self._chunks = chunks
         self._run = run
@@ -72,25 +96,27 @@ class ObjectReader:
         self._run(self._source.close).addErrback(self._close_failed)
 
     async def _pump(self, consumer: IConsumer, gate: Gate) -> None:
-        left = length = self.span.end - self.span.start
-        reading = self._read() if left else None
-        while reading is not None:
-            chunk = await reading
-            left -= len(chunk)
-            if not chunk or left < 0:
-                raise DamagedObject(f"{self.info.key!r} has {length - left} bytes of {length}")
-            reading = self._read() if left else None
-            try:
-                consumer.write(chunk)
+        ahead: deque[Deferred[Chunk]] = deque()
+        self._read(ahead)
+        try:
+            while ahead:
+                chunk = await ahead.popleft()
+                self._source.check(chunk)
+                self._read(ahead)
+                # A view, as IConsumer does not know it: it is used again when the consumer has let go of it.
+                consumer.write(chunk.data)  # type: ignore[arg-type]
                 await gate.opened()
-            except BaseException:
-                if reading is not None:
-                    # The source must not be closed under it.
-                    await reading.addErrback(lambda _: b"")
-                raise
+        finally:
+            for reading in ahead:
+                # The source must not be closed under it.
+                await reading.addErrback(lambda _: None)
+
+    def _read(self, ahead: deque[Deferred[Chunk]]) -> None:
+        """Have enough read ahead."""
+        while self._at < self.span.end and len(ahead) < AHEAD:
+            size = min(whole_blocks(self._chunks()), self.span.end - self._at)
+            ahead.append(self._run(self._source.read, self._at, size))
+            self._at += size
 
     def _close_failed(self, failure: Failure) -> None:
         _log.warn("{key!r} was not closed: {failure.value}", key=self.info.key, failure=failure)
-
-    def _read(self) -> Deferred[bytes]:
-        return self._run(self._source.read, self._chunks())

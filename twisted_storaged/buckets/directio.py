@@ -1,46 +1,75 @@
-"""Writing past the page cache (O_DIRECT, see open(2)).
+"""Writing and reading past the page cache (O_DIRECT, see open(2)).
 
-The disk fetches whole blocks from memory itself: the kernel neither copies them nor finds pages for them, and little
-is left for an fsync to wait for.
+The disk moves whole blocks from memory and to it by itself: the kernel neither copies them nor finds pages for them,
+little is left for an fsync to wait for, and what others on this host read often stays in the page cache. As what is
+written is not in it, a first read is cheaper past it, too; what is read again is worth a place there.
 """
 
 from __future__ import annotations
 
-import mmap
+import errno
+import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import OrderedDict
+from pathlib import Path
+
+from twisted_storaged.buckets.memory import PIECE, Memory
 
 #: What O_DIRECT wants places, lengths and memory to be multiples of, in bytes: a page does for every disk.
 BLOCK = 4096
-#: Bytes that are handed to the disk at once.
-SCRATCH_SIZE = 1 << 20
 
 
-class Scratch:
-    """Memory as O_DIRECT wants it, which is copied to. It is used again, as fresh memory costs page faults."""
+def whole_blocks(size: int) -> int:
+    """The largest number of bytes up to `size` that is whole blocks."""
+    return size - size % BLOCK
 
-    def __init__(self) -> None:
-        self._free: list[mmap.mmap] = []
 
-    def write(self, descriptor: int, data: bytearray, offset: int) -> None:
-        """Write all of `data`, which is whole blocks, at `offset`."""
-        with memoryview(data) as whole, self._borrowed() as aligned:
-            for start in range(0, len(data), SCRATCH_SIZE):
-                piece = whole[start : start + SCRATCH_SIZE]
-                aligned[: len(piece)] = piece
-                write_all(descriptor, aligned[: len(piece)], offset + start)
+def write_direct(descriptor: int, data: bytearray, offset: int, memory: Memory) -> None:
+    """Write all of `data`, which is whole blocks, at `offset`, by way of memory as O_DIRECT wants it."""
+    aligned = memory.piece()
+    with memoryview(data) as whole:
+        for start in range(0, len(data), PIECE):
+            piece = whole[start : start + PIECE]
+            aligned[: len(piece)] = piece
+            write_all(descriptor, aligned[: len(piece)], offset + start)
 
-    @contextmanager
-    def _borrowed(self) -> Iterator[memoryview]:
-        try:
-            memory = self._free.pop()
-        except IndexError:
-            # Asking first whether there is one would not do: other threads take them too.
-            memory = mmap.mmap(-1, SCRATCH_SIZE)
-        with memoryview(memory) as aligned:
-            yield aligned
-        self._free.append(memory)
+
+def open_to_read(path: Path, direct: bool) -> int:
+    """A descriptor for reading; O_DIRECT if that is asked for, and this file system knows it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | (os.O_DIRECT if direct else 0))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.open(path, flags)
+
+
+def read_at(descriptor: int, size: int, offset: int, memory: Memory) -> memoryview:
+    """`size` bytes at `offset`, at most a piece of memory; fewer where the file ends.
+
+    A descriptor that is O_DIRECT no longer is, once it was to be read where no block begins.
+    """
+    piece, count = memory.piece(), 0
+    blocks = piece[: -(-size // BLOCK) * BLOCK]
+    while count < size and (more := _read_some(blocks[count:], descriptor, offset + count)):
+        count += more
+    return piece[: min(count, size)]
+
+
+def _read_some(data: memoryview, descriptor: int, offset: int) -> int:
+    try:
+        return os.preadv(descriptor, [data], offset)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        return os.preadv(descriptor, [data], offset)
 
 
 def write_all(descriptor: int, data: memoryview, offset: int) -> None:
@@ -49,3 +78,20 @@ def write_all(descriptor: int, data: memoryview, offset: int) -> None:
         written = os.pwrite(descriptor, data, offset)
         offset += written
         data = data[written:]
+
+
+class Recent:
+    """The last names that were asked for, `keep` of them."""
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+        self._names: OrderedDict[str, None] = OrderedDict()
+
+    def asked_again(self, name: str) -> bool:
+        """Whether this name is among them; it is from now on."""
+        again = name in self._names
+        self._names[name] = None
+        self._names.move_to_end(name)
+        if len(self._names) > self._keep:
+            self._names.popitem(last=False)
+        return again

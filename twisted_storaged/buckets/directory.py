@@ -16,8 +16,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from twisted_storaged.buckets.directio import BLOCK, Scratch, write_all
+from twisted_storaged.buckets.directio import BLOCK, open_to_read, write_all, write_direct
+from twisted_storaged.buckets.memory import Memory
 from twisted_storaged.errors import StartError
+
+#: Pieces of memory that are kept for the next reads and writes.
+KEEP = 32
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _DIRECT = os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC
@@ -29,11 +33,12 @@ class Contents:
 
     def __init__(self, path: Path) -> None:
         self.index_path = path / "index.sqlite"
+        self.memory = Memory(KEEP)
         self._objects = path / "objects"
 
-    def open(self, name: str) -> int:
-        """A descriptor for reading a content. Raises FileNotFoundError."""
-        return os.open(self._folder(name) / name, os.O_RDONLY | os.O_CLOEXEC)
+    def open(self, name: str, *, direct: bool = False) -> int:
+        """A descriptor for reading a content, through the page cache or past it. Raises FileNotFoundError."""
+        return open_to_read(self._folder(name) / name, direct)
 
     def names(self) -> Iterator[str]:
         """The names of all contents, in order."""
@@ -65,14 +70,13 @@ class Directory(Contents):
         """
         super().__init__(path)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._scratch = Scratch()
         self._lock = _lock(path)
         self._make_folders()
 
     def create(self) -> ContentFile:
         """A new, empty content with a name that no other ever had."""
         name = new_name()
-        return ContentFile(name, self._folder(name), self._scratch)
+        return ContentFile(name, self._folder(name), self.memory)
 
     def remove(self, name: str) -> None:
         """Remove a content; who has it open reads on."""
@@ -100,10 +104,10 @@ class Directory(Contents):
 class ContentFile:
     """A content while it is written."""
 
-    def __init__(self, name: str, folder: Path, scratch: Scratch) -> None:
+    def __init__(self, name: str, folder: Path, memory: Memory) -> None:
         self.name = name
         self._folder = folder
-        self._scratch = scratch
+        self._memory = memory
         self._descriptors = [os.open(folder / name, _NEW, 0o600)]
         with suppress(OSError):
             self._descriptors.append(os.open(folder / name, _DIRECT))
@@ -112,7 +116,7 @@ class ContentFile:
         """Write all of `data` at `offset`; safe beside other calls, at other offsets."""
         usual, *direct = self._descriptors
         if direct and len(data) % BLOCK == offset % BLOCK == 0:
-            self._scratch.write(direct[0], data, offset)
+            write_direct(direct[0], data, offset, self._memory)
         else:
             write_all(usual, memoryview(data), offset)
 

@@ -29,8 +29,9 @@ from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
 from twisted_storaged.buckets.buffers import Buffers
-from twisted_storaged.buckets.delivery import ObjectReader, share_of_memory
+from twisted_storaged.buckets.delivery import AHEAD, ObjectReader, share_of_memory
 from twisted_storaged.buckets.digests import Digesting
+from twisted_storaged.buckets.directio import Recent
 from twisted_storaged.buckets.directory import Directory
 from twisted_storaged.buckets.index import Change, Index, Outcome
 from twisted_storaged.buckets.interface import IBucket, IObjectReader
@@ -54,7 +55,6 @@ from twisted_storaged.buckets.together import Together
 from twisted_storaged.deferreds import deferred
 from twisted_storaged.errors import (
     BucketError,
-    DamagedObject,
     ObjectNotFound,
     OutOfSpace,
     PreconditionFailed,
@@ -73,6 +73,8 @@ WINDOW = 2
 #: Threads beside the writing ones: for GETs and lists, for removing files, and one for the commits.
 READERS = 4
 COMMITTERS = 1
+#: Objects of which it is known that they were read; the next time they come through the page cache.
+RECENT = 4096
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,10 @@ class LocalBucket:
         self.name = name
         self._path = settings.path
         self._threads = Threads(reactor, put_slots * WINDOW + READERS + COMMITTERS, f"bucket {name}")
-        self._chunks = share_of_memory()
+        self._chunks = share_of_memory(AHEAD + 1)
         self._buffers = Buffers(PART_SIZE, keep=put_slots)
         self._uploader = Uploader(self._buffers, Share(put_slots, WINDOW, WINDOW))
+        self._recent = Recent(RECENT)
         self._reactor = reactor
         self._commits: Together[Change, str | None] = Together(self._soon, self._commit_all)
         self._heads: Together[str, ObjectInfo | None] = Together(self._soon, self._head_all)
@@ -136,11 +139,7 @@ class LocalBucket:
         return info
 
     async def get(self, key: str, wanted: ByteRange | None = None) -> IObjectReader:
-        try:
-            return await self._opens.do((key, wanted))
-        except DamagedObject as error:
-            self._log.error("bucket {name}: {error}", name=self.name, error=error)
-            raise
+        return await self._opens.do((key, wanted))
 
     def list(self, query: ListQuery, token: str | None = None) -> Deferred[ListPage]:
         return self._run(self._index.page, query, token)
@@ -179,9 +178,6 @@ class LocalBucket:
     async def _run(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
             return await self._threads.run(call, *args, **kwargs)
-        except DamagedObject as error:
-            self._log.error("bucket {name}: {error}", name=self.name, error=error)
-            raise
         except (OSError, sqlite3.Error) as error:
             raise _failure(error) from error
 
@@ -209,7 +205,8 @@ class LocalBucket:
                 verify_content(entry, entry.content)
                 return SmallReader(entry.info, bytes(entry.content), span)
             verify_size(entry, descriptor)
-            return ObjectReader(entry.info, span, FileSource(descriptor, entry, span), self._chunks, self._run)
+            source = FileSource(descriptor, entry, span, self._directory.memory)
+            return ObjectReader(entry.info, span, source, self._chunks, self._run)
         except BaseException:
             if descriptor >= 0:
                 os.close(descriptor)
@@ -222,7 +219,8 @@ class LocalBucket:
             if entry.content is not None:
                 return entry, -1
             try:
-                return entry, self._directory.open(entry.info.etag)
+                again = self._recent.asked_again(entry.info.etag)
+                return entry, self._directory.open(entry.info.etag, direct=not again)
             except FileNotFoundError:
                 # Replaced between the two steps? Then the index has another entry by now.
                 missing, entry = entry, self._index.get(key)

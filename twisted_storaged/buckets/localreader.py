@@ -8,42 +8,45 @@ from __future__ import annotations
 
 import os
 
-from awscrt.checksums import crc32c
+from awscrt.checksums import combine_crc32c, crc32c
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IConsumer
 from zope.interface import implementer
 
+from twisted_storaged.buckets.delivery import Chunk
+from twisted_storaged.buckets.directio import read_at
 from twisted_storaged.buckets.interface import IObjectReader
 from twisted_storaged.buckets.lookup import Entry
+from twisted_storaged.buckets.memory import Memory
 from twisted_storaged.buckets.objects import ObjectInfo, Span
 from twisted_storaged.errors import DamagedObject
 
 
 class FileSource:
-    """A span of a file, read in threads. Takes over the descriptor."""
+    """The bytes of a file; verified, if it is to be delivered from its first byte to its last. Takes over the
+    descriptor."""
 
-    def __init__(self, descriptor: int, entry: Entry, span: Span) -> None:
+    def __init__(self, descriptor: int, entry: Entry, span: Span, memory: Memory) -> None:
         self._descriptor = descriptor
+        self._memory = memory
         self._entry = entry
-        self._at, self._end = span
+        self._left = span.end - span.start
         self._expected = entry.checksum if span == (0, entry.info.size) else None
         self._checksum = 0
 
-    def read(self, size: int) -> bytes:
-        """Up to `size` bytes.
+    def read(self, offset: int, size: int) -> Chunk:
+        data = read_at(self._descriptor, size, offset, self._memory)
+        if len(data) < size:
+            raise damaged(self._entry, f"the file ends before {offset + size} bytes of {self._entry.info.size}")
+        return Chunk(data, 0 if self._expected is None else crc32c(data))
 
-        Raises:
-            DamagedObject: the file ends too early, or these are the last bytes and all are not what was put.
-        """
-        data = os.pread(self._descriptor, min(size, self._end - self._at), self._at)
-        if not data and self._at < self._end:
-            raise damaged(self._entry, f"the file ends at {self._at} bytes of {self._entry.info.size}")
-        self._at += len(data)
-        if self._expected is not None:
-            self._checksum = crc32c(data, self._checksum)
-            if self._at == self._end and self._checksum != self._expected:
-                raise damaged(self._entry, "the checksum of the file is wrong")
-        return data
+    def check(self, chunk: Chunk) -> None:
+        if self._expected is None:
+            return
+        self._checksum = combine_crc32c(self._checksum, chunk.checksum, len(chunk.data))
+        self._left -= len(chunk.data)
+        if not self._left and self._checksum != self._expected:
+            raise damaged(self._entry, "the checksum of the file is wrong")
 
     def close(self) -> None:
         os.close(self._descriptor)

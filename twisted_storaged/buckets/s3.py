@@ -93,7 +93,7 @@ class S3Bucket:
         self._journal.open()
         where = f"{client.meta.endpoint_url}/{bucket}"
         self._access = Access(self._objects, Uploads(self._objects), self._threads.run, self._journal, where)
-        self._reading = ReadSettings(self._objects, share_of_memory(), self._settings.get_resumes)
+        self._reading = ReadSettings(self._objects, share_of_memory(2), self._settings.get_resumes)
         self._log.info("bucket {name} is {where}/{prefix}", name=self.name, where=where, prefix=self._settings.prefix)
         self._objects.start()
         self._threads.start()

@@ -118,13 +118,13 @@ class Scrub:
         self.report.unknown += entry.checksum is None
 
     def _verify_file(self, entry: Entry) -> None:
-        descriptor = self._contents.open(entry.info.etag)
-        with closing(FileSource(descriptor, entry, Span(0, entry.info.size))) as source:
+        descriptor, size = self._contents.open(entry.info.etag, direct=True), entry.info.size
+        with closing(FileSource(descriptor, entry, Span(0, size), self._contents.memory)) as source:
             verify_size(entry, descriptor)
             # What counts is what the disk has, not what the page cache remembers.
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            while source.read(CHUNK):
-                pass
+            for offset in range(0, size, CHUNK):
+                source.check(source.read(offset, min(CHUNK, size - offset)))
 
     def _object_is_damaged(self, entry: Entry, error: Exception) -> None:
         if isinstance(error, FileNotFoundError):
