@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.python.failure import Failure
 
 from tests.support import result
-from twisted_storaged.deferreds import ConsumerGone, Gate, deferred
+from twisted_storaged.deferreds import ConsumerGone, Gate, deferred, run
 
 
 class DeferredTests:
@@ -24,6 +25,83 @@ class DeferredTests:
         outcome = function(1)
         assert started == [1]
         assert result(outcome) == 2
+
+
+def never(failure: Failure) -> None:
+    raise AssertionError(failure)
+
+
+class RunTests:
+    """Coroutines that nobody waits for."""
+
+    def test_goes_on_with_each_result(self) -> None:
+        """At once where there is one already, else when it comes."""
+        later: Deferred[str] = Deferred()
+        seen: list[str] = []
+
+        async def work() -> None:
+            seen.append(await succeed("at once"))
+            seen.append(await later)
+            seen.append(await inner())
+
+        async def inner() -> str:
+            return await succeed("from another")
+
+        run(work(), never)
+        assert seen == ["at once"]
+        later.callback("later")
+        assert seen == ["at once", "later", "from another"]
+
+    @pytest.mark.parametrize("when", ["at once", "later"])
+    def test_a_failure_is_raised_where_it_is_awaited(self, when: str) -> None:
+        """And may be caught there."""
+        error = ValueError("no")
+        awaited: Deferred[None] = fail(error) if when == "at once" else Deferred()
+        caught: list[BaseException] = []
+
+        async def work() -> None:
+            try:
+                await awaited
+            except ValueError as error:
+                caught.append(error)
+
+        run(work(), never)
+        if when == "later":
+            awaited.errback(error)
+        assert caught == [error]
+
+    @pytest.mark.parametrize("awaits", [0, 1, 2])
+    def test_what_it_raises_is_told(self, awaits: int) -> None:
+        """Once, wherever that was, and with the place."""
+        awaited = [Deferred[None]() for _ in range(awaits)]
+        failures: list[Failure] = []
+
+        async def work() -> None:
+            for one in awaited:
+                await one
+            raise ValueError("no")
+
+        run(work(), failures.append)
+        for one in awaited:
+            assert failures == []
+            one.callback(None)
+        (failure,) = failures
+        assert failure.check(ValueError)
+        assert "in work" in failure.getTraceback()
+
+    def test_a_chain_of_deferreds(self) -> None:
+        """One that has fired, and waits for another."""
+        last: Deferred[int] = Deferred()
+        first = succeed(None).addCallback(lambda _: last)
+        seen: list[int] = []
+
+        async def work() -> None:
+            seen.append(await first)
+
+        run(work(), never)
+        assert seen == []
+        last.callback(3)
+        assert seen == [3]
 
 
 class GateTests:

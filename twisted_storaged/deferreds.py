@@ -1,4 +1,5 @@
-"""The two idioms between coroutines and Twisted: a coroutine that starts when called, and a gate it can wait at."""
+"""The idioms between coroutines and Twisted: one that starts when called, one that is run for what it does, and a gate
+where it can wait."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 _P = ParamSpec("_P")
@@ -22,6 +24,26 @@ def deferred(function: Callable[_P, Coroutine[Deferred[Any], Any, _T]]) -> Calla
         return Deferred.fromCoroutine(function(*args, **kwargs))
 
     return start
+
+
+def run(coroutine: Coroutine[Deferred[Any], Any, object], failed: Callable[[Failure], object]) -> None:
+    """Start a coroutine whose result nobody waits for, and which nobody cancels; `failed` is told what it raises.
+
+    For a request, this takes half the time of Deferred.fromCoroutine, which provides for both.
+    """
+    _go_on(None, coroutine, failed)
+
+
+def _go_on(result: object, coro: Coroutine[Deferred[Any], Any, object], failed: Callable[[Failure], object]) -> None:
+    try:
+        # What was awaited has its result itself; but it cannot raise while it runs its callbacks.
+        awaited = result.throwExceptionIntoGenerator(coro) if isinstance(result, Failure) else coro.send(None)
+    except StopIteration:
+        return
+    except Exception:  # noqa: BLE001 (all are for who called)
+        failed(Failure())
+        return
+    awaited.addBoth(_go_on, coro, failed)
 
 
 class ConsumerGone(Exception):

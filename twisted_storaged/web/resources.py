@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -11,6 +12,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
 from twisted_storaged.admission import PutSlots
+from twisted_storaged.deferreds import run
 from twisted_storaged.namespace import Namespace
 from twisted_storaged.web.request import StreamingRequest
 from twisted_storaged.web.responses import answer_failure, answer_json, answer_text
@@ -44,7 +46,7 @@ class Endpoint(Tree):
             allow = [(b"Allow", b", ".join(self._handlers))]
             answer_text(request, http.NOT_ALLOWED, "method not allowed", allow)
         else:
-            Deferred.fromCoroutine(handler(request)).addErrback(answer_failure, request)
+            run(handler(request), partial(answer_failure, request=request))
         return NOT_DONE_YET
 
 
