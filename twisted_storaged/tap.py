@@ -17,6 +17,7 @@ from twisted_storaged.buckets.registry import Registry
 from twisted_storaged.buckets.s3 import S3Bucket
 from twisted_storaged.config import BucketSettings, Config, Overrides, load_config
 from twisted_storaged.namespace import Namespace
+from twisted_storaged.reactor import install
 from twisted_storaged.scrub import make_scrub
 from twisted_storaged.secrets import DEFAULT_SECRETS, read_secrets
 from twisted_storaged.service import StorageService
@@ -52,6 +53,7 @@ def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mappin
         StartError: there is nothing to scrub.
     """
     if reactor is None:
+        install()
         from twisted.internet import reactor  # noqa: PLC0415 (who imports it at the top installs it)
     overrides = Overrides(_path(options["config"]), _path(options["data"]), options["bind"])
     config = load_config(overrides, read_secrets(Path(options["secrets"])), environ)
