@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -141,7 +140,7 @@ class ContentFile:
 
 def new_name() -> str:
     """A name for a content that no other ever had."""
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 def sync_folder(path: Path) -> None:

@@ -138,8 +138,8 @@ class LocalBucket:
             raise ObjectNotFound(key)
         return info
 
-    async def get(self, key: str, wanted: ByteRange | None = None) -> IObjectReader:
-        return await self._opens.do((key, wanted))
+    def get(self, key: str, wanted: ByteRange | None = None) -> Deferred[IObjectReader]:
+        return self._opens.do((key, wanted))
 
     def list(self, query: ListQuery, token: str | None = None) -> Deferred[ListPage]:
         return self._run(self._index.page, query, token)
