@@ -15,7 +15,7 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.tcp import Connection
 
 #: Bytes that are worth it, where as many are to come.
-AT_LEAST = 128 << 10
+AT_LEAST = 64 << 10
 
 #: Takes up to so many bytes from a socket; returns how many, 0 at the end of the stream, or None if it cannot now.
 TakeFrom = Callable[[socket, int], int | None]
