@@ -41,7 +41,7 @@ from twisted_storaged.buckets.objects import (
 from twisted_storaged.buckets.s3settings import Upkeep
 from twisted_storaged.buckets.share import Share
 from twisted_storaged.deferreds import deferred
-from twisted_storaged.errors import ObjectNotFound, PreconditionFailed
+from twisted_storaged.errors import DamagedObject, ObjectNotFound, PreconditionFailed
 
 #: The reactor that pytest-twisted runs, as something with all its interfaces.
 reactor: Any = _reactor
@@ -67,6 +67,22 @@ def result(outcome: Deferred[_T]) -> _T:
 def run_now(call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
     """A `Run` without threads."""
     return execute(call, *args, **kwargs)
+
+
+class Turns:
+    """A reactor whose turns the test decides on."""
+
+    def __init__(self) -> None:
+        self._next: list[Callable[[], object]] = []
+
+    def callLater(self, delay: float, call: Callable[[], object]) -> None:
+        assert delay == 0
+        self._next.append(call)
+
+    def turn(self) -> None:
+        calls, self._next = self._next, []
+        for call in calls:
+            call()
 
 
 class RunLater:
@@ -201,7 +217,10 @@ class BytesSource:
 
     def read(self, offset: int, size: int) -> Chunk:
         self.reads += 1
-        return Chunk(memoryview(self._data)[offset : offset + size], 0)
+        data = memoryview(self._data)[offset : offset + size]
+        if len(data) < size:
+            raise DamagedObject("there is not as much")
+        return Chunk(data, 0)
 
     def check(self, chunk: Chunk) -> None:
         """It has no checksum."""

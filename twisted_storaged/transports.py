@@ -10,6 +10,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 
+from twisted_storaged.rounds import Round
+
 #: Bytes up to which one piece, copied together, costs less than telling the system of several.
 JOIN_BELOW = 1 << 14
 
@@ -62,21 +64,21 @@ class Sender(Protocol):
 
 
 class Outbox:
-    """Who has something to send when the round is over.
+    """Who has something to send when a round is over, in which many may have come: see `rounds`.
 
     Sending to a peer on this host that sleeps wakes it, which costs more than the sending. A peer that is sent to at
     once after another is awake already: so all are, one after the other.
     """
 
     def __init__(self, clock: IReactorTime) -> None:
-        self._clock = clock
         self._senders: list[Sender] = []
+        self._round = Round(clock, lambda: len(self._senders), self._push)
 
     def add(self, sender: Sender) -> None:
         """Let `sender` push at the end of this round."""
         self._senders.append(sender)
         if len(self._senders) == 1:
-            self._clock.callLater(0, self._push)
+            self._round.begin()
 
     def _push(self) -> None:
         senders, self._senders = self._senders, []

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any, cast
 
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from tests.support import result
-from twisted_storaged.buckets.together import Together
+from tests.support import Turns, result
+from twisted_storaged.buckets.together import QUIET, Together
 from twisted_storaged.errors import PreconditionFailed, StorageError
 
 
@@ -17,16 +18,15 @@ class Commits:
     """One whose turns and commits the test decides on."""
 
     def __init__(self) -> None:
-        self.turns: list[Callable[[], None]] = []
+        self.turns = Turns()
         self.batches: list[list[str]] = []
         self._outcomes: list[Deferred[Sequence[str | StorageError]]] = []
-        self.together: Together[str, str] = Together(self.turns.append, self._commit_all)
+        self.together: Together[str, str] = Together(cast(Any, self.turns), self._commit_all)
 
     def turn(self) -> None:
-        """The reactor's next turn."""
-        turns, self.turns[:] = list(self.turns), []
-        for call in turns:
-            call()
+        """As many turns of the reactor as end a round."""
+        for _ in range(1 + QUIET):
+            self.turns.turn()
 
     def end(self, outcome: Sequence[str | StorageError] | Failure) -> None:
         """The commit under way has ended."""
@@ -67,6 +67,21 @@ class TogetherTests:
         assert commits.batches == [["one"], ["two", "three"]]
         commits.end(["2", "3"])
         assert [result(outcome) for outcome in later] == ["2", "3"]
+
+    def test_those_that_were_answered_may_come_along(self) -> None:
+        """Who came meanwhile does not go without them."""
+        commits = Commits()
+        commits.together.do("one")
+        commits.turn()
+        commits.together.do("two")
+        commits.end(["1"])
+        for change in ("one again", "another"):
+            commits.turns.turn()
+            commits.turns.turn()
+            commits.together.do(change)
+        assert commits.batches == [["one"]]
+        commits.turn()
+        assert commits.batches == [["one"], ["two", "one again", "another"]]
 
     def test_a_failure_is_that_of_its_batch(self) -> None:
         """All in it fail, and the next goes on."""

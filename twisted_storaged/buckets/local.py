@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.iweb import IBodyProducer
@@ -98,10 +98,10 @@ class LocalBucket:
         self._buffers = Buffers(PART_SIZE, keep=put_slots)
         self._uploader = Uploader(self._buffers, Share(put_slots, WINDOW, WINDOW))
         self._recent = Recent(RECENT)
-        self._reactor = reactor
-        self._commits: Together[Change, str | None] = Together(self._soon, self._commit_all)
-        self._heads: Together[str, ObjectInfo | None] = Together(self._soon, self._head_all)
-        self._opens: Together[_Wanted, IObjectReader] = Together(self._soon, self._open_all)
+        clock = IReactorTime(reactor)
+        self._commits: Together[Change, str | None] = Together(clock, self._commit_all)
+        self._heads: Together[str, ObjectInfo | None] = Together(clock, self._head_all)
+        self._opens: Together[_Wanted, IObjectReader] = Together(clock, self._open_all)
 
     def start(self) -> None:
         path = self._path
@@ -167,9 +167,6 @@ class LocalBucket:
         replaced = await self._commits.do(change)
         if replaced is not None:
             self._remove_later(replaced)
-
-    def _soon(self, call: Callable[[], None]) -> None:
-        self._reactor.callFromThread(call)
 
     def _commit_all(self, changes: Sequence[Change]) -> Deferred[Sequence[Outcome]]:
         return self._run(self._index.commit, changes)

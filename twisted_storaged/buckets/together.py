@@ -1,8 +1,7 @@
 """Doing together what comes together: what arrives while one call is under way is done together by the next.
 
 A commit waits for the disk, however little it commits, and a look into the index for a thread: this is how many
-clients share that wait. Nothing is kept waiting for company, and nothing is answered before the call that it is part
-of has returned.
+clients share that wait. Nothing is answered before the call that it is part of has returned.
 """
 
 from __future__ import annotations
@@ -11,15 +10,19 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from twisted_storaged.errors import StorageError
+from twisted_storaged.rounds import Round
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-#: Makes a call in the reactor's next turn.
-Soon = Callable[[Callable[[], None]], object]
+
+#: Turns of the reactor without another that end a round: as many as it takes those that were answered by the last one
+#: to be heard again.
+QUIET = 3
 
 
 class Together(Generic[_T, _R]):
@@ -29,8 +32,10 @@ class Together(Generic[_T, _R]):
     failure of one, whatever became of the others.
     """
 
-    def __init__(self, soon: Soon, do_all: Callable[[list[_T]], Deferred[Sequence[_R | StorageError]]]) -> None:
-        self._soon = soon
+    def __init__(
+        self, clock: IReactorTime, do_all: Callable[[list[_T]], Deferred[Sequence[_R | StorageError]]]
+    ) -> None:
+        self._round = Round(clock, lambda: len(self._waiting), self._do_waiting, QUIET)
         self._do_all = do_all
         self._waiting: list[tuple[_T, Deferred[_R]]] = []
         self._busy = False
@@ -46,8 +51,7 @@ class Together(Generic[_T, _R]):
     def _go_on(self) -> None:
         self._busy = bool(self._waiting)
         if self._busy:
-            # Not now: what the reactor has at hand in this turn comes along.
-            self._soon(self._do_waiting)
+            self._round.begin()
 
     def _do_waiting(self) -> None:
         batch, self._waiting = self._waiting, []
