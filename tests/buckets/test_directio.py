@@ -59,7 +59,8 @@ class ReadTests:
         """The end of the file is no obstacle; a place within a block is, and those after it go the usual way."""
         with opened(file, True) as descriptor:
             for offset in range(0, SIZE, BLOCK):
-                assert read(descriptor, BLOCK, offset) == DATA[offset : offset + BLOCK]
+                size = min(BLOCK, SIZE - offset)
+                assert read(descriptor, size, offset) == DATA[offset : offset + size]
             assert is_direct(descriptor)
             assert read(descriptor, 10, 1) == DATA[1:11]
             assert not is_direct(descriptor)
