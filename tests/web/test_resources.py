@@ -6,11 +6,12 @@ import json
 
 import pytest
 
+from tests.buckets.embedded import logged
 from tests.support import MemoryBucket
 from tests.test_keys import BROKEN
 from tests.web.wire import Server, chunk, chunked_put, put, request
 from twisted_storaged.buckets.objects import ListQuery
-from twisted_storaged.errors import BucketError, BucketTimedOut, OutOfSpace
+from twisted_storaged.errors import BucketError, BucketTimedOut, DamagedObject, OutOfSpace
 from twisted_storaged.policy import DEFAULT_MAX_PUT, VECTORS_MAX_PUT, Policy, Rule
 from twisted_storaged.web import outgoing
 
@@ -241,6 +242,29 @@ class GetTests:
         server.bucket.failing = BucketError("down")
         response = server.ask(request("GET", "/storage/get/a"))
         assert (response.status, response.line) == (500, "internal")
+
+    def test_damage_before_the_first_byte_is_named_in_the_log(self) -> None:
+        """Once, with the request that met it; a bucket does not log what it raises."""
+        server = Server()
+        server.bucket.failing = DamagedObject("'a' is damaged")
+        with logged() as lines:
+            server.ask(request("GET", "/storage/get/a"))
+        (line,) = lines
+        assert "/storage/get/a" in line
+        assert "'a' is damaged" in line
+
+    def test_damage_after_the_first_byte_is_named_in_the_log(self) -> None:
+        """Where the client sees no more than a connection that ends."""
+        server = Server()
+        server.bucket.objects["a"] = b"x" * 10
+        info = server.bucket.info("a")
+        server.bucket.info = lambda key: info._replace(size=11)  # type: ignore[method-assign]
+        connection = server.connect()
+        with logged() as lines:
+            connection.send(request("GET", "/storage/get/a"))
+        (line,) = lines
+        assert "/storage/get/a" in line
+        assert "DamagedObject" in line
 
 
 class ListTests:

@@ -36,7 +36,7 @@ _log = Logger()
 
 
 class Chunk(NamedTuple):
-    """Bytes of an object, and their CRC-32C."""
+    """Bytes of an object, and their CRC-32C; 0, where the source is not going to check it."""
 
     data: memoryview
     checksum: int
