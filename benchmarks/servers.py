@@ -35,7 +35,7 @@ def storaged_embedded(place: Place) -> Iterator[Server]:
     """It, with its objects in `place.folder / "data"`."""
     config = place.folder / "storaged.toml"
     config.write_text(_slots(place))
-    options = [f"--config={config}", f"--data={place.folder / 'data'}", f"--secrets={place.folder / 'none.toml'}"]
+    options = [f"--config={config}", f"--data={place.folder / 'data'}"]
     with running(_command(place, options), place.port) as pid:
         yield Server(pid, place.port, storaged_path)
 

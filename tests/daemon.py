@@ -31,7 +31,10 @@ class Daemon:
         self.data = folder / "data"
         self.log_path = folder / "storaged.log"
         self._launcher = launcher
-        self._options = [*options, "--secrets", str(folder / "no-secrets.toml")]
+        secrets = folder / "secrets.toml"
+        if not secrets.exists():
+            secrets.touch(0o600)
+        self._options = [*options, "--secrets", str(secrets)]
         if config is not None:
             path = folder / "lakehouse.toml"
             path.write_text(config, "utf-8")

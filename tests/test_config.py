@@ -195,7 +195,13 @@ class ErrorsTests:
             ("[buckets.x]\nkind = 'local'", "[buckets.x] path is missing"),
             ("[buckets.x]\nkind = 'local'\npath = '/p'\nregion = 'r'", "[buckets.x] has an unknown key 'region'"),
             ("[buckets]\nx = 1", "[buckets.x] is 1: expected a table"),
-            ("[policy]\nprefix = 'a'", "policy is {'prefix': 'a'}: expected [[policy]] sections"),
+            ("[policy]\nprefix = 'a'", "policy is a table: expected [[policy]] sections"),
+            ("s3 = 'hunter2'", "[s3] is a string: expected a table"),
+            ("[[s3]]\nsecret_access_key = 'hunter2'", "[s3] is an array: expected a table"),
+            ("[buckets]\nx = 'hunter2'", "[buckets.x] is a string: expected a table"),
+            ("[s3]\nbucket = {secret_access_key = 'hunter2'}", "[s3] bucket is a table: expected a text"),
+            ("[s3]\nbucket = 'b'\nendpoint = 'http://me:hunter2@s3.example'", "[s3] endpoint is not shown: expected"),
+            ("[s3]\nbucket = 'b'\nendpoint = 'ftp://me:hunter2@s3.example'", "[s3] endpoint is not shown: expected"),
             ("[[policy]]\nmax_put = 1", "[[policy]] prefix is missing"),
             ("[[policy]]\nprefix = 'a'\nmax_put = '1 GB'", "[[policy]] max_put is '1 GB': expected a size such as"),
             (
@@ -213,6 +219,7 @@ class ErrorsTests:
         with pytest.raises(ConfigError) as caught:
             load(tmp_path, content)
         assert str(caught.value).startswith(f"{tmp_path}/lakehouse.toml: {error}")
+        assert "hunter2" not in str(caught.value)
 
     def test_a_network_address_on_the_command_line(self) -> None:
         """Is refused as the file's would be."""

@@ -39,10 +39,22 @@ class ReadSecretsTests:
             "archive": Credentials("AKIA2", "hunter3"),
         }
 
-    def test_absent_is_fine(self, tmp_path: Path) -> None:
+    def test_the_default_file_may_be_absent(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Credentials may come from elsewhere."""
-        assert read_secrets(tmp_path / "no.toml") == {}
-        assert read_secrets(tmp_path / "no" / "no.toml") == {}
+        monkeypatch.setattr("twisted_storaged.secrets.DEFAULT_SECRETS", tmp_path / "no" / "no.toml")
+        assert read_secrets(None) == {}
+
+    def test_the_default_file_is_read(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without a name, the file at the default path is used if it exists."""
+        path.write_text(GOOD)
+        monkeypatch.setattr("twisted_storaged.secrets.DEFAULT_SECRETS", path)
+        assert set(read_secrets(None)) == {"primary", "archive"}
+
+    @pytest.mark.parametrize("name", ["no.toml", "no/no.toml"])
+    def test_a_named_file_must_exist(self, tmp_path: Path, name: str) -> None:
+        """A path that was given and is not there is an error."""
+        with pytest.raises(ConfigError, match=r"no.toml: does not exist"):
+            read_secrets(tmp_path / name)
 
     @pytest.mark.parametrize("mode", [0o604, 0o602, 0o601, 0o644])
     def test_readable_by_others_is_refused(self, path: Path, mode: int) -> None:
@@ -68,7 +80,13 @@ class ReadSecretsTests:
         ("content", "error"),
         [
             ("[s3", "is not TOML"),
-            ("s3 = 1", r"\[s3\] is 1: expected a table"),
+            ("s3 = 1", r"\[s3\] is not shown: expected a table"),
+            ("s3 = 'hunter2'", r"\[s3\] is not shown: expected a table"),
+            ("[[s3]]\nsecret_access_key = 'hunter2'", r"\[s3\] is not shown: expected a table"),
+            ("buckets = ['hunter2']", r"\[buckets\] is not shown: expected a table"),
+            ("[buckets]\nx = 'hunter2'", r"\[buckets.x\] is not shown: expected a table"),
+            ("[s3]\nsecret_access_key = {hunter2 = 'hunter2'}", r"\[s3\] secret_access_key is not shown"),
+            ("[s3]\nsecret_access_key = 'hunter2", r"is not TOML"),
             ("[s3]", r"\[s3\] access_key_id is missing"),
             ("[s3]\naccess_key_id = 'a'", r"\[s3\] secret_access_key is missing"),
             ("[s3]\nsecret_access_key = 'hunter2'", r"\[s3\] access_key_id is missing"),

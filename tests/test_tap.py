@@ -20,8 +20,14 @@ from twisted_storaged.scrub import ScrubService
 
 def options(*arguments: str) -> tap.Options:
     parsed = tap.Options()
-    parsed.parseOptions([*arguments, "--secrets", "/nonexistent/secrets.toml"])
+    parsed.parseOptions(arguments)
     return parsed
+
+
+@pytest.fixture(autouse=True)
+def _no_default_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the machine has at the default path is not this test's."""
+    monkeypatch.setattr("twisted_storaged.secrets.DEFAULT_SECRETS", tmp_path / "default.toml")
 
 
 class PluginTests:
@@ -42,15 +48,24 @@ class OptionsTests:
         with pytest.raises(UsageError):
             options("extra")
 
-    def test_secrets_have_a_default(self) -> None:
-        """The Go daemon's."""
-        parsed = tap.Options()
-        parsed.parseOptions([])
-        assert parsed["secrets"] == "/etc/lakehouse/secrets-go.toml"
+    def test_the_default_secrets_file_is_the_go_daemons(self) -> None:
+        """The help text of --secrets names the path that the Go daemon reads."""
+        (told,) = (row[3] for row in tap.Options.optParameters if row[0] == "secrets")
+        assert "/etc/lakehouse/secrets-go.toml" in told
 
 
 class MakeServiceTests:
     """The service."""
+
+    def test_secrets_that_were_named_must_exist(self, tmp_path: Path) -> None:
+        """A misspelt --secrets ends the start, instead of a daemon without its credentials."""
+        wanted = options("--data", str(tmp_path / "data"), "--secrets", str(tmp_path / "misspelt.toml"))
+        with pytest.raises(StartError, match=r"misspelt.toml: does not exist"):
+            tap.makeService(wanted, MemoryReactorClock(), {})
+
+    def test_the_default_secrets_need_not_exist(self, tmp_path: Path) -> None:
+        """Credentials may come from the config or from boto3's chain."""
+        tap.makeService(options("--data", str(tmp_path / "data")), MemoryReactorClock(), {})
 
     def test_listens_when_started(self, tmp_path: Path) -> None:
         """And not before; nothing is made on the disk before either."""

@@ -14,7 +14,7 @@ from twisted_storaged.buckets.s3settings import DEFAULT_DEADLINE, DEFAULT_REAP_I
 from twisted_storaged.endpoints import DEFAULT_BIND, endpoint_description, is_local
 from twisted_storaged.policy import PRIMARY, Policy, Rule
 from twisted_storaged.secrets import Credentials, take_credentials
-from twisted_storaged.tables import ANY_TEXT, COUNT, FLAG, NUMBER, SIZE, TEXT, ConfigError, Table, one_of, read_toml
+from twisted_storaged.tables import ANY_TEXT, COUNT, FLAG, NUMBER, SIZE, TEXT, ConfigError, Table, described, one_of, read_toml
 
 #: What stands for the file in errors about the command line.
 COMMAND_LINE = Path("command line")
@@ -150,7 +150,12 @@ def _s3_bucket(table: Table, secret: Credentials | None) -> S3Settings:
 
 def _endpoint_url(table: Table) -> str | None:
     url = table.take("endpoint", TEXT)
-    if url is not None and not url.startswith(("http://", "https://")):
+    if url is None:
+        return None
+    if "@" in url:
+        # The endpoint is in log lines and in the upload journal; and what is before the @ is a password.
+        raise table.error("endpoint", "not shown", "a URL without a user and password; credentials are keys of their own")
+    if not url.startswith(("http://", "https://")):
         raise table.error("endpoint", repr(url), "a URL that starts with http:// or https://")
     return url
 
@@ -158,7 +163,7 @@ def _endpoint_url(table: Table) -> str | None:
 def _policy(document: Mapping[str, object], file: Path, buckets: Mapping[str, BucketSettings]) -> Policy:
     entries = document.get("policy", [])
     if not isinstance(entries, list):
-        raise ConfigError(f"{file}: policy is {entries!r}: expected [[policy]] sections")
+        raise ConfigError(f"{file}: policy is {described(entries)}: expected [[policy]] sections")
     policy = Policy()
     rules: dict[str, Rule] = {}
     for entry in entries:

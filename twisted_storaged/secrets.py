@@ -21,20 +21,23 @@ class Credentials:
     secret_access_key: str = field(repr=False)
 
 
-def read_secrets(path: Path) -> Mapping[str, Credentials]:
-    """The credentials in a secrets file, by the name of their bucket; none if there is no such file.
+def read_secrets(path: Path | None) -> Mapping[str, Credentials]:
+    """The credentials in a secrets file, by the name of their bucket; without a `path`, in the default file if it exists.
 
     `[s3]` is for the primary bucket, `[buckets.NAME]` for the others; further sections belong to other services.
 
     Raises:
-        ConfigError: it cannot be read, others can read it, or it is malformed.
+        ConfigError: it does not exist though it was named, it cannot be read, others can read it, or it is malformed.
     """
-    if not _is_there(path):
+    if path is None and not _is_there(DEFAULT_SECRETS):
         return {}
+    if path is not None and not _is_there(path):
+        raise ConfigError(f"{path}: does not exist: expected the secrets file that --secrets names")
+    path = path or DEFAULT_SECRETS
     document = read_toml(path)
-    found = dict(Table(document.get("buckets", {}), path, "[buckets]").tables())
+    found = dict(Table(document.get("buckets", {}), path, "[buckets]", secret=True).tables())
     if "s3" in document:
-        found[PRIMARY] = Table(document["s3"], path, "[s3]")
+        found[PRIMARY] = Table(document["s3"], path, "[s3]", secret=True)
     return {name: _credentials(table) for name, table in found.items()}
 
 

@@ -90,12 +90,14 @@ SIZE = Kind(_size, 'a size such as "256 MiB", or a whole number of bytes')
 class Table:
     """One section of a file. What nobody took is an error in the end: see `done`."""
 
-    def __init__(self, values: object, file: Path, section: str) -> None:
-        """Raises ConfigError when `values` is not a table."""
+    def __init__(self, values: object, file: Path, section: str, *, secret: bool = False) -> None:
+        """With `secret`, no value of it is ever shown. Raises ConfigError when `values` is not a table."""
         self.file = file
         self.section = section
+        self._secret = secret
         if not isinstance(values, dict):
-            raise ConfigError(f"{file}: {section} is {values!r}: expected a table")
+            stood = "not shown" if secret else described(values)
+            raise ConfigError(f"{file}: {section} is {stood}: expected a table")
         self._values: dict[str, Any] = dict(values)
 
     @overload
@@ -110,7 +112,7 @@ class Table:
         try:
             return kind.read(value)
         except ValueError:
-            raise self.error(key, _shown(key, value), kind.expected) from None
+            raise self.error(key, self._shown(key, value), kind.expected) from None
 
     def need(self, key: str, kind: Kind[_T]) -> _T:
         """The value of a key that must be there. Raises ConfigError."""
@@ -123,7 +125,13 @@ class Table:
     def tables(self) -> Iterator[tuple[str, Table]]:
         """Every value as a table of its own, with its name."""
         for name, value in self._values.items():
-            yield name, Table(value, self.file, f"{self.section[:-1]}.{name}]")
+            yield name, Table(value, self.file, f"{self.section[:-1]}.{name}]", secret=self._secret)
+
+    def _shown(self, key: str, value: object) -> str:
+        """A value as an error may show it: a string is repeated only where no credential is expected."""
+        if self._secret or "secret" in key or "access_key" in key:
+            return "not shown"
+        return repr(value) if isinstance(value, str) else described(value)
 
     def error(self, key: str, stood: str, expected: str) -> ConfigError:
         """An error about a key of this table."""
@@ -146,8 +154,15 @@ def read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not TOML: {error}") from error
+        # Without a cause: tomli's error has the whole text of the file in it, and with it any secret.
+        raise ConfigError(f"{path}: is not TOML: {error}") from None
 
 
-def _shown(key: str, value: object) -> str:
-    return "not shown" if "secret" in key or "access_key" in key else repr(value)
+def described(value: object) -> str:
+    """What stood where something else was expected: a number or flag as it is, of all else only the type.
+
+    A string, an array or a table in a wrong place may be, or hold, a secret.
+    """
+    if isinstance(value, bool | int | float):
+        return str(value).lower()
+    return {str: "a string", list: "an array", dict: "a table"}.get(type(value), "a date or time")

@@ -32,7 +32,7 @@ class Options(usage.Options):
     longdesc = "Stores and serves objects over plain HTTP: in a folder of this machine, or in S3."
     optParameters: ClassVar = [
         ["config", "c", None, "TOML file to go by; without one, objects are kept in the data folder."],
-        ["secrets", "s", str(DEFAULT_SECRETS), "TOML file with the credentials; it need not be there."],
+        ["secrets", "s", None, f"TOML file with the credentials [default: {DEFAULT_SECRETS}, if it exists]."],
         ["data", "d", None, "Folder of the embedded bucket [default: $STATE_DIRECTORY, else $XDG_DATA_HOME/storaged]."],
         ["bind", "b", None, "host:port or Twisted endpoint to listen on [default: 127.0.0.1:3211]."],
     ]
@@ -56,7 +56,7 @@ def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mappin
         install()
         from twisted.internet import reactor  # noqa: PLC0415 (who imports it at the top installs it)
     overrides = Overrides(_path(options["config"]), _path(options["data"]), options["bind"])
-    config = load_config(overrides, read_secrets(Path(options["secrets"])), environ)
+    config = load_config(overrides, read_secrets(_path(options["secrets"])), environ)
     return make_scrub(config) if options["scrub"] else assemble(config, reactor)
 
 

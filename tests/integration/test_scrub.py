@@ -14,7 +14,7 @@ from tests.daemon import ROOT, TWISTD, Daemon
 
 def scrub(folder: Path, data: Path) -> tuple[int, str]:
     """Its exit status, and what it said."""
-    command = [str(TWISTD), "-n", "storaged", "--scrub", "--data", str(data), "--secrets", str(folder / "none.toml")]
+    command = [str(TWISTD), "-n", "storaged", "--scrub", "--data", str(data)]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, check=False, cwd=folder, env=environ, capture_output=True, text=True, timeout=120)
     assert not (folder / "twistd.pid").exists()
