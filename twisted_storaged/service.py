@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from signal import SIG_IGN, SIGTERM, signal
 from typing import Any
 
 from twisted.application.service import Service
@@ -47,8 +46,6 @@ class StorageService(Service):
         Raises:
             StartError: a bucket cannot be opened, or the port is taken.
         """
-        super().startService()
-        self._reactor.callWhenRunning(self._stop_on_sigterm)
         # What is here from the start stays to the end: looking at it again and again is what makes collections slow.
         self._reactor.callWhenRunning(gc.freeze)
         try:
@@ -58,6 +55,8 @@ class StorageService(Service):
             # In the background, twistd tells its parent no more than the first hundred bytes.
             self._log.critical("{error}", error=error)
             raise
+        # Not before: `running` says that there is something to close.
+        super().startService()
 
     def _listen(self) -> None:
         failures: list[Failure] = []
@@ -68,15 +67,6 @@ class StorageService(Service):
             raise StartError(f"cannot listen on {self._endpoint}: {error}") from error
         if failures:
             raise StartError(f"cannot listen on {self._endpoint}: {failures[0].value}")
-
-    def _stop_on_sigterm(self) -> None:
-        """End with status 0 on SIGTERM; Twisted's own handler lets the process die of the signal in the end."""
-
-        def stop(*_: object) -> None:
-            signal(SIGTERM, SIG_IGN)
-            self._reactor.callFromThread(self._reactor.stop)
-
-        signal(SIGTERM, stop)
 
     def _listening(self, port: IListeningPort) -> None:
         self._ports.append(port)

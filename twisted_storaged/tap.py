@@ -21,6 +21,7 @@ from twisted_storaged.reactor import install
 from twisted_storaged.scrub import make_scrub
 from twisted_storaged.secrets import DEFAULT_SECRETS, read_secrets
 from twisted_storaged.service import StorageService
+from twisted_storaged.signals import StopSignals
 from twisted_storaged.web.resources import make_tree
 from twisted_storaged.web.site import StorageSite
 
@@ -52,12 +53,18 @@ def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mappin
         ConfigError: the command line, the configuration or the secrets cannot be gone by.
         StartError: there is nothing to scrub.
     """
-    if reactor is None:
+    in_charge = reactor is None
+    if in_charge:
         install()
         from twisted.internet import reactor  # noqa: PLC0415 (who imports it at the top installs it)
     overrides = Overrides(_path(options["config"]), _path(options["data"]), options["bind"])
     config = load_config(overrides, read_secrets(_path(options["secrets"])), environ)
-    return make_scrub(config) if options["scrub"] else assemble(config, reactor)
+    if options["scrub"]:
+        return make_scrub(config)
+    service = assemble(config, reactor)
+    if in_charge:
+        StopSignals(reactor, lambda: bool(service.running)).install()
+    return service
 
 
 def assemble(config: Config, reactor: Any) -> StorageService:

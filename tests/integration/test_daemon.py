@@ -10,10 +10,11 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 
 import pytest
 
-from tests.daemon import ROOT, TWISTD, Daemon
+from tests.daemon import ROOT, STOP_SECONDS, TWISTD, Daemon
 
 
 @pytest.fixture
@@ -120,6 +121,39 @@ class LifeTests:
             assert "no connection to S3" in daemon.log
             assert "hunter2" not in daemon.log
             assert "Traceback" not in daemon.log
+
+
+class StopSignalTests:
+    """SIGTERM and SIGINT end the daemon with status 0, whenever they come."""
+
+    @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+    def test_before_the_reactor_runs(self, tmp_path: Path, number: int) -> None:
+        """A signal that comes between the command line and the reactor ends the start."""
+        for delay in (0, 0.01, 0.02, 0.04, 0.08):
+            daemon = Daemon(tmp_path)
+            process = daemon.spawn()
+            wait_for(lambda daemon=daemon: "starting up" in daemon.log)
+            time.sleep(delay)
+            process.send_signal(number)
+            assert process.wait(STOP_SECONDS) == 0, daemon.log
+            assert "Traceback" not in daemon.log
+
+    @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+    def test_a_second_one(self, daemon: Daemon, number: int) -> None:
+        """While the daemon waits for a PUT that is under way, another signal changes nothing."""
+        with daemon.connect() as client:
+            client.sendall(head("half", 10) + b"12345")
+            wait_for(lambda: ask(daemon, "GET", "/health")[0] == 200)
+            daemon.process.send_signal(number)
+            wait_for(lambda: "Port" in daemon.log or daemon.process.poll() is not None)
+            for _ in range(3):
+                daemon.process.send_signal(number)
+                time.sleep(0.05)
+            client.sendall(b"67890")
+            assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert daemon.process.wait(STOP_SECONDS) == 0
+        assert "Traceback" not in daemon.log
+        assert "ReactorNotRunning" not in daemon.log
 
 
 class RefusalToStartTests:
