@@ -30,7 +30,7 @@ class FakeReactor:
 
 @pytest.fixture(autouse=True)
 def _kept_handlers() -> Iterator[None]:
-    """This process keeps the handlers that it had."""
+    """The process of the tests keeps the handlers that it had."""
     kept = {number: getsignal(number) for number in (SIGINT, SIGTERM)}
     yield
     for number, handler in kept.items():

@@ -51,7 +51,7 @@ class OptionsTests:
     def test_the_default_secrets_file_is_the_go_daemons(self) -> None:
         """The help text of --secrets names the path that the Go daemon reads."""
         (told,) = (row[3] for row in tap.Options.optParameters if row[0] == "secrets")
-        assert "/etc/lakehouse/secrets-go.toml" in told
+        assert "/etc/lakehouse/secrets-go.toml" in str(told)
 
 
 class MakeServiceTests:

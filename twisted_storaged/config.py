@@ -14,7 +14,19 @@ from twisted_storaged.buckets.s3settings import DEFAULT_DEADLINE, DEFAULT_REAP_I
 from twisted_storaged.endpoints import DEFAULT_BIND, endpoint_description, is_local
 from twisted_storaged.policy import PRIMARY, Policy, Rule
 from twisted_storaged.secrets import Credentials, take_credentials
-from twisted_storaged.tables import ANY_TEXT, COUNT, FLAG, NUMBER, SIZE, TEXT, ConfigError, Table, described, one_of, read_toml
+from twisted_storaged.tables import (
+    ANY_TEXT,
+    COUNT,
+    FLAG,
+    NUMBER,
+    SIZE,
+    TEXT,
+    ConfigError,
+    Table,
+    described,
+    one_of,
+    read_toml,
+)
 
 #: What stands for the file in errors about the command line.
 COMMAND_LINE = Path("command line")
@@ -154,7 +166,7 @@ def _endpoint_url(table: Table) -> str | None:
         return None
     if "@" in url:
         # The endpoint is in log lines and in the upload journal; and what is before the @ is a password.
-        raise table.error("endpoint", "not shown", "a URL without a user and password; credentials are keys of their own")
+        raise table.error("endpoint", "not shown", "a URL without user and password: those are keys of their own")
     if not url.startswith(("http://", "https://")):
         raise table.error("endpoint", repr(url), "a URL that starts with http:// or https://")
     return url

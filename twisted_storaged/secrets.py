@@ -22,7 +22,7 @@ class Credentials:
 
 
 def read_secrets(path: Path | None) -> Mapping[str, Credentials]:
-    """The credentials in a secrets file, by the name of their bucket; without a `path`, in the default file if it exists.
+    """The credentials in a secrets file, by bucket name; without a `path`, in the default file if it exists.
 
     `[s3]` is for the primary bucket, `[buckets.NAME]` for the others; further sections belong to other services.
 

@@ -165,4 +165,8 @@ def described(value: object) -> str:
     """
     if isinstance(value, bool | int | float):
         return str(value).lower()
-    return {str: "a string", list: "an array", dict: "a table"}.get(type(value), "a date or time")
+    if isinstance(value, str):
+        return "a string"
+    if isinstance(value, list):
+        return "an array"
+    return "a table" if isinstance(value, dict) else "a date or time"

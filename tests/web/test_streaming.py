@@ -553,6 +553,48 @@ class MalformedTests:
         connection.send(f"PUT /storage/put/a HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode())
         assert connection.received().startswith(b"HTTP/1.1 400 ")
 
+    @pytest.mark.parametrize("more", ["", "Expect: 100-continue\r\n"])
+    @pytest.mark.parametrize("digits", [19, 4300, 4301, 7000])
+    def test_a_length_of_many_digits(self, digits: int, more: str) -> None:
+        """A length that is too large for int() is refused as any that is over the cap is."""
+        server = Server()
+        connection = server.connect()
+        length = "1" * digits
+        connection.send(f"PUT /storage/put/a HTTP/1.1\r\nHost: x\r\n{more}Content-Length: {length}\r\n\r\n".encode())
+        assert connection.response().status == 413
+        assert server.slots.free == 4
+
+    def test_a_length_with_many_zeros(self) -> None:
+        """Zeros before a length do not make it larger."""
+        server = Server()
+        connection = server.connect()
+        zeros = "0" * 5000
+        connection.send(f"PUT /storage/put/a HTTP/1.1\r\nHost: x\r\nContent-Length: {zeros}5\r\n\r\nhello".encode())
+        assert connection.response().status == 200
+        assert server.bucket.objects == {"a": b"hello"}
+
+    @pytest.mark.parametrize(
+        ("head", "status"),
+        [
+            (b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 20_000, 431),
+            (b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 20_000 + b"\r\n\r\n", 431),
+            (b"GET /health HTTP/1.1\r\n" + b"X: yyyyyyyy\r\n" * 2000 + b"\r\n", 431),
+            (b"GET /health HTTP/1.1\r\n" + b"X: y\r\n" * 600 + b"\r\n", 431),
+            (b"GET /health?" + b"x" * 20_000, 414),
+            (b"GET /health?" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+        ],
+    )
+    def test_a_head_that_is_too_large(self, head: bytes, status: int) -> None:
+        """An oversized request line or header field is refused once, and the connection ends so that this is seen."""
+        server = Server()
+        connection = server.connect()
+        connection.send(head)
+        connection.send(request("GET", "/health"))
+        data = connection.received()
+        assert data.startswith(b"HTTP/1.1 %d " % status)
+        assert data.count(b"HTTP/1.1") == 1
+        assert connection.transport.half_closed
+
 
 class TimeoutTests:
     """Clients that do nothing."""

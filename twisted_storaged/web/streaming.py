@@ -20,7 +20,7 @@ from twisted_storaged.errors import BodyLost, BodyStalled
 from twisted_storaged.transports import has_unsent
 from twisted_storaged.web.body import USUAL_READ_SIZE
 from twisted_storaged.web.fields import fields_of
-from twisted_storaged.web.head import Head, read_head
+from twisted_storaged.web.head import Head, bounded_length, read_head
 from twisted_storaged.web.inplace import InPlaceReader
 from twisted_storaged.web.outgoing import Outgoing
 from twisted_storaged.web.request import StreamingRequest
@@ -28,6 +28,9 @@ from twisted_storaged.web.timer import KeptTimer
 
 if TYPE_CHECKING:
     from twisted_storaged.web.site import StorageSite
+
+TARGET_TOO_LONG = b"HTTP/1.1 414 URI Too Long\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+FIELDS_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 #: After an early answer, so many bytes of the body are read and dropped, for so many seconds, before the connection
 #: is closed. Closing it at once makes TCP reset it, and the client lose the answer.
@@ -91,6 +94,29 @@ class StreamingChannel(KeptTimer, HTTPChannel):
         self.setRawMode()
         if body and not self._lingering:
             self.rawDataReceived(bytes(body))
+
+    def lineReceived(self, line: bytes) -> None:
+        """As ever, but a head that is too large is refused with the status that says so."""
+        if self._receivedHeaderSize + len(line) > self.totalHeadersSize:
+            self.lineLengthExceeded(line)
+        else:
+            super().lineReceived(line)
+
+    def headerReceived(self, line: bytes) -> bool:
+        """As ever, but for numbers that int() refuses, and for one field too many."""
+        if self._receivedHeaderCount >= self.maxHeaders:
+            self.lineLengthExceeded(line)
+            return False
+        return bool(super().headerReceived(bounded_length(line)))
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """Refuse a request line, or header fields, that are too long. RFC 9110, 15.5.15, and RFC 6585, 5."""
+        in_fields = bool(self.requests) and not self.requests[-1].dispatched
+        self.transport.write(FIELDS_TOO_LARGE if in_fields else TARGET_TOO_LONG)
+        for request in self.requests:
+            request.connectionLost(Failure(BodyLost()))
+        self.requests.clear()
+        self._linger()
 
     def allHeadersReceived(self) -> None:
         """As ever, but there are no cookies, and 100 Continue is said when somebody wants the body."""
