@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 import pytest_twisted
 import treq
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, succeed  # noqa: A004 (its own)
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.task import deferLater
-from twisted.web.client import Agent, HTTPConnectionPool
+from twisted.internet.task import Clock, deferLater
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone
+from twisted.web.http_headers import Headers
 
 from tests.buckets.test_contract import ODD_KEYS
-from tests.support import BytesBody, Consumer, MemoryBucket, reactor
+from tests.support import BytesBody, Consumer, MemoryBucket, reactor, result
 from twisted_storaged.admission import PutSlots
 from twisted_storaged.buckets.registry import Registry
 from twisted_storaged.client import Busy, ListedObject, NotFound, StorageClient, StorageFailed, TooLarge
@@ -161,6 +165,135 @@ class ListTests:
         when = datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
         assert await served.client.list("a/") == [ListedObject("a/1", 1, etag, when)]
         assert len(await served.client.list()) == 2
+
+
+class Response:
+    """A response whose body comes when the test sends it."""
+
+    def __init__(self, code: int = 200, **headers: str) -> None:
+        self.code = code
+        self.headers = Headers({name.replace("_", "-"): [value] for name, value in headers.items()})
+        self.transport = StringTransport()
+        self.protocol: Any = None
+
+    def request(self, method: str, url: str, *args: Any, **kwargs: Any) -> Deferred[Any]:
+        return succeed(self)
+
+    def deliverBody(self, protocol: Any) -> None:
+        self.protocol = protocol
+        protocol.makeConnection(self.transport)
+
+    @property
+    def closed(self) -> bool:
+        return bool(self.transport.disconnecting) or self.transport.producerState == "stopped"
+
+
+class CancelTests:
+    """Reads that the caller gives up."""
+
+    def test_nothing_is_written_afterwards(self) -> None:
+        """A `get_to` that is cancelled closes its connection; bytes that still come do not reach the consumer."""
+        response, consumer = Response(), Consumer()
+        outcome = StorageClient("http://x", response).get_to("a", consumer)
+        response.protocol.dataReceived(b"first")
+        outcome.cancel()
+        response.protocol.dataReceived(b"second")
+        response.protocol.connectionLost(Failure(ResponseDone()))
+        with pytest.raises(CancelledError):
+            result(outcome)
+        assert (consumer.data, consumer.producer, response.closed) == (b"first", None, True)
+
+    @pytest.mark.parametrize("code", [200, 404])
+    def test_a_timeout(self, code: int) -> None:
+        """A `get` whose time is up closes its connection, also while it reads what an error says."""
+        response, clock = Response(code), Clock()
+        outcome = StorageClient("http://x", response).get("a").addTimeout(5, clock)
+        response.protocol.dataReceived(b"first")
+        clock.advance(5)
+        with pytest.raises(TimeoutError):
+            result(outcome)
+        assert response.closed
+
+    def test_a_consumer_that_cancels_while_it_is_registered(self) -> None:
+        """The connection is closed once the response delivers."""
+        response = Response()
+
+        class Impatient(Consumer):
+            def registerProducer(self, producer: Any, streaming: bool) -> None:
+                super().registerProducer(producer, streaming)
+                producer.done.cancel()
+
+        with pytest.raises(CancelledError):
+            result(StorageClient("http://x", response).get_to("a", Impatient()))
+        assert response.closed
+
+    def test_a_consumer_that_has_left(self) -> None:
+        """A consumer that stops its producer gets no more, and the read fails."""
+        response, consumer = Response(), Consumer()
+        outcome = StorageClient("http://x", response).get_to("a", consumer)
+        consumer.producer.stopProducing()
+        assert response.closed
+        response.protocol.dataReceived(b"late")
+        response.protocol.connectionLost(Failure(ConnectionError("closed")))
+        with pytest.raises(ConnectionError):
+            result(outcome)
+        assert consumer.data == b""
+
+    @pytest_twisted.ensureDeferred
+    async def test_the_server_stops_sending(self, served: Served) -> None:
+        """A read that is cancelled ends at the server, too, long before the end of the object."""
+        served.bucket.objects["a"] = b"x" * 50_000_000
+        reader: Any = await served.bucket.get("a")
+        ended: Deferred[None] = Deferred()
+        deliver = reader.deliver
+
+        def end(outcome: Any) -> Any:
+            ended.callback(None)
+            return outcome
+
+        def watched(consumer: Any) -> Deferred[None]:
+            return deliver(consumer).addBoth(end)  # type: ignore[no-any-return]
+
+        reader.deliver = watched
+        served.bucket.get = lambda *_: succeed(reader)  # type: ignore[method-assign]
+        consumer = Consumer(paused=True)
+        outcome = served.client.get_to("a", consumer)
+        while consumer.producer is None:
+            await _soon()
+        assert not ended.called
+        outcome.cancel()
+        with pytest.raises(CancelledError):
+            await outcome
+        await ended
+        assert len(consumer.data) < 1_000_000
+
+
+class RetryAfterTests:
+    """When the client may try again."""
+
+    @pytest.mark.parametrize(
+        ("value", "seconds"),
+        [
+            ("7", 7),
+            ("0", 0),
+            ("Wed, 21 Oct 2015 07:28:00 GMT", 0),  # the past
+            ("Fri, 31 Dec 9999 23:59:59 GMT", "many"),
+            ("soon", None),
+            ("", None),
+            ("-1", None),
+            ("1.5", None),
+            ("9" * 5000, None),
+            ("Wed, 99 Oct 2015 07:28:00 GMT", None),
+        ],
+    )
+    def test_both_forms(self, value: str, seconds: object) -> None:
+        """A number, or a date as seconds from now; what is neither is as if it were not there. RFC 9110, 10.2.3."""
+        response = Response(503, Retry_After=value)
+        outcome = StorageClient("http://x", response).get("a")
+        response.protocol.connectionLost(Failure(ResponseDone()))
+        with pytest.raises(Busy) as caught:
+            result(outcome)
+        assert caught.value.retry_after == seconds or (seconds == "many" and (caught.value.retry_after or 0) > 10**9)
 
 
 async def _soon() -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from email.utils import parsedate_to_datetime
+from math import ceil
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import quote
 
@@ -76,7 +80,8 @@ class StorageClient:
     """The objects of the storaged at `url`, for example `http://127.0.0.1:3211`.
 
     Every Deferred may fail with StorageFailed (or NotFound, TooLarge, Busy), and with whatever treq fails with when
-    there is no answer.
+    there is no answer. Cancelling one (also by its timeout) closes its connection: nothing more is read, and nothing
+    more is written to a consumer.
     """
 
     def __init__(self, url: str, treq: HTTPClient) -> None:
@@ -117,28 +122,35 @@ class StorageClient:
         if response.code < 300:
             return response
         message = (await _collect(response)).decode("utf-8", "replace").strip()
-        (retry_after,) = response.headers.getRawHeaders("Retry-After", [None])
-        seconds = None if retry_after is None else int(retry_after)
-        raise _FAILURES.get(response.code, StorageFailed)(response.code, message, seconds)
+        retry_after = response.headers.getRawHeaders("Retry-After", [""])[0]
+        raise _FAILURES.get(response.code, StorageFailed)(response.code, message, _seconds(retry_after, time.time()))
 
 
 @implementer(IPushProducer)
 class _Delivery(protocol.Protocol):
-    """Hands a response's bytes to a consumer, and its back-pressure to the transport."""
+    """Hands a response's bytes to a consumer, and its back-pressure to the transport.
+
+    Attributes:
+        done: fires when all of it was written. Once it has fired, or was cancelled, the consumer hears no more.
+    """
 
     transport: Any
 
-    def __init__(self, consumer: IConsumer, done: Deferred[None]) -> None:
-        self._consumer = consumer
-        self._done = done
+    def __init__(self, consumer: IConsumer) -> None:
+        self._consumer: IConsumer | None = consumer
         self._paused = False
+        self._stopped = False
+        self.done: Deferred[None] = Deferred(lambda _: self._cancel())
 
     def connectionMade(self) -> None:
-        self._consumer.registerProducer(self, True)
+        if self._consumer is not None:
+            self._consumer.registerProducer(self, True)
 
     def started(self) -> None:
         """The response delivers; for that, it has resumed the transport, whatever the consumer had said by then."""
-        if self._paused:
+        if self._consumer is None:
+            self._close()
+        elif self._paused:
             self.transport.pauseProducing()
 
     def pauseProducing(self) -> None:
@@ -150,15 +162,34 @@ class _Delivery(protocol.Protocol):
         self.transport.resumeProducing()
 
     def stopProducing(self) -> None:
-        self.transport.stopProducing()
+        self._stopped = True
+        self._close()
 
     def dataReceived(self, data: bytes) -> None:
-        self._consumer.write(data)
+        if self._consumer is not None and not self._stopped:
+            self._consumer.write(data)
 
     def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
-        self._consumer.unregisterProducer()
-        # Anything else, also an end that nobody announced, may be half an object.
-        self._done.callback(None if reason.check(ResponseDone) else reason)
+        if self._detach():
+            # Anything else, also an end that nobody announced, may be half an object.
+            self.done.callback(None if reason.check(ResponseDone) else reason)
+
+    def _cancel(self) -> None:
+        if self._detach():
+            self._close()
+
+    def _detach(self) -> bool:
+        """Let go of the consumer; returns whether there was one."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is None:
+            return False
+        consumer.unregisterProducer()
+        return True
+
+    def _close(self) -> None:
+        """Close the connection in the middle of the response, at once where the transport can."""
+        if self.transport is not None:
+            getattr(self.transport, "abortConnection", self.transport.stopProducing)()
 
 
 class _Collector:
@@ -178,17 +209,26 @@ class _Collector:
 
 
 def _deliver(response: IResponse, consumer: Any) -> Deferred[None]:
-    done: Deferred[None] = Deferred()
-    delivery = _Delivery(consumer, done)
+    delivery = _Delivery(consumer)
     response.deliverBody(delivery)
     delivery.started()
-    return done
+    return delivery.done
 
 
 async def _collect(response: IResponse) -> bytes:
     collector = _Collector()
     await _deliver(response, collector)
     return b"".join(collector.chunks)
+
+
+def _seconds(retry_after: str, now: float) -> int | None:
+    """The seconds that a Retry-After says, in either of its forms; None for neither. RFC 9110, 10.2.3."""
+    if re.fullmatch("[0-9]{1,9}", retry_after):
+        return int(retry_after)
+    try:
+        return max(0, ceil(parsedate_to_datetime(retry_after).timestamp() - now))
+    except (ValueError, OverflowError):
+        return None
 
 
 def _quoted(key: str) -> str:
