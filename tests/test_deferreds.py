@@ -27,8 +27,16 @@ class DeferredTests:
         assert result(outcome) == 2
 
 
+def nothing() -> None:
+    pass
+
+
 def never(failure: Failure) -> None:
     raise AssertionError(failure)
+
+
+def never_ended() -> None:
+    raise AssertionError("it did not return")
 
 
 class RunTests:
@@ -47,10 +55,10 @@ class RunTests:
         async def inner() -> str:
             return await succeed("from another")
 
-        run(work(), never)
+        run(work(), lambda: seen.append("ended"), never)
         assert seen == ["at once"]
         later.callback("later")
-        assert seen == ["at once", "later", "from another"]
+        assert seen == ["at once", "later", "from another", "ended"]
 
     @pytest.mark.parametrize("when", ["at once", "later"])
     def test_a_failure_is_raised_where_it_is_awaited(self, when: str) -> None:
@@ -65,7 +73,7 @@ class RunTests:
             except ValueError as error:
                 caught.append(error)
 
-        run(work(), never)
+        run(work(), nothing, never)
         if when == "later":
             awaited.errback(error)
         assert caught == [error]
@@ -81,13 +89,28 @@ class RunTests:
                 await one
             raise ValueError("no")
 
-        run(work(), failures.append)
+        run(work(), never_ended, failures.append)
         for one in awaited:
             assert failures == []
             one.callback(None)
         (failure,) = failures
         assert failure.check(ValueError)
         assert "in work" in failure.getTraceback()
+
+    def test_a_failure_of_the_end_is_told(self) -> None:
+        """What the callable raises that is called at the end of a coroutine goes to `failed`, as what the coroutine
+        raises does."""
+        failures: list[Failure] = []
+
+        async def work() -> None:
+            pass
+
+        def end() -> None:
+            raise ValueError("no")
+
+        run(work(), end, failures.append)
+        (failure,) = failures
+        assert failure.check(ValueError)
 
     def test_a_chain_of_deferreds(self) -> None:
         """One that has fired, and waits for another."""
@@ -98,7 +121,7 @@ class RunTests:
         async def work() -> None:
             seen.append(await first)
 
-        run(work(), never)
+        run(work(), nothing, never)
         assert seen == []
         last.callback(3)
         assert seen == [3]

@@ -26,24 +26,38 @@ def deferred(function: Callable[_P, Coroutine[Deferred[Any], Any, _T]]) -> Calla
     return start
 
 
-def run(coroutine: Coroutine[Deferred[Any], Any, object], failed: Callable[[Failure], object]) -> None:
-    """Start a coroutine whose result nobody waits for, and which nobody cancels; `failed` is told what it raises.
+def run(
+    coroutine: Coroutine[Deferred[Any], Any, object], ended: Callable[[], object], failed: Callable[[Failure], object]
+) -> None:
+    """Start a coroutine that nobody cancels. `ended` is called when it has returned, or `failed` with what it, or
+    `ended`, raised.
 
     For a request, this takes half the time of Deferred.fromCoroutine, which provides for both.
     """
-    _go_on(None, coroutine, failed)
+    _go_on(None, coroutine, ended, failed)
 
 
-def _go_on(result: object, coro: Coroutine[Deferred[Any], Any, object], failed: Callable[[Failure], object]) -> None:
+def _go_on(
+    result: object,
+    coro: Coroutine[Deferred[Any], Any, object],
+    ended: Callable[[], object],
+    failed: Callable[[Failure], object],
+) -> None:
     try:
         # What was awaited has its result itself; but it cannot raise while it runs its callbacks.
         awaited = result.throwExceptionIntoGenerator(coro) if isinstance(result, Failure) else coro.send(None)
     except StopIteration:
-        return
+        awaited = None
     except Exception:  # noqa: BLE001 (all are for who called)
         failed(Failure())
         return
-    awaited.addBoth(_go_on, coro, failed)
+    if awaited is not None:
+        awaited.addBoth(_go_on, coro, ended, failed)
+        return
+    try:
+        ended()
+    except Exception:  # noqa: BLE001 (all are for who called)
+        failed(Failure())
 
 
 class ConsumerGone(Exception):

@@ -269,5 +269,5 @@ class RequestTests:
             theirs.send(DATA[:size])
             channel.dataReceived(request("GET", "/storage/get/a"))
             assert reader.taken == expected
-            assert sizes == [expected or 0]
+            assert sizes == ([] if expected is None else [expected])  # without its body, the answer is cut
             assert _all(client).partition(b"\r\n\r\n")[2] == DATA[: expected or 0]

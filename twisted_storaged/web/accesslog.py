@@ -1,4 +1,8 @@
-"""The access log: a line per answer, in the Common Log Format, written to the daemon's log a few times a second.
+"""The access log: a line for each request, written to the daemon's log a few times a second.
+
+A line is in the Common Log Format, and one field follows, up to the end of the line: how the request ended. `complete`:
+all of its answer was handed to the system to send. `client gone`: the client closed the connection before. `cut: ` and
+a reason: storaged did. Where no answer had begun, there is no status, but a `-`.
 
 A log event of its own for each line would cost more than a small GET.
 https://httpd.apache.org/docs/current/logs.html#common
@@ -8,7 +12,9 @@ from __future__ import annotations
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.web.http import Request, datetimeToLogString
+from twisted.web.http import datetimeToLogString
+
+from twisted_storaged.web.request import StreamingRequest
 
 #: Seconds that a line may wait for others.
 WAIT = 0.5
@@ -25,13 +31,14 @@ class AccessLog:
         self._second = -1
         self._time = ""
 
-    def add(self, request: Request) -> None:
-        """Note that a request was answered."""
+    def add(self, request: StreamingRequest) -> None:
+        """Note that a request has ended."""
         self._tick()
         peer = getattr(request.client, "host", "-")
         # The repr of bytes has no control characters, and its quotes are not ours.
         what = repr(b" ".join((request.method, request.uri, request.clientproto)))[2:-1].replace('"', "%22")
-        self._lines.append(f'{peer} - - {self._time} "{what}" {request.code} {request.sentLength or "-"}')
+        status = request.code if request.startedWriting else "-"
+        self._lines.append(f'{peer} - - {self._time} "{what}" {status} {request.sentLength or "-"} {request.outcome}')
         if len(self._lines) == 1:
             self._clock.callLater(WAIT, self.flush)
 

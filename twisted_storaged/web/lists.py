@@ -55,8 +55,7 @@ async def answer_list(request: Any, query: ListQuery, pages: Pages) -> None:
                     await gate.opened()
     finally:
         request.unregisterProducer()
-    if not request.gone:
-        request.finish()
+    request.body_ended()
 
 
 class Limited:

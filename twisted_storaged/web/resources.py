@@ -29,11 +29,16 @@ class Tree(Resource):
 
     def render(self, request: StreamingRequest) -> int:
         answer_text(request, http.NOT_FOUND, "not found")
+        request.finish()
         return NOT_DONE_YET
 
 
 class Endpoint(Tree):
-    """A resource that answers some methods, each with a coroutine. With `isLeaf`, the rest of the path is a key."""
+    """A resource that answers some methods, each with a coroutine. With `isLeaf`, the rest of the path is a key.
+
+    A handler begins an answer and writes its body. It does not end it: that is done when the handler has returned, by
+    `StreamingRequest.finish`, which looks whether the body is whole.
+    """
 
     def __init__(self, handlers: Mapping[bytes, Handler], isLeaf: bool = False) -> None:
         super().__init__()
@@ -45,8 +50,9 @@ class Endpoint(Tree):
         if handler is None:
             allow = [(b"Allow", b", ".join(self._handlers))]
             answer_text(request, http.NOT_ALLOWED, "method not allowed", allow)
+            request.finish()
         else:
-            run(handler(request), partial(answer_failure, request=request))
+            run(handler(request), request.finish, partial(answer_failure, request=request))
         return NOT_DONE_YET
 
 

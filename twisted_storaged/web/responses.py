@@ -69,12 +69,13 @@ def answer_failure(failure: Failure, request: StreamingRequest) -> None:
     if failure.check(errors.BucketError) or (refusal is INTERNAL and not failure.check(errors.BodyLost, ConsumerGone)):
         _log_failure(failure, request)
     if request.startedWriting:
-        request.abort()
+        request.cut(type(failure.value).__name__)
     elif not request.gone:
         headers = [(b"Retry-After", b"%d" % RETRY_AFTER)] if refusal.retry else []
         if isinstance(failure.value, errors.RangeNotSatisfiable):
             headers.append((b"Content-Range", b"bytes */%d" % failure.value.size))
         answer_text(request, refusal.status, refusal.message or str(failure.value), headers)
+        request.finish()
 
 
 def answer_text(request: StreamingRequest, status: int, line: str, headers: Iterable[Header] = ()) -> None:
@@ -95,9 +96,7 @@ def answer_stored(request: StreamingRequest, info: ObjectInfo, headers: Iterable
 
 def answer_nothing(request: StreamingRequest, status: int = http.NO_CONTENT, headers: Iterable[Header] = ()) -> None:
     """Answer without a body."""
-    if not request.gone:
-        request.start_answer(status, headers)
-        request.finish()
+    request.start_answer(status, headers)
 
 
 def answer_not_modified(request: StreamingRequest, info: ObjectInfo) -> None:
@@ -124,12 +123,9 @@ def _validators(info: ObjectInfo) -> list[Header]:
 
 
 def _answer(request: StreamingRequest, status: int, headers: Iterable[Header], body: bytes) -> None:
-    if request.gone:
-        return
     request.start_answer(status, headers, len(body))
     if request.method != b"HEAD":
         request.write(body)
-    request.finish()
 
 
 @lru_cache(maxsize=256)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.web.http import Request, datetimeToString
+from twisted.web.http import datetimeToString
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
@@ -37,8 +37,8 @@ class StorageSite(Site):
         self._second = -1
         self._common = b""
 
-    def log(self, request: Request) -> None:
-        """Note in the access log that a request was answered."""
+    def log(self, request: StreamingRequest) -> None:  # type: ignore[override]
+        """Note in the access log that a request has ended, well or not."""
         self._access_log.add(request)
 
     def stopFactory(self) -> None:
@@ -68,7 +68,7 @@ class StorageSite(Site):
     def abort(self) -> None:
         """Drop the connections that are still open."""
         for channel in list(self.channels):
-            channel.transport.abortConnection()
+            channel.abort("storaged stops")
 
     def forget(self, channel: StreamingChannel) -> None:
         """A connection has closed."""

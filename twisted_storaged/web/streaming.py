@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
-from twisted.web.http import NO_BODY_CODES, RESPONSES, HTTPChannel
+from twisted.web.http import BAD_REQUEST, NO_BODY_CODES, RESPONSES, HTTPChannel
 
 from twisted_storaged.errors import BodyLost, BodyStalled
 from twisted_storaged.transports import has_unsent
@@ -207,6 +207,8 @@ class StreamingChannel(KeptTimer, HTTPChannel):
         if self.requests and not self.requests[-1].body.complete:
             # What comes cannot be understood, or came too slowly; its request is over.
             for request in self.requests:
+                request.code, request.startedWriting = BAD_REQUEST, 1
+                request.outcome = "cut: malformed body"
                 request.connectionLost(Failure(BodyLost()))
             self.requests.clear()
             self._linger()
@@ -232,6 +234,12 @@ class StreamingChannel(KeptTimer, HTTPChannel):
         self.cancel_timer()
         self._outgoing.close()
         super().connectionLost(reason)
+
+    def abort(self, reason: str) -> None:
+        """Close at once, also in the middle of an answer; `reason` is for the access log."""
+        for request in self.requests:
+            request.cut(reason)
+        self.transport.abortConnection()
 
     def close_when_done(self) -> None:
         """Close, now or after the answer that is under way."""

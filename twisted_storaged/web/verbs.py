@@ -61,8 +61,6 @@ class Verbs:
             return
         start_object(request, reader.info, span, algorithm)
         await reader.deliver(request)
-        if not request.gone:
-            request.finish()
 
     async def head(self, request: StreamingRequest) -> None:
         """Say what an object is."""
@@ -75,9 +73,7 @@ class Verbs:
         except NotModified as found:
             answer_not_modified(request, found.info)
             return
-        if not request.gone:
-            start_object(request, info, None, algorithm)
-            request.finish()
+        start_object(request, info, None, algorithm)
 
     async def list(self, request: StreamingRequest) -> None:
         """Send the list of a prefix."""
