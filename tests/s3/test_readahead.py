@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 
 from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
 from tests.support import UPKEEP, Consumer, reactor, result
-from twisted_storaged.buckets import s3reader
+from twisted_storaged.buckets import s3, s3reader
 from twisted_storaged.buckets.s3 import S3Bucket
 from twisted_storaged.deferreds import ConsumerGone
 from twisted_storaged.errors import DamagedObject
@@ -19,6 +19,7 @@ from twisted_storaged.s3 import front as s3front
 from twisted_storaged.s3 import readahead
 from twisted_storaged.s3.front import FAST
 from twisted_storaged.s3.readahead import SEGMENT, ReadAhead
+from twisted_storaged.s3.segments import Allowance, SegmentBudget
 
 
 class Ranges:
@@ -35,14 +36,21 @@ class Ranges:
         return await fetching
 
 
+def allowance(total: int) -> tuple[SegmentBudget, Allowance]:
+    """A budget of so many segments, and the allowance of its only user."""
+    budget = SegmentBudget(total, total)
+    return budget, budget.enter(lambda _: None)
+
+
 class ReadAheadTests:
     """The ranges."""
 
     def test_in_order_whatever_comes_first(self) -> None:
-        """And never more than the width at a time."""
-        ranges, consumer = Ranges(), Consumer()
+        """Ranges are delivered in order, and the segments of the allowance bound those that are fetched or sent."""
+        ranges, consumer = Ranges(), Consumer(paused=True)
         size = 10 + 3 * SEGMENT + 5
-        ahead = ReadAhead(ranges.fetch, 10, size, 2)
+        budget, allowed = allowance(2)
+        ahead = ReadAhead(ranges.fetch, 10, size, allowed)
         seen = ahead.begin()
         done = Deferred.fromCoroutine(ahead.deliver(consumer))
         assert ranges.asked == [(10, 10 + SEGMENT), (10 + SEGMENT, 10 + 2 * SEGMENT)]
@@ -50,39 +58,56 @@ class ReadAheadTests:
         assert consumer.data == b""
         ranges.waiting[0].callback(b"first,")
         assert result(seen) == b"first,"
+        assert (consumer.data, len(ranges.asked)) == (b"first,", 2)
+        consumer.producer.resumeProducing()
         assert consumer.data == b"first,second,"
         assert ranges.asked[2:] == [(10 + 2 * SEGMENT, 10 + 3 * SEGMENT), (10 + 3 * SEGMENT, size)]
         ranges.waiting[3].callback(b"fourth")
         ranges.waiting[2].callback(b"third,")
         result(done)
         assert (consumer.data, consumer.producer) == (b"first,second,third,fourth", None)
+        assert budget.reserved == 0
 
     def test_a_full_consumer_stops_it(self) -> None:
-        """What is in memory is the width, and no more."""
+        """No more is fetched for a consumer that is full than there are segments; all are free when it leaves."""
         ranges, consumer = Ranges(), Consumer(paused=True)
-        ahead = ReadAhead(ranges.fetch, 0, 100 * SEGMENT, 2)
+        budget, allowed = allowance(3)
+        ahead = ReadAhead(ranges.fetch, 0, 100 * SEGMENT, allowed)
         ahead.begin()
         done = Deferred.fromCoroutine(ahead.deliver(consumer))
         for waiting in list(ranges.waiting):
-            waiting.callback(b"x")
-        for waiting in ranges.waiting[2:]:
             waiting.callback(b"x")
         assert len(ranges.asked) == 3
         consumer.producer.stopProducing()
         with pytest.raises(ConsumerGone):
             result(done)
+        assert budget.reserved == 0
 
     def test_a_failure_ends_it(self) -> None:
-        """The others are let go of."""
+        """When one range fails, the delivery fails, and the fetches of the others are cancelled."""
         ranges, consumer = Ranges(), Consumer()
-        ahead = ReadAhead(ranges.fetch, 0, 100 * SEGMENT, 3)
+        budget, allowed = allowance(3)
+        ahead = ReadAhead(ranges.fetch, 0, 100 * SEGMENT, allowed)
         ahead.begin().addErrback(lambda _: None)
         done = Deferred.fromCoroutine(ahead.deliver(consumer))
         ranges.waiting[0].errback(ZeroDivisionError())
         with pytest.raises(ZeroDivisionError):
             result(done)
-        ranges.waiting[1].errback(ZeroDivisionError())
-        assert consumer.producer is None
+        assert [waiting.called for waiting in ranges.waiting] == [True] * 3
+        assert (consumer.producer, budget.reserved) == (None, 0)
+
+    def test_a_consumer_that_leaves_cancels_the_fetches(self) -> None:
+        """Also that of the range which is waited for: nothing is fetched for a client that is gone."""
+        ranges, consumer = Ranges(), Consumer()
+        budget, allowed = allowance(2)
+        ahead = ReadAhead(ranges.fetch, 0, 100 * SEGMENT, allowed)
+        ahead.begin().addErrback(lambda _: None)
+        done = Deferred.fromCoroutine(ahead.deliver(consumer))
+        consumer.producer.stopProducing()
+        with pytest.raises(ConsumerGone):
+            result(done)
+        assert [waiting.called for waiting in ranges.waiting] == [True] * 2
+        assert (consumer.data, budget.reserved) == (b"", 0)
 
 
 class SlowS3Tests:
@@ -95,6 +120,9 @@ class SlowS3Tests:
         for module in (readahead, s3front, s3reader):
             for name, value in {"FROM_SIZE": 1 << 20, "PROBE": 1 << 17, "SEGMENT": 1 << 18, "LEAD": 1 << 19}.items():
                 monkeypatch.setattr(module, name, value, raising=False)
+        monkeypatch.setattr(s3reader, "READ_AHEAD_BUDGET", 12 << 18)
+        monkeypatch.setattr(s3, "SEGMENT", 1 << 18)
+        monkeypatch.setattr(s3, "READ_AHEAD_BUDGET", 12 << 18)
         with scripted() as (endpoint, engine):
             bucket = S3Bucket("primary", engine.settings("bucket"), reactor, 4, UPKEEP)
             bucket.start()
@@ -125,6 +153,28 @@ class SlowS3Tests:
         assert len(ranges) >= 8
         assert {call.headers["if-match"] for call in ranges} == {'"etag"'}
         assert sum("range" not in call.headers for call in endpoint.calls) == 1
+
+    @pytest_twisted.ensureDeferred
+    async def test_more_gets_than_there_is_memory_for(
+        self, slow: tuple[Scripted, S3Bucket], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """GETs that find no memory for ranges get every byte all the same, and no more segments are ever reserved
+        than there are."""
+        endpoint, bucket = slow
+        budget, most = bucket._reading.ahead, 0
+        assert budget.has_room(12)
+        let_in = budget.let_in
+
+        def watch() -> None:
+            nonlocal most
+            let_in()
+            most = max(most, budget.reserved)
+
+        monkeypatch.setattr(budget, "let_in", watch)
+        reads = [Deferred.fromCoroutine(self.read(bucket)) for _ in range(16)]
+        assert [len(await one) for one in reads] == [len(self.DATA)] * 16
+        assert self.ranges(endpoint)
+        assert (most, budget.reserved) == (12, 0)
 
     @pytest_twisted.ensureDeferred
     async def test_a_fast_s3_is_read_on_one_connection(self, slow: tuple[Scripted, S3Bucket]) -> None:

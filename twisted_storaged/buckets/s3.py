@@ -37,7 +37,7 @@ from twisted_storaged.buckets.reaper import Reaper
 from twisted_storaged.buckets.s3access import Access
 from twisted_storaged.buckets.s3conditions import CLAIMS, NO_CLAIMS, Claims, Conditions, delete_if
 from twisted_storaged.buckets.s3probe import Probe
-from twisted_storaged.buckets.s3reader import ReadSettings, S3Reader
+from twisted_storaged.buckets.s3reader import READ_AHEAD_BUDGET, READ_AHEAD_WIDTH, ReadSettings, S3Reader
 from twisted_storaged.buckets.s3settings import S3Settings, Upkeep, make_client
 from twisted_storaged.buckets.s3upload import S3Upload
 from twisted_storaged.buckets.share import Share
@@ -47,7 +47,9 @@ from twisted_storaged.errors import BucketError, InvalidKey, ObjectNotFound, Ran
 from twisted_storaged.keys import MAX_KEY_BYTES
 from twisted_storaged.s3.answers import info_of, opened, size_told, storage_errors
 from twisted_storaged.s3.listing import list_parameters, parse_list, sorted_after
+from twisted_storaged.s3.readahead import SEGMENT
 from twisted_storaged.s3.retries import RequestFailed, Retries
+from twisted_storaged.s3.segments import SegmentBudget
 from twisted_storaged.s3.setup import make_data_plane
 from twisted_storaged.s3.uploads import Uploads
 
@@ -93,7 +95,8 @@ class S3Bucket:
         self._journal.open()
         where = f"{client.meta.endpoint_url}/{bucket}"
         self._access = Access(self._objects, Uploads(self._objects), self._threads.run, self._journal, where)
-        self._reading = ReadSettings(self._objects, share_of_memory(2), self._settings.get_resumes)
+        ahead = SegmentBudget(READ_AHEAD_BUDGET // SEGMENT, READ_AHEAD_WIDTH)
+        self._reading = ReadSettings(self._objects, share_of_memory(2), self._settings.get_resumes, ahead)
         self._log.info("bucket {name} is {where}/{prefix}", name=self.name, where=where, prefix=self._settings.prefix)
         self._objects.start()
         self._threads.start()

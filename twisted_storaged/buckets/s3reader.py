@@ -7,6 +7,7 @@ several ranges are fetched at a time: see `s3.readahead`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
@@ -25,12 +26,13 @@ from twisted_storaged.s3.client import DataPlane
 from twisted_storaged.s3.front import Front
 from twisted_storaged.s3.readahead import FROM_SIZE, LEAD, SEGMENT, ReadAhead
 from twisted_storaged.s3.retries import RequestFailed
+from twisted_storaged.s3.segments import Allowance, SegmentBudget
 from twisted_storaged.s3.wire import ConnectionFailed
 
-#: Bytes that the ranges of all GETs may take.
+#: Bytes that the ranges of all GETs may take: those that are fetched, and those that are sent.
 READ_AHEAD_BUDGET = 48 << 20
-#: Ranges of one GET that are fetched at a time, where the budget allows it.
-READ_AHEAD_WIDTH = 10
+#: Ranges that one GET may have of them, where there is room: ten that are fetched while one is sent.
+READ_AHEAD_WIDTH = 11
 
 Body = BodyStream | WholeBody
 
@@ -44,11 +46,13 @@ class ReadSettings:
     Attributes:
         chunks: how many bytes each may read at once.
         resumes: how often a GET that broke off goes on.
+        ahead: the memory for ranges that are fetched ahead.
     """
 
     objects: DataPlane
     chunks: Share
     resumes: int
+    ahead: SegmentBudget
 
 
 @implementer(IObjectReader)
@@ -63,6 +67,8 @@ class S3Reader:
         self._objects = settings.objects
         self._chunks = settings.chunks
         self._resumes = settings.resumes
+        self._budget = settings.ahead
+        self._allowance: Allowance | None = None
         self._ahead: ReadAhead | None = None
 
     def deliver(self, consumer: IConsumer) -> Deferred[None]:
@@ -86,14 +92,15 @@ class S3Reader:
             raise DamagedObject(f"{self.info.key!r} broke off: {error}") from error
         finally:
             front.close()
-            if self._ahead is not None:
-                self._ahead.close()
+            self._end_ahead()
 
     async def _deliver_resuming(self, front: Front) -> None:
-        left = self._resumes
-        while True:
+        left, size = self._resumes, self.span.end - self.span.start
+        while front.delivered < size:
             try:
                 await self._deliver_once(front)
+                if front.delivered < size:
+                    raise ConnectionFailed(f"the answer ended {size - front.delivered} bytes too early")
             except ConnectionFailed as error:
                 if front.gone:
                     raise ConsumerGone from error
@@ -107,28 +114,21 @@ class S3Reader:
                     error=error,
                     left=left,
                 )
-            else:
-                return
 
     async def _deliver_once(self, front: Front) -> None:
         """Deliver what is left, with the body that is open, or a new one."""
         body, self._body = self._body or await self._reopened(front), None
-        if body is None:
-            return
         try:
             await body.deliver(front, self._chunks)
         except ConsumerGone:
-            ahead, self._ahead = self._ahead, None
-            if ahead is None or front.delivered != front.end:
+            if self._ahead is None or front.gone or front.delivered != front.end:
                 raise
             front.end = None
-            await ahead.deliver(front)
+            await self._ahead.deliver(front)
 
-    async def _reopened(self, front: Front) -> Body | None:
-        """What is left of the same object; None for nothing."""
+    async def _reopened(self, front: Front) -> Body:
+        """What is left of the same object."""
         start, end = self.span.start + front.delivered, self.span.end
-        if start == end:
-            return None
         answer, body = await self._objects.get_object(self._s3_key, self._range(start, end))
         try:
             info, _ = opened(answer, self.info.key, ByteRange(start, end - 1))
@@ -140,21 +140,34 @@ class S3Reader:
         return body
 
     def _begin_ahead(self, front: Front) -> None:
+        self._allowance = self._budget.enter(partial(self._fetch_ahead, front))
+
+    def _fetch_ahead(self, front: Front, allowance: Allowance) -> None:
+        """There is room for ranges: fetch the first, and when it has come, let it and others follow on what this
+        connection delivers until then."""
         start = self.span.start + front.delivered + LEAD
         if start + SEGMENT > self.span.end:
+            allowance.leave()
             return
-        width = min(READ_AHEAD_WIDTH, READ_AHEAD_BUDGET // (SEGMENT * self._chunks.count))
-        ahead = ReadAhead(self._fetch, start, self.span.end, width)
+        ahead = self._ahead = ReadAhead(self._fetch, start, self.span.end, allowance)
 
         def take_over(_: bytes) -> None:
             if self.span.start + front.delivered < start:
-                self._ahead, front.end = ahead, start - self.span.start
+                front.end = start - self.span.start
+            else:
+                ahead.close()
 
         def go_on_without(_: Failure) -> None:
             """The first connection delivers the rest, slowly; if that fails too, it is its failure that counts."""
             ahead.close()
 
         ahead.begin().addCallbacks(take_over, go_on_without)
+
+    def _end_ahead(self) -> None:
+        if self._allowance is not None:
+            self._allowance.leave()
+        if self._ahead is not None:
+            self._ahead.close()
 
     async def _fetch(self, start: int, end: int) -> bytes:
         answer = await self._objects.read_object(self._s3_key, self._range(start, end))

@@ -85,7 +85,7 @@ class Connection(Protocol):
         self._parser = AnswerParser(reading.head_request)
         self._streamed = reading.streamed
         self._until = reading.until
-        waiting = self._waiting = Deferred()
+        waiting = self._waiting = Deferred(self._cancelled)
         self.touch()
         self._unsent = request
         self._pool.outbox.add(self)
@@ -94,7 +94,8 @@ class Connection(Protocol):
     def push(self) -> None:
         """Send the request."""
         unsent, self._unsent = self._unsent, ()
-        send(self.transport, unsent)
+        if unsent:
+            send(self.transport, unsent)
 
     def touch(self) -> None:
         """S3 has its full time again."""
@@ -157,13 +158,18 @@ class Connection(Protocol):
         self._pool.forget(self)
         self._fail(ConnectionFailed(f"S3 closed the connection: {reason.getErrorMessage()}"))
 
+    def _cancelled(self, _: Deferred[Answer]) -> None:
+        """Nobody wants the answer any more. The Deferred fails with CancelledError, which nobody tries again."""
+        self._waiting = None
+        self.give_up(ConnectionFailed("the request was cancelled"))
+
     def _fire(self, result: Answer | Failure) -> None:
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             waiting.callback(result)
 
     def _fail(self, error: ConnectionFailed) -> None:
-        self.deadline, self._parser = None, None
+        self.deadline, self._parser, self._unsent, self._body = None, None, (), []
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.failed(Failure(error))

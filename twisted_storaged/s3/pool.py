@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
@@ -87,7 +88,9 @@ class Pool:
             raise ConnectionFailed("no connection to S3: storaged stops")
         try:
             connection = cast(Connection, await self._endpoint.connect(self._factory))
-        except (ConnectError, ConnectingCancelledError, DNSLookupError) as error:
+        except ConnectingCancelledError:
+            raise CancelledError from None  # nobody wants the answer any more: that is no failure to be tried again
+        except (ConnectError, DNSLookupError) as error:
             raise ConnectionFailed(f"no connection to S3: {error}") from error
         self._open.add(connection)
         return connection
