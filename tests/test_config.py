@@ -93,11 +93,19 @@ class FileTests:
             secret_access_key = "hunter2"
             conditional_writes = "put_object"
             get_resumes = 0
+            verify_reads = false
             """,
         )
-        s3 = S3Settings("b", "host1/", "https://s3.example", "eu-1", True, "id", "hunter2", "put_object", 0)
+        s3 = S3Settings("b", "host1/", "https://s3.example", "eu-1", True, "id", "hunter2", "put_object", 0, False)
         assert config.buckets == {"primary": s3}
         assert "hunter2" not in repr(config)
+
+    @pytest.mark.parametrize(("line", "verify"), [("", None), ("'auto'", None), ("true", True), ("false", False)])
+    def test_verify_reads(self, tmp_path: Path, line: str, verify: bool | None) -> None:
+        """Whole reads are verified, where it can be done cheaply, unless the file says otherwise."""
+        text = f"verify_reads = {line}" if line else ""
+        settings = load(tmp_path, f'[s3]\nbucket = "b"\n{text}').buckets["primary"]
+        assert settings == S3Settings("b", verify_reads=verify)
 
     def test_what_s3_does_not_say_is_boto3s(self, tmp_path: Path) -> None:
         """Region, credentials, style."""
@@ -188,6 +196,7 @@ class ErrorsTests:
                 '[s3] conditional_writes is \'some\': expected "auto" or "all" or "put_object" or "none"',
             ),
             ("[s3]\nbucket = 'b'\nget_resumes = -1", "[s3] get_resumes is -1: expected a whole number, or 0"),
+            ("[s3]\nbucket = 'b'\nverify_reads = 'no'", "[s3] verify_reads is 'no': expected \"auto\", true or false"),
             ("[s3]\nbucket = 'b'\naccess_key_id = 'x'", "[s3] secret_access_key is missing"),
             ("[s3]\nbucket = 'b'\nbuckett = 'x'", "[s3] has an unknown key 'buckett'"),
             ("[s3]\nbucket = 'b'\n[buckets.primary]\nbucket = 'c'", "[s3] and [buckets.primary] are both there"),

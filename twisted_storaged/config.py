@@ -18,6 +18,7 @@ from twisted_storaged.tables import (
     ANY_TEXT,
     COUNT,
     FLAG,
+    FLAG_OR_AUTO,
     NUMBER,
     SIZE,
     TEXT,
@@ -157,6 +158,7 @@ def _s3_bucket(table: Table, secret: Credentials | None) -> S3Settings:
         secret_access_key=credentials.secret_access_key if credentials else None,
         conditional_writes=table.take("conditional_writes", one_of(*CLAIMS), "auto"),
         get_resumes=table.take("get_resumes", NUMBER, 3),
+        verify_reads=table.take("verify_reads", FLAG_OR_AUTO),
     )
 
 

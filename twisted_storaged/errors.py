@@ -83,6 +83,10 @@ class DamagedObject(BucketError):
     """An object's bytes are not those that were put: fewer, more, or others."""
 
 
+class UnverifiableObject(BucketError):
+    """An object has no checksum that its bytes could be compared with, and the configuration wants all to be."""
+
+
 class OutOfSpace(BucketError):
     """The storage behind a bucket has no room for this, or its owner may have no more; there may be again, later."""
 

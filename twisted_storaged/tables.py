@@ -49,6 +49,10 @@ def _flag(value: object) -> bool:
     return value
 
 
+def _flag_or_auto(value: object) -> bool | None:
+    return None if value == "auto" else _flag(value)
+
+
 def _count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError
@@ -82,6 +86,7 @@ def one_of(*words: str) -> Kind[str]:
 TEXT = Kind(_text, "a text that is not empty")
 ANY_TEXT = Kind(_any_text, "a text")
 FLAG = Kind(_flag, "true or false")
+FLAG_OR_AUTO = Kind(_flag_or_auto, '"auto", true or false')
 COUNT = Kind(_count, "a whole number of at least 1")
 NUMBER = Kind(_number, "a whole number, or 0")
 SIZE = Kind(_size, 'a size such as "256 MiB", or a whole number of bytes')

@@ -57,12 +57,14 @@ class Scripted:
         self.uploads: dict[str, dict[int, bytes]] = {}
         #: An operation and a condition that are not one step.
         self.look_first: tuple[str, str] | None = None
+        #: Headers that it adds to what it says of objects.
+        self.told: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def reset(self) -> None:
         """As new."""
         self.script = lambda _: None
-        for kept in (self.calls, self.objects, self.uploads):
+        for kept in (self.calls, self.objects, self.uploads, self.told):
             kept.clear()
 
     def names(self) -> list[str]:
@@ -101,7 +103,7 @@ class Scripted:
         body, etag = self.objects[call.key]
         if call.headers.get("if-match", f'"{etag}"') != f'"{etag}"':
             return Answer(412, ERROR % b"PreconditionFailed")
-        headers = {"ETag": f'"{etag}"', "Last-Modified": "Tue, 14 Nov 2023 22:13:20 GMT"}
+        headers = {"ETag": f'"{etag}"', "Last-Modified": "Tue, 14 Nov 2023 22:13:20 GMT", **self.told}
         if "range" not in call.headers:
             return Answer(200, body, headers)
         first, last = call.headers["range"].removeprefix("bytes=").split("-")

@@ -126,6 +126,35 @@ class TruncatedTests:
         assert received < len(DATA)
 
 
+class FlippedTests:
+    """A GET during which a byte changes between S3 and the daemon."""
+
+    @pytest.mark.parametrize("size", [3 * MiB, 18 * MiB])
+    def test_it_never_looks_whole(self, made: Made, size: int) -> None:
+        """The client's connection breaks before the last byte, and the log names the object and what is wrong."""
+        behind = made("verify_reads = true")
+        assert behind.put("k", DATA[:size])[0] == 200
+        behind.proxy.flip(b"GET ", 2 * MiB)
+        with pytest.raises(BROKEN):
+            behind.get("k")
+        assert "'k' (" in behind.daemon.log
+        assert ") is damaged: its " in behind.daemon.log
+        assert behind.get("k") == (200, DATA[:size])
+
+    def test_what_is_never_verified(self, made: Made) -> None:
+        """A range, and anything where `verify_reads` is false: the wrong byte is served. This is what docs say, too."""
+        for settings, headers, expected in (("", {"Range": "bytes=1-"}, 206), ("verify_reads = false", {}, 200)):
+            behind = made(settings)
+            assert behind.put("k", DATA[: 3 * MiB])[0] == 200
+            behind.proxy.flip(b"GET ", 2 * MiB)
+            connection = http.client.HTTPConnection("127.0.0.1", behind.daemon.port)
+            connection.request("GET", "/storage/get/k", headers=headers)
+            response = connection.getresponse()
+            assert (response.status, len(response.read())) == (expected, 3 * MiB - (expected == 206))
+            connection.close()
+            behind.daemon.kill()
+
+
 class HungTests:
     """An S3 that takes requests, and answers none."""
 

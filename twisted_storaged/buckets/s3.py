@@ -40,10 +40,11 @@ from twisted_storaged.buckets.s3probe import Probe
 from twisted_storaged.buckets.s3reader import READ_AHEAD_BUDGET, READ_AHEAD_WIDTH, ReadSettings, S3Reader
 from twisted_storaged.buckets.s3settings import S3Settings, Upkeep, make_client
 from twisted_storaged.buckets.s3upload import S3Upload
+from twisted_storaged.buckets.s3verify import Verifier
 from twisted_storaged.buckets.share import Share
 from twisted_storaged.buckets.threads import Threads
 from twisted_storaged.deferreds import deferred
-from twisted_storaged.errors import BucketError, InvalidKey, ObjectNotFound, RangeNotSatisfiable, StartError
+from twisted_storaged.errors import InvalidKey, ObjectNotFound, RangeNotSatisfiable, StartError
 from twisted_storaged.keys import MAX_KEY_BYTES
 from twisted_storaged.s3.answers import info_of, opened, size_told, storage_errors
 from twisted_storaged.s3.listing import list_parameters, parse_list, sorted_after
@@ -98,6 +99,7 @@ class S3Bucket:
         ahead = SegmentBudget(READ_AHEAD_BUDGET // SEGMENT, READ_AHEAD_WIDTH)
         self._reading = ReadSettings(self._objects, share_of_memory(2), self._settings.get_resumes, ahead)
         self._log.info("bucket {name} is {where}/{prefix}", name=self.name, where=where, prefix=self._settings.prefix)
+        self._verifier = Verifier(self._settings.verify_reads, self._objects)
         self._objects.start()
         self._threads.start()
         self._reaper = Reaper(self._access)
@@ -118,6 +120,7 @@ class S3Bucket:
             claims = await self._conditions.require(condition, *_operations(body.length, uploader.buffers.size))
         with storage_errors(writes=True, conditional=condition is not None):
             upload = S3Upload(self._access, s3_key, key, options, claims)
+            upload.part_size = uploader.buffers.size
             digesting = Digesting(options, self._threads.run)
             return await uploader.store(body, upload, digesting)
 
@@ -135,7 +138,7 @@ class S3Bucket:
             return await self._open(s3_key, key, ByteRange(start, end - 1))
 
     async def _open(self, s3_key: str, key: str, wanted: ByteRange | None) -> S3Reader:
-        headers = {} if wanted is None else {"range": str(wanted)}
+        headers = self._verifier.headers if wanted is None else {"range": str(wanted)}
         with storage_errors():
             try:
                 answer, body = await self._objects.get_object(s3_key, headers)
@@ -145,8 +148,11 @@ class S3Bucket:
                 size = size_told(error.answer)
                 raise RangeNotSatisfiable((await self.head(key)).size if size is None else size) from error
         try:
-            return S3Reader(s3_key, *opened(answer, key, wanted), body, self._reading)
-        except (BucketError, RangeNotSatisfiable):
+            reader = S3Reader(s3_key, *opened(answer, key, wanted), body, self._reading)
+            if wanted is None:
+                reader.verify_by(await self._verifier.verification_of(answer, reader.info, s3_key))
+            return reader
+        except BaseException:
             body.close()
             raise
 

@@ -22,17 +22,22 @@ from twisted_storaged.deferreds import ConsumerGone, deferred
 from twisted_storaged.errors import BucketError, DamagedObject, StorageError
 from twisted_storaged.s3.answers import opened
 from twisted_storaged.s3.body import BodyStream, WholeBody
+from twisted_storaged.s3.checksums import Verification
 from twisted_storaged.s3.client import DataPlane
 from twisted_storaged.s3.front import Front
 from twisted_storaged.s3.readahead import FROM_SIZE, LEAD, SEGMENT, ReadAhead
 from twisted_storaged.s3.retries import RequestFailed
 from twisted_storaged.s3.segments import Allowance, SegmentBudget
+from twisted_storaged.s3.verifying import VerifyingConsumer
 from twisted_storaged.s3.wire import ConnectionFailed
 
 #: Bytes that the ranges of all GETs may take: those that are fetched, and those that are sent.
 READ_AHEAD_BUDGET = 48 << 20
 #: Ranges that one GET may have of them, where there is room: ten that are fetched while one is sent.
 READ_AHEAD_WIDTH = 11
+
+#: Bytes that are read at once where verifying them takes long: nothing else happens meanwhile.
+SLOW_PIECE = 1 << 18
 
 Body = BodyStream | WholeBody
 
@@ -70,6 +75,18 @@ class S3Reader:
         self._budget = settings.ahead
         self._allowance: Allowance | None = None
         self._ahead: ReadAhead | None = None
+        self._verification: Verification | None = None
+
+    def verify_by(self, verification: Verification | None) -> None:
+        """Verify the body, which is the whole object; at a mismatch, the read fails before its last bytes are out.
+
+        Raises:
+            DamagedObject: the body is here already, and wrong.
+        """
+        self._verification = verification
+        if verification is not None and isinstance(self._body, WholeBody):
+            verification.update(self._body.data)
+            self._require(verification.mismatch())
 
     def deliver(self, consumer: IConsumer) -> Deferred[None]:
         if isinstance(self._body, WholeBody):
@@ -82,8 +99,11 @@ class S3Reader:
 
     @deferred
     async def _deliver_in_front(self, consumer: IConsumer) -> None:
+        verifying = None if self._verification is None else VerifyingConsumer(consumer, self._verification)
         worth_it = self.span.end - self.span.start >= FROM_SIZE
-        front = Front(consumer, self._objects.clock, (lambda: self._begin_ahead(front)) if worth_it else None)
+        front = Front(
+            verifying or consumer, self._objects.clock, (lambda: self._begin_ahead(front)) if worth_it else None
+        )
         front.open()
         try:
             with self._chunks.taken():
@@ -93,6 +113,12 @@ class S3Reader:
         finally:
             front.close()
             self._end_ahead()
+        if verifying is not None:
+            self._require(verifying.mismatch)
+
+    def _require(self, mismatch: str | None) -> None:
+        if mismatch is not None:
+            raise DamagedObject(f"{self.info.key!r} ({self.info.etag}) is damaged: {mismatch}")
 
     async def _deliver_resuming(self, front: Front) -> None:
         left, size = self._resumes, self.span.end - self.span.start
@@ -119,12 +145,17 @@ class S3Reader:
         """Deliver what is left, with the body that is open, or a new one."""
         body, self._body = self._body or await self._reopened(front), None
         try:
-            await body.deliver(front, self._chunks)
+            await body.deliver(front, self._piece)
         except ConsumerGone:
             if self._ahead is None or front.gone or front.delivered != front.end:
                 raise
             front.end = None
             await self._ahead.deliver(front)
+
+    def _piece(self) -> int:
+        """How many bytes to read at once."""
+        slow = self._verification is not None and self._verification.slow
+        return min(self._chunks(), SLOW_PIECE) if slow else self._chunks()
 
     async def _reopened(self, front: Front) -> Body:
         """What is left of the same object."""

@@ -34,6 +34,8 @@ class S3Settings:
     conditional_writes: str = "auto"
     #: How often a GET that broke off goes on where it was.
     get_resumes: int = 3
+    #: Whether whole reads are verified: see `s3verify.Verifier`.
+    verify_reads: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from twisted_storaged.buckets.journal import Begun
 from twisted_storaged.buckets.objects import ObjectInfo, PutOptions
 from twisted_storaged.buckets.s3access import Access
 from twisted_storaged.buckets.s3conditions import Claims, condition_headers, conditional
+from twisted_storaged.buckets.s3verify import noted_checksum
 from twisted_storaged.deferreds import deferred
 from twisted_storaged.errors import ConditionUnsupported
 from twisted_storaged.s3.answers import etag_of
 from twisted_storaged.s3.client import crc32c
-from twisted_storaged.s3.metadata import headers_of
+from twisted_storaged.s3.metadata import CHECKSUM_NAME, PART_SIZE_NAME, headers_of, with_note
 from twisted_storaged.s3.retries import RequestFailed
 from twisted_storaged.s3.uploads import Part
 from twisted_storaged.s3.wire import Answer, ConnectionFailed, TimedOut
@@ -30,7 +31,13 @@ _MD5 = re.compile("[0-9a-f]{32}")
 
 
 class S3Upload:
-    """The parts of one PUT, in one multipart upload; or the whole of it, in one PutObject."""
+    """The parts of one PUT, in one multipart upload; or the whole of it, in one PutObject.
+
+    Attributes:
+        part_size: bytes of every part but the last, to be noted with the object; None if that is not known.
+    """
+
+    part_size: int | None = None
 
     def __init__(self, access: Access, s3_key: str, key: str, options: PutOptions, claims: Claims) -> None:
         """Upload to `s3_key`; clients know the object as `key`. Conditions that are not in `claims` are refused.
@@ -52,7 +59,8 @@ class S3Upload:
 
     async def whole(self, body: bytearray) -> ObjectInfo:
         self._must_claim("PutObject")
-        headers = {**self._metadata, **condition_headers(self._condition)}
+        noted = with_note(self._metadata, CHECKSUM_NAME, noted_checksum(crc32c(body), len(body)))
+        headers = {**noted, **condition_headers(self._condition)}
         etag = etag_of(await self._access.objects.put_object(self._s3_key, body, headers))
         return ObjectInfo(self._key, len(body), etag, time.time())
 
@@ -61,7 +69,7 @@ class S3Upload:
         self._must_claim("CompleteMultipartUpload")
         begun = self._begun = await self._note()
         try:
-            self._upload_id, again = await self._access.uploads.create(self._s3_key, self._metadata)
+            self._upload_id, again = await self._access.uploads.create(self._s3_key, self._metadata_of_parts())
         except TimedOut:
             self._hangs = True
             raise
@@ -116,6 +124,11 @@ class S3Upload:
             self._access.journal.give_up(self._begun)
             raise
         await self._ended()
+
+    def _metadata_of_parts(self) -> dict[str, str]:
+        if self.part_size is None:
+            return self._metadata
+        return with_note(self._metadata, PART_SIZE_NAME, str(self.part_size))
 
     def _must_claim(self, operation: str) -> None:
         if self._condition is not None and conditional(operation, self._condition) not in self._claims:

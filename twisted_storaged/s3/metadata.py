@@ -18,6 +18,9 @@ _USERS = "x-amz-meta-"
 #: Names that are ours, and those of them that hold digests, in base64.
 _OURS = f"{_USERS}storaged-"
 _DIGESTS = {f"{_OURS}{name}": name for name in ("sha-256", "sha-512")}
+#: What verifies a read, for engines that keep no checksum, or not the sizes of parts; see `buckets.s3verify`.
+CHECKSUM_NAME = f"{_OURS}crc32c"
+PART_SIZE_NAME = f"{_OURS}part-size"
 #: What an object is sent as of which nobody said what it is; and what engines say of one that was sent as nothing.
 _UNKNOWN = "application/octet-stream"
 _SAYS_NOTHING = {("content-type", _UNKNOWN), ("content-type", "binary/octet-stream")}
@@ -41,6 +44,11 @@ def headers_of(options: PutOptions) -> dict[str, str]:
         return headers
     kept = {name: b64encode(options.expected[of]).decode() for name, of in _DIGESTS.items() if of in options.expected}
     return {**headers, **kept} if _size(headers) + _size(kept) <= _ROOM else headers
+
+
+def with_note(headers: dict[str, str], name: str, value: str) -> dict[str, str]:
+    """These headers and one more that S3 is to keep, `name`; without it, where there is no room for it."""
+    return {**headers, name: value} if _size(headers) + len(name) + len(value) <= _ROOM else headers
 
 
 def metadata_of(headers: Mapping[str, str]) -> tuple[Metadata, Digests]:

@@ -56,6 +56,7 @@ REFUSALS: Mapping[type[BaseException] | None, Refusal] = {
     errors.WriteConflict: Refusal(http.CONFLICT, "another conditional write is under way", retry=True),
     errors.ConditionUnsupported: Refusal(http.NOT_IMPLEMENTED, "conditional write not supported by this bucket"),
     errors.BucketTimedOut: Refusal(http.GATEWAY_TIMEOUT, "bucket timed out", retry=True),
+    errors.UnverifiableObject: Refusal(http.BAD_GATEWAY, "object cannot be verified"),
     errors.OutOfSpace: Refusal(http.INSUFFICIENT_STORAGE_SPACE, "out of space"),
     errors.NoFreeSlot: Refusal(http.SERVICE_UNAVAILABLE, "storaged: put concurrency cap reached", retry=True),
 }

@@ -1,0 +1,98 @@
+"""What whole reads from S3 are verified by: the checksums that the engine keeps, and those that storaged adds itself.
+
+Not all engines keep the checksum that a PUT carries: Ceph 16 and Swift do not. So storaged notes in the object's
+metadata, unseen by clients, the CRC-32C of what is sent in one piece, and the part size of what is sent in parts, whose
+checksum is not known when S3 takes the metadata. The part size is what it takes to verify a composite checksum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from twisted_storaged.buckets.objects import ObjectInfo
+from twisted_storaged.errors import UnverifiableObject
+from twisted_storaged.s3.checksums import (
+    CHECKSUM_MODE,
+    CRC32C,
+    SHA256,
+    Known,
+    Verification,
+    checksum_of_etag,
+    checksum_told,
+    decoded,
+)
+from twisted_storaged.s3.client import Call, DataPlane
+from twisted_storaged.s3.metadata import CHECKSUM_NAME, PART_SIZE_NAME
+from twisted_storaged.s3.retries import RequestFailed
+from twisted_storaged.s3.wire import Answer, ConnectionFailed
+
+
+class Verifier:
+    """Finds out what a whole read can be verified by.
+
+    `verify` is `verify_reads` of the settings: None verifies what has a checksum of S3's or a CRC-32C of storaged's;
+    True goes by other digests, too, and refuses what has none of them; False verifies nothing.
+
+    Attributes:
+        headers: to be sent with a GET of a whole object.
+    """
+
+    def __init__(self, verify: bool | None, objects: DataPlane) -> None:
+        self._verify = verify
+        self._objects = objects
+        self.headers: Mapping[str, str] = {} if verify is False else CHECKSUM_MODE
+
+    async def verification_of(self, answer: Answer, info: ObjectInfo, s3_key: str) -> Verification | None:
+        """What to verify the body of an answer by, which is that to a GET of a whole object; None for nothing.
+
+        Raises:
+            UnverifiableObject: nothing would do, and reads must be verified.
+        """
+        if self._verify is False or not info.size:
+            return None
+        for known in self._candidates(answer, info):
+            if known.parts is None:
+                return Verification(known, info.size)
+            part_size = _part_size(answer) or await self._told_part_size(info, s3_key)
+            if part_size and -(-info.size // part_size) == known.parts:
+                return Verification(known, info.size, part_size)
+        if self._verify is None:
+            return None
+        raise UnverifiableObject(f"{info.key!r} ({info.etag}) has no checksum that it could be verified by")
+
+    def _candidates(self, answer: Answer, info: ObjectInfo) -> list[Known]:
+        candidates = [checksum_told(answer.headers), _noted_checksum(answer, info)]
+        if self._verify:
+            sha256 = info.digests.get("sha-256")
+            candidates.append(None if sha256 is None else Known(SHA256, sha256, "sha-256 digest in its metadata"))
+            candidates.append(checksum_of_etag(answer.headers))
+        return [known for known in candidates if known is not None]
+
+    async def _told_part_size(self, info: ObjectInfo, s3_key: str) -> int | None:
+        """The size of an object's first part, if the engine knows it.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html, partNumber
+        """
+        call = Call("HeadObject", s3_key, {"partNumber": "1"}, {"if-match": f'"{info.etag}"'})
+        try:
+            length = (await self._objects.ask(call)).headers.get("content-length", "")
+        except (RequestFailed, ConnectionFailed):
+            return None
+        return int(length) if length.isdigit() else None
+
+
+def noted_checksum(checksum: str, size: int) -> str:
+    """What is noted of a body of `size` bytes, whose CRC-32C in base64 is `checksum`."""
+    return f"{checksum};size={size}"
+
+
+def _noted_checksum(answer: Answer, info: ObjectInfo) -> Known | None:
+    """The CRC-32C that storaged noted. With another size it is not this object's: tools copy metadata to new bytes."""
+    checksum, _, size = answer.headers.get(CHECKSUM_NAME, "").partition(";size=")
+    digest = decoded(checksum, CRC32C.size)
+    return Known(CRC32C, digest, CHECKSUM_NAME) if digest is not None and size == str(info.size) else None
+
+
+def _part_size(answer: Answer) -> int | None:
+    size = answer.headers.get(PART_SIZE_NAME, "")
+    return int(size) if size.isdigit() and len(size) < 16 else None
