@@ -36,10 +36,10 @@ class ScrubService(Service):
             StartError: a bucket is not there, or cannot be read.
         """
         super().startService()
-        damaged = sum([self._scrub(name, path) for name, path in self._folders.items()])
-        raise ScrubEnded(1 if damaged else 0)
+        sound = [self._scrub(name, path) for name, path in self._folders.items()]
+        raise ScrubEnded(0 if all(sound) else 1)
 
-    def _scrub(self, name: str, path: Path) -> int:
+    def _scrub(self, name: str, path: Path) -> bool:
         def tell(line: str) -> None:
             self._log.info("scrub of {name}: {line}", name=name, line=line)
 
@@ -47,10 +47,10 @@ class ScrubService(Service):
             self._log.error("scrub of {name}: {line}", name=name, line=line)
 
         tell(f"reads {path}")
-        scrub = Scrub(path, tell, complain)
+        scrub = Scrub(path, complain)
         scrub.run()
         tell(str(scrub.report))
-        return scrub.report.damaged
+        return scrub.report.is_sound
 
 
 def make_scrub(config: Config) -> ScrubService:

@@ -87,10 +87,11 @@ class DirectoryTests:
         content = directory.create()
         content.discard()
         content.discard()
-        assert directory.sweep(iter([])) == 0
+        assert list(directory.names()) == []
+        assert directory.pending() == {}
 
-    def test_sweep_removes_what_nobody_names(self, tmp_path: Path) -> None:
-        """And nothing else, wherever names fall in the order."""
+    def test_unnamed(self, tmp_path: Path) -> None:
+        """Contents that nobody names are found, wherever names fall in the order."""
         directory = Directory(tmp_path)
         names = []
         for _ in range(50):
@@ -98,9 +99,43 @@ class DirectoryTests:
             content.seal()
             names.append(content.name)
         named = sorted([*names[:20], "0" * 32, "f" * 32])
-        assert directory.sweep(iter(named)) == 30
-        left = {path.name for path in (tmp_path / "objects").glob("*/*")}
-        assert left == set(names[:20])
+        assert list(directory.unnamed(iter(named))) == sorted(names[20:])
+
+    @pytest.mark.parametrize(
+        "stray", ["zzz", "core", "lost+found/", "00" * 15 + "0", "ff" * 16, "0" * 32 + "/", "00" * 17]
+    )
+    def test_strays_are_no_contents(self, tmp_path: Path, stray: str) -> None:
+        """A name that is not ours, or not in its place, does not make contents of others look unnamed."""
+        directory = Directory(tmp_path)
+        names = sorted(directory.create().name for _ in range(40))
+        path = tmp_path / "objects" / "00" / stray.rstrip("/")
+        if stray.endswith("/"):
+            path.mkdir()
+        else:
+            path.touch()
+        (tmp_path / "objects" / "Trash").mkdir()
+        assert list(directory.unnamed(iter(names))) == []
+        assert list(directory.names()) == names
+        assert sorted(directory.strays()) == sorted([path, tmp_path / "objects" / "Trash"])
+
+    def test_a_link_is_no_content(self, tmp_path: Path) -> None:
+        """A symbolic link with a name of ours is a stray."""
+        directory = Directory(tmp_path)
+        link = tmp_path / "objects" / "00" / ("00" * 16)
+        link.symlink_to("/etc/passwd")
+        assert list(directory.names()) == []
+        assert list(directory.strays()) == [link]
+
+    def test_a_note_while_a_content_is_written(self, tmp_path: Path) -> None:
+        """It is there before the content is, until the commit, and goes with a content that is removed."""
+        directory = Directory(tmp_path)
+        kept, dropped = directory.create(), directory.create()
+        assert set(directory.pending()) == {kept.name, dropped.name}
+        kept.seal()
+        dropped.discard()
+        assert set(directory.pending()) == {kept.name}
+        directory.committed(kept.name)
+        assert directory.pending() == {}
 
     def test_one_daemon_per_directory(self, tmp_path: Path) -> None:
         """The second is told which directory it is about."""

@@ -168,7 +168,7 @@ class StartTests:
 
     @pytest_twisted.ensureDeferred
     async def test_everything_is_there_again(self, tmp_path: Path) -> None:
-        """And what a crash left is not."""
+        """Objects of an earlier start are served; a file that no key names is kept aside."""
         first = make(tmp_path)
         first.start()
         await put(first, "a", b"kept")
@@ -179,6 +179,7 @@ class StartTests:
         second = make(tmp_path)
         second.start()
         assert not leftover.exists()
+        assert (tmp_path / "lost" / leftover.name).read_bytes() == b"half an obj"
         assert await read(second, "a") == b"kept"
         assert await read(second, "b") == large(b"kept")
         await second.stop()
@@ -202,7 +203,7 @@ class StartTests:
         await put(bucket, "a", large(b"x"))
         await bucket.stop()
         (tmp_path / "index.sqlite").unlink()
-        with pytest.raises(StartError, match=r"has objects, and no index.sqlite"):
+        with pytest.raises(StartError, match=r"index.sqlite does not exist, but there are objects that it named"):
             make(tmp_path).start()
         assert len(contents(tmp_path)) == 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,9 @@ from twisted_storaged.errors import StartError
 class Scrubbed:
     """A scrub that has been run."""
 
-    def __init__(self, path: Path) -> None:
-        self.odd: list[str] = []
+    def __init__(self, path: Path, sleep: Callable[[float], None] = lambda _: None) -> None:
         self.damage: list[str] = []
-        scrub = Scrub(path, self.odd.append, self.damage.append)
+        scrub = Scrub(path, self.damage.append, sleep)
         scrub.run()
         self.report = scrub.report
 
@@ -71,7 +71,7 @@ class SoundTests:
         before = state_of(tmp_path)
         scrubbed = Scrubbed(tmp_path)
         assert scrubbed.report == Report(objects=1202, size=3600 + SMALL + 1 + (3 << 20))
-        assert scrubbed.odd == scrubbed.damage == []
+        assert scrubbed.damage == []
         assert state_of(tmp_path) == before
 
     @pytest.mark.parametrize("end", ["stopped", "killed"])
@@ -99,14 +99,46 @@ class SoundTests:
 
     @pytest_twisted.ensureDeferred
     async def test_files_that_the_index_does_not_name(self, bucket: LocalBucket, tmp_path: Path) -> None:
-        """Are said, and are no damage: a daemon may be writing them."""
+        """A file that no key names, and no upload has a note of, is reported and left where it is."""
         info = await put(bucket, "a", large(b"x"))
         leftover = tmp_path / "objects" / "00" / ("00" * 16)
         leftover.write_bytes(b"half an obj")
         scrubbed = Scrubbed(tmp_path)
         assert scrubbed.report == Report(objects=1, size=info.size, unnamed=1)
-        assert scrubbed.odd == [f"the index does not name the file {leftover.name}"]
+        assert scrubbed.damage == [f"no key names the file {leftover.name}"]
+        assert not scrubbed.report.is_sound
         assert leftover.exists()
+
+    @pytest_twisted.ensureDeferred
+    async def test_files_of_uploads_under_way(self, bucket: LocalBucket, tmp_path: Path) -> None:
+        """A file that a running daemon is writing is not reported."""
+        content = bucket._directory.create()
+        assert Scrubbed(tmp_path).report == Report()
+        content.discard()
+
+    @pytest_twisted.ensureDeferred
+    async def test_names_that_are_not_ours(self, bucket: LocalBucket, tmp_path: Path) -> None:
+        """A stray name, and a file that was moved to lost/, are reported."""
+        stray, lost = tmp_path / "objects" / "00" / "core", tmp_path / "lost" / ("ab" * 16)
+        stray.touch()
+        lost.touch()
+        scrubbed = Scrubbed(tmp_path)
+        assert scrubbed.report == Report(lost=1, strays=1)
+        assert not scrubbed.report.is_sound
+        assert len(scrubbed.damage) == 2
+
+    @pytest_twisted.ensureDeferred
+    async def test_an_index_that_a_start_would_refuse(self, tmp_path: Path) -> None:
+        """An index that was emptied is damage, although nothing in it is wrong."""
+        bucket = make(tmp_path)
+        bucket.start()
+        await put(bucket, "a", b"x")
+        await bucket.stop()
+        os.truncate(tmp_path / "index.sqlite", 0)
+        damage: list[str] = []
+        with pytest.raises(StartError):
+            Scrub(tmp_path, damage.append).run()
+        assert "is empty, but there are objects" in damage[0]
 
 
 class DamagedTests:
@@ -237,7 +269,7 @@ class MeanwhileTests:
 
         monkeypatch.setattr(directory.Contents, "names", name_late)
         scrubbed = Scrubbed(tmp_path)
-        assert (scrubbed.report, scrubbed.odd) == (Report(), [])
+        assert scrubbed.report == Report()
         assert len(seen) == 1
 
     @pytest_twisted.ensureDeferred
@@ -252,7 +284,7 @@ class MeanwhileTests:
                 await bucket.delete(key)
 
         def scrub() -> list[str]:
-            return [line for _ in range(10) for line in Scrubbed(tmp_path).damage]
+            return [line for _ in range(10) for line in Scrubbed(tmp_path, lambda _: time.sleep(0.5)).damage]
 
         writing = [Deferred.fromCoroutine(write(f"{number}")) for number in range(8)]
         assert await deferToThread(scrub) == []

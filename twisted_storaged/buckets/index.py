@@ -7,6 +7,7 @@ overwritten and deleted ones leave free is used again, but the database does not
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,6 +65,30 @@ class Index(Lookup):
         """
         with transaction(self._writer):
             return [self._change(*change) for change in changes]
+
+    def identity(self) -> tuple[str, int]:
+        """The generation of this index, and how many starts it has counted; an empty name and 0 before the first."""
+        try:
+            found = self._writer.execute("SELECT generation, starts FROM origin").fetchone()
+        except sqlite3.OperationalError:
+            found = None
+        return found or ("", 0)
+
+    def count_start(self) -> tuple[str, int]:
+        """Count a start, durably, and give the index a generation at the first; returns the new identity."""
+        generation, starts = self.identity()
+        origin = (generation or os.urandom(16).hex(), starts + 1)
+        with transaction(self._writer):
+            self._writer.execute(
+                "CREATE TABLE IF NOT EXISTS origin (generation TEXT NOT NULL, starts INTEGER NOT NULL)"
+            )
+            self._writer.execute("DELETE FROM origin")
+            self._writer.execute("INSERT INTO origin VALUES (?, ?)", origin)
+        return origin
+
+    def is_empty(self) -> bool:
+        """Whether it names no object."""
+        return self._writer.execute("SELECT 1 FROM objects LIMIT 1").fetchone() is None
 
     def close(self) -> None:
         """Close both connections; nothing is lost without it."""

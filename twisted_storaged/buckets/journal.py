@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from twisted_storaged.buckets.directory import sync_folder
+from twisted_storaged.buckets.private import sync_folder
 from twisted_storaged.errors import StartError
 
 _LOCK = "lock"

@@ -17,6 +17,7 @@ import errno
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -33,8 +34,10 @@ from twisted_storaged.buckets.delivery import AHEAD, ObjectReader, share_of_memo
 from twisted_storaged.buckets.digests import Digesting
 from twisted_storaged.buckets.directio import Recent
 from twisted_storaged.buckets.directory import Directory
+from twisted_storaged.buckets.generation import Generation
 from twisted_storaged.buckets.index import Change, Index, Outcome
 from twisted_storaged.buckets.interface import IBucket, IObjectReader
+from twisted_storaged.buckets.leftovers import sweep
 from twisted_storaged.buckets.localreader import FileSource, SmallReader, damaged, verify_content, verify_size
 from twisted_storaged.buckets.localupload import PART_SIZE, LocalUpload
 from twisted_storaged.buckets.lookup import Entry, is_corrupt
@@ -49,6 +52,7 @@ from twisted_storaged.buckets.objects import (
     PutOptions,
     Span,
 )
+from twisted_storaged.buckets.private import touch
 from twisted_storaged.buckets.share import Share
 from twisted_storaged.buckets.threads import Threads
 from twisted_storaged.buckets.together import Together
@@ -106,10 +110,17 @@ class LocalBucket:
     def start(self) -> None:
         path = self._path
         try:
-            self._directory = Directory(path)
-            self._refuse_a_lost_index()
-            self._index = Index(self._directory.index_path)
-            self._sweep()
+            with ExitStack() as opened:
+                self._directory = Directory(path)
+                opened.callback(self._directory.close)
+                self._generation = Generation(path, self._directory.boot)
+                self._generation.check_files(has_contents=any(self._directory.names()))
+                touch(self._directory.index_path)
+                self._index = Index(self._directory.index_path)
+                opened.callback(self._index.close)
+                self._generation.open(self._index)
+                self._sweep()
+                opened.pop_all()
         except (OSError, sqlite3.Error) as error:
             raise StartError(f"bucket {self.name}: {path} cannot be used: {error}") from error
         self._threads.start()
@@ -117,6 +128,7 @@ class LocalBucket:
     @deferred
     async def stop(self) -> None:
         await self._threads.stop()
+        self._generation.close()
         self._index.close()
         self._directory.close()
 
@@ -147,21 +159,25 @@ class LocalBucket:
     async def delete(self, key: str, condition: Condition | None = None) -> None:
         await self._commit(Change(key, None, condition))
 
-    def _refuse_a_lost_index(self) -> None:
-        """An index that is made anew names no file: the sweep would take all objects for leftovers."""
-        if not self._directory.index_path.exists() and any(self._directory.names()):
-            raise StartError(f"bucket {self.name}: {self._path} has objects, and no index.sqlite that names them")
-
     def _sweep(self) -> None:
-        """Remove what a crash left; nothing, if the index does not say all that is to be kept."""
+        """Clear away what a crash left; nothing, if the index cannot be read to its end."""
         try:
-            swept = self._directory.sweep(self._index.files())
+            swept = sweep(self._directory, self._index, self._warn)
         except sqlite3.DatabaseError as error:
             if not is_corrupt(error):
                 raise
             self._log.critical("bucket {name} is damaged: {error}: try --scrub", name=self.name, error=error)
         else:
-            self._log.info("bucket {name} is in {path}, {n} leftovers gone", name=self.name, path=self._path, n=swept)
+            self._log.info(
+                "bucket {name} is in {path}; {swept.removed} broken-off uploads removed, {swept.lost} files moved to "
+                "lost/, {swept.strays} names that are not storaged's",
+                name=self.name,
+                path=self._path,
+                swept=swept,
+            )
+
+    def _warn(self, line: str) -> None:
+        self._log.warn("bucket {name}: {line}", name=self.name, line=line)
 
     async def _commit(self, change: Change) -> None:
         replaced = await self._commits.do(change)
@@ -169,7 +185,14 @@ class LocalBucket:
             self._remove_later(replaced)
 
     def _commit_all(self, changes: Sequence[Change]) -> Deferred[Sequence[Outcome]]:
-        return self._run(self._index.commit, changes)
+        return self._run(self._commit_and_note, changes)
+
+    def _commit_and_note(self, changes: Sequence[Change]) -> Sequence[Outcome]:
+        outcomes = self._index.commit(changes)
+        for change, outcome in zip(changes, outcomes, strict=True):
+            if change.entry is not None and change.entry.content is None and not isinstance(outcome, StorageError):
+                self._directory.committed(change.entry.info.etag)
+        return outcomes
 
     @deferred
     async def _run(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from twisted_storaged.buckets.delivery import CHUNK
-from twisted_storaged.buckets.directory import Contents
+from twisted_storaged.buckets.directory import Contents, boot_id
+from twisted_storaged.buckets.generation import Generation
 from twisted_storaged.buckets.localreader import FileSource, damaged, verify_content, verify_size
 from twisted_storaged.buckets.lookup import Entry, Lookup, is_corrupt, look_up
 from twisted_storaged.buckets.objects import ListQuery, Span
 from twisted_storaged.errors import DamagedObject, StartError
+
+#: Seconds after which a running daemon has removed a file that it had replaced.
+SETTLE_SECONDS = 2
 
 
 @dataclass
@@ -31,7 +36,9 @@ class Report:
         unknown: how many of these have no checksum, as their storaged took none.
         damaged: how many objects, or places in the index, are not as they should be.
         missing: how many of the damaged objects have no file.
-        unnamed: how many files the index does not name; of uploads under way, or for the next start to remove.
+        unnamed: how many files no key names, and no upload under way has; the next start moves them to `lost/`.
+        lost: how many files earlier starts have moved to `lost/`.
+        strays: how many names among the files are not storaged's.
     """
 
     objects: int = 0
@@ -40,23 +47,36 @@ class Report:
     damaged: int = 0
     missing: int = 0
     unnamed: int = 0
+    lost: int = 0
+    strays: int = 0
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether there is nothing that somebody should look at."""
+        return not (self.damaged or self.unnamed or self.lost or self.strays)
 
     def __str__(self) -> str:
         return (
             f"{self.objects} objects with {self.size} bytes are sound ({self.unknown} without a checksum), "
             f"{self.damaged} damaged, {self.missing} of them without their file; "
-            f"{self.unnamed} files that the index does not name"
+            f"{self.unnamed} files that no key names, {self.lost} in lost/, {self.strays} names that are not storaged's"
         )
 
 
 class Scrub:
     """One look at the bucket in a folder."""
 
-    def __init__(self, path: Path, tell: Callable[[str], None], complain: Callable[[str], None]) -> None:
-        """Say each damage to `complain`, by its key and why, and what is odd but no damage to `tell`."""
+    def __init__(
+        self,
+        path: Path,
+        complain: Callable[[str], None],
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Say all that somebody should look at to `complain`: each damage by its key and why, each file without one."""
         self._path = path
         self._contents = Contents(path)
-        self._tell = tell
+        self._in_use = False
+        self._sleep = sleep
         self._complain = complain
         self.report = Report()
 
@@ -67,6 +87,8 @@ class Scrub:
             StartError: there is no bucket, or it cannot be read.
         """
         try:
+            self._in_use = self._contents.is_in_use()
+            self._check_generation()
             with closing(look_up(self._contents.index_path)) as index:
                 for look in (self._check_index, self._check_objects, self._check_files):
                     self._as_far_as_possible(look, index)
@@ -87,6 +109,14 @@ class Scrub:
         for fault in index.faults():
             self._damage(f"the index: {' '.join(fault.split())}")
 
+    def _check_generation(self) -> None:
+        """What a start would refuse is damage. Beside a daemon, which has looked itself, the files are changing."""
+        if not self._in_use:
+            try:
+                Generation(self._path, boot_id()).check_files(has_contents=any(self._contents.names()))
+            except StartError as error:
+                self._damage(str(error))
+
     def _check_objects(self, index: Lookup) -> None:
         for key in _keys(index):
             self._check(key, index)
@@ -94,7 +124,13 @@ class Scrub:
     def _check_files(self, index: Lookup) -> None:
         for name in self._unnamed(index):
             self.report.unnamed += 1
-            self._tell(f"the index does not name the file {name}")
+            self._complain(f"no key names the file {name}")
+        for path in self._contents.strays():
+            self.report.strays += 1
+            self._complain(f"{path} is not storaged's")
+        for path in sorted(self._contents.lost_path.glob("*")):
+            self.report.lost += 1
+            self._complain(f"no key named {path.name}, which an earlier start has moved to {path.parent}")
 
     def _check(self, key: str, index: Lookup) -> None:
         entry = index.get(key)
@@ -139,9 +175,13 @@ class Scrub:
         self._complain(what)
 
     def _unnamed(self, index: Lookup) -> list[str]:
-        """Files that are not in the index, and were not either before they were seen."""
+        """Files that are not in the index, and that nobody is writing or removing."""
         found = set(self._contents.unnamed(index.files()))
-        # Some may have been committed since, others removed.
+        if found and self._in_use:
+            # A replaced file is removed soon after its key has another: only what is there for longer has no reason.
+            self._sleep(SETTLE_SECONDS)
+        # Some may have been committed since, others removed; those with a note are of uploads.
+        found.difference_update(self._contents.pending())
         found.difference_update(index.files())
         return sorted(found.intersection(self._contents.names()))
 
