@@ -1,0 +1,169 @@
+"""Clients that leave, at every stage of every verb: no log calls that an error, and nothing of theirs is kept."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from time import sleep
+
+import pytest
+
+from tests.daemon import Daemon
+from tests.engines.scripted import Answer, Call, scripted
+from tests.integration.test_daemon import ask, wait_for
+
+MiB = 1 << 20
+SMALL, LARGE = b"s" * 1000, b"l" * (6 * MiB)
+KEYS = 1500
+RESET = struct.pack("ii", 1, 0)
+
+GET_SMALL = "GET /storage/get/small"
+GET_LARGE = "GET /storage/get/large"
+#: Requests without a body, by what they ask for.
+WITHOUT_BODY = [
+    GET_SMALL,
+    GET_LARGE,
+    "HEAD /storage/get/large",
+    "GET /storage/get/missing",
+    "DELETE /storage/delete/missing",
+    "GET /storage/list",
+    "GET /storage/list?delimiter=/",
+    "GET /health",
+]
+#: Bytes of an answer that are read before the client leaves.
+READ = [0, 1, 1000, 300_000]
+#: Seconds that a client waits for bytes of an answer that may be shorter than it thinks.
+ENOUGH = 0.1
+#: Bodies that are sent, by how many of their bytes are.
+BODIES = [(SMALL, 0), (SMALL, 1), (SMALL, 1000), (LARGE, 0), (LARGE, 1000), (LARGE, 5 * MiB + 1), (LARGE, len(LARGE))]
+#: What the log says of something that is not as it should be.
+ERROR = re.compile(r"#(error|critical)\]|Traceback|Unhandled")
+LISTED = (
+    "<Contents><Key>k/%05d</Key><Size>1</Size><ETag>e</ETag>"
+    "<LastModified>2023-11-14T22:13:20Z</LastModified></Contents>"
+)
+
+
+def slowly(call: Call) -> Answer | None:
+    """S3 that takes a moment for everything, so that clients leave in the middle of it; and its lists."""
+    sleep(0.01)
+    if "list-type=2" in call.target:
+        entries = "".join(LISTED % number for number in range(KEYS))
+        return Answer(200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>".encode())
+    return Answer(do_it_first=True, seconds_per_mib=0.05) if call.name == "GetObject" else None
+
+
+@contextmanager
+def embedded(folder: Path) -> Iterator[Daemon]:
+    """A daemon on the embedded bucket."""
+    with Daemon(folder) as daemon:
+        yield daemon
+
+
+@contextmanager
+def on_s3(folder: Path) -> Iterator[Daemon]:
+    """A daemon in front of an S3 that takes its time."""
+    with scripted() as (endpoint, engine):
+        endpoint.script = slowly
+        state = f'[storaged]\nstate = "{folder / "state"}"\n'
+        with Daemon(folder, config=f"{engine.toml('bucket')}\n{state}") as daemon:
+            yield daemon
+
+
+@pytest.fixture(scope="module", params=[embedded, on_s3], ids=["embedded", "s3"])
+def daemon(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with request.param(tmp_path_factory.mktemp("resets")) as daemon:
+        assert ask(daemon, "PUT", "/storage/put/small", SMALL)[0] == 200
+        assert ask(daemon, "PUT", "/storage/put/large", LARGE)[0] == 200
+        yield daemon
+
+
+def leave(daemon: Daemon, sent: bytes, read: int = 0, reset: bool = True) -> None:
+    """Connect, send, read some of the answer, and leave: with a reset, or with the FIN of a close."""
+    with daemon.connect() as client:
+        client.settimeout(ENOUGH)
+        with suppress(OSError):
+            client.sendall(sent)
+            while read > 0 and (data := client.recv(min(read, 1 << 16))):
+                read -= len(data)
+        if reset:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+
+
+def head(line: str, length: int | None = None) -> bytes:
+    lines = [f"{line} HTTP/1.1", "Host: x"] + ([] if length is None else [f"Content-Length: {length}"])
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def is_stored(daemon: Daemon, key: str) -> bool:
+    """Put an object; whether that was done, and not refused as there was no free slot."""
+    return ask(daemon, "PUT", f"/storage/put/{key}", SMALL)[0] == 200
+
+
+def descriptors(daemon: Daemon) -> int:
+    return len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
+
+
+@contextmanager
+def unnoticed(daemon: Daemon) -> Iterator[None]:
+    """The log has no error, no descriptor stays open, and four PUTs and a GET are served as ever."""
+    before, seen = descriptors(daemon), len(daemon.log)
+    yield
+    # Connections to S3 are kept, up to as many as were needed at a time.
+    wait_for(lambda: descriptors(daemon) <= before + 12)
+    for number in range(4):
+        wait_for(partial(is_stored, daemon, f"k/{number}"))
+    assert ask(daemon, "GET", "/storage/get/large") == (200, LARGE)
+    daemon.settle()
+    assert [line for line in daemon.log[seen:].splitlines() if ERROR.search(line)] == []
+
+
+@pytest.mark.parametrize("reset", [True, False], ids=["reset", "close"])
+class ResetTests:
+    """Clients that leave."""
+
+    def test_before_a_request(self, daemon: Daemon, reset: bool) -> None:
+        """After connecting, and in the middle of a head."""
+        with unnoticed(daemon):
+            for sent in (b"", b"G", b"GET /storage/get/small HTTP/1.1\r\nHost", head(GET_SMALL)[:-2]):
+                leave(daemon, sent, reset=reset)
+
+    @pytest.mark.parametrize("line", WITHOUT_BODY)
+    def test_before_and_in_an_answer(self, daemon: Daemon, line: str, reset: bool) -> None:
+        """At once, in the head of the answer, and in its body; several times, as some of it is a race."""
+        with unnoticed(daemon):
+            for read in READ if line == GET_LARGE else READ[:2]:
+                for _ in range(5):
+                    leave(daemon, head(line), read, reset)
+
+    @pytest.mark.parametrize(("body", "sent"), BODIES)
+    def test_in_and_after_a_body(self, daemon: Daemon, body: bytes, sent: int, reset: bool) -> None:
+        """Where it is not whole, nothing is stored; where it is, nobody may be told."""
+        with unnoticed(daemon):
+            for _ in range(5):
+                leave(daemon, head("PUT /storage/put/new", len(body)) + body[:sent], reset=reset)
+
+    def test_in_a_chunked_body(self, daemon: Daemon, reset: bool) -> None:
+        """Its length is known to nobody."""
+        chunked = b"PUT /storage/put/new HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        with unnoticed(daemon):
+            for sent in (b"", b"5", b"5\r\nhel", b"5\r\nhello\r\n", b"5\r\nhello\r\n0\r\n", b"5\r\nhello\r\n0\r\n\r\n"):
+                leave(daemon, chunked + sent, reset=reset)
+
+    def test_with_requests_in_a_row(self, daemon: Daemon, reset: bool) -> None:
+        """Those that come after the one that is answered are forgotten with it."""
+        with unnoticed(daemon):
+            for read in READ:
+                leave(daemon, b"".join(map(head, WITHOUT_BODY)) * 10, read, reset)
+
+    def test_after_a_refusal(self, daemon: Daemon, reset: bool) -> None:
+        """Whose body nobody reads."""
+        with unnoticed(daemon):
+            for read in READ[:3]:
+                leave(daemon, head("PUT /storage/put/", 5 * MiB) + LARGE[:MiB], read, reset)
