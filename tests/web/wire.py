@@ -63,6 +63,9 @@ class InPlaceTransport(Transport):
         self.write(bytes(data[:taken]))
         return min(taken, len(data))
 
+    def sendmsg(self, pieces: Sequence[memoryview]) -> int:
+        return self.send(memoryview(b"".join(pieces)))
+
     def recv_into(self, place: memoryview) -> int:
         self.reads_in_place += 1
         if isinstance(self.socket, OSError):

@@ -78,6 +78,11 @@ class RequestBody:
         """The same, as IBodyProducer says it."""
         return UNKNOWN_LENGTH if self.declared is None else self.declared
 
+    @property
+    def holds_back(self) -> bool:
+        """Whether the peer is to send no more of it for now."""
+        return self.paused and not self.complete
+
     def limit(self, size: int) -> None:
         """Let the body fail with PayloadTooLarge when more than `size` bytes of it have come."""
         self._limit = size

@@ -7,6 +7,7 @@ here, which has the same meaning; then it is the transport's own again. Reading 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from socket import socket
 from typing import Any, Protocol
@@ -53,12 +54,16 @@ class Outgoing:
                 send(self._transport, pieces)
 
     def write_in_place(self, data: bytes) -> bool:
-        """Send from where `data` is, after what was written, if a plain socket can do that now; says whether it can."""
-        self.push()
-        ready = self._in_place.ready
-        if ready:
-            self._in_place.send(_Memory(data))
-        return ready
+        """Send from where `data` is, after what was written, if a plain socket can do that now; says whether it can.
+
+        The producer is paused until the last byte has left, and then nothing of `data` is kept.
+        """
+        if not self._in_place.ready:
+            self.push()
+            return False
+        pieces, self._pieces, self._size = self._pieces, [], 0
+        self._in_place.send(_Memory([*pieces, data]))
+        return True
 
     def take_from(self, source: socket, count: int) -> int | None:
         """Send up to `count` bytes that are taken from `source`, if a plain socket can do that now.
@@ -84,6 +89,12 @@ class Outgoing:
         if pipe is not None:
             pipe.close()
 
+    def drop(self) -> None:
+        """The connection is lost: let go of what has not been sent, too."""
+        self._pieces, self._size = [], 0
+        self._in_place.drop()
+        self.close()
+
 
 class _Unsent(Protocol):
     """What is sent piece by piece. True until all of it has been."""
@@ -94,16 +105,22 @@ class _Unsent(Protocol):
 
 
 class _Memory:
-    """Bytes that are sent from where they are."""
+    """Bytes that are sent from where they are, and let go of when they have been."""
 
-    def __init__(self, data: bytes = b"") -> None:
-        self._left = memoryview(data)
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._left = [memoryview(piece) for piece in pieces if piece]
 
     def __bool__(self) -> bool:
         return bool(self._left)
 
     def send(self, sink: socket) -> None:
-        self._left = self._left[sink.send(self._left) :]
+        if not self._left:
+            return
+        sent = sink.send(self._left[0]) if len(self._left) == 1 else sink.sendmsg(self._left)
+        while self._left and sent >= len(self._left[0]):
+            sent -= len(self._left.pop(0))
+        if sent:
+            self._left[0] = self._left[0][sent:]
 
 
 class _InPlace:
@@ -112,12 +129,12 @@ class _InPlace:
     def __init__(self, transport: Any, producer: IPushProducer) -> None:
         self._transport = transport
         self._producer = producer
-        self._unsent: _Unsent = _Memory()
+        self._unsent: _Unsent | None = None
 
     @property
     def busy(self) -> bool:
         """Whether something is on its way."""
-        return bool(self._unsent)
+        return self._unsent is not None
 
     @property
     def ready(self) -> bool:
@@ -126,15 +143,22 @@ class _InPlace:
 
     def send(self, unsent: _Unsent) -> None:
         """Send; to be called when it is ready."""
-        self._unsent = unsent
         with suppress(OSError):  # that the peer is gone is noticed below, as ever
             unsent.send(self._transport.getHandle())
         if unsent:
+            self._unsent = unsent
             self._transport.doWrite = self._write
             self._transport.startWriting()
             self._producer.pauseProducing()
 
+    def drop(self) -> None:
+        """Send no more of it."""
+        if self._unsent is not None:
+            self._unsent = None
+            del self._transport.doWrite
+
     def _write(self) -> Exception | None:
+        assert self._unsent is not None
         try:
             self._unsent.send(self._transport.getHandle())
         except BlockingIOError:
@@ -143,7 +167,7 @@ class _InPlace:
             return CONNECTION_LOST
         if self._unsent:
             return None
-        del self._transport.doWrite
+        self.drop()
         # It may have something to do meanwhile: what others wrote, or to close.
         ended: Exception | None = self._transport.doWrite()
         if ended is None:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 COMPLETE = "complete"
 CLIENT_GONE = "client gone"
 
-#: Bytes from which on a write is sent from where it is.
+#: Bytes from which on a write is sent from where it is. So is each write of a producer, which waits until it has left:
+#: a slow client never costs more than one piece.
 LARGE_WRITE = 1 << 17
 
 _log = Logger()
@@ -87,7 +88,7 @@ class StreamingRequest(Request):
         if self.chunked:
             if data:  # of no bytes, it would be the last chunk
                 self.channel.writeSequence(toChunk(data))
-        elif len(data) < LARGE_WRITE or not self.channel.write_in_place(data):
+        elif not (len(data) >= LARGE_WRITE or self.channel.has_producer) or not self.channel.write_in_place(data):
             self.channel.write(data)
 
     def take_from(self, source: socket, count: int) -> int | None:

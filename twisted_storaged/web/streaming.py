@@ -57,6 +57,7 @@ class StreamingChannel(KeptTimer, HTTPChannel):
 
     def connectionMade(self) -> None:
         super().connectionMade()
+        self._held: list[bytes] = []
         self._peer, self._host = self.transport.getPeer(), self.transport.getHost()
         self._plain = hasattr(self.transport, "getHandle") and not self.isSecure()
         self._outgoing = Outgoing(self.transport, self, self.site.outbox)
@@ -68,6 +69,9 @@ class StreamingChannel(KeptTimer, HTTPChannel):
         self.site.channels.add(self)
 
     def dataReceived(self, data: bytes) -> None:
+        if self._waitingForTransport:
+            self._hold(data)
+            return
         # Should Twisted refuse what comes now, it would say so past us. See also `requestDone`.
         self._outgoing.push()
         between = self.line_mode and self.persistent and not self.requests and not self._buffer
@@ -76,6 +80,29 @@ class StreamingChannel(KeptTimer, HTTPChannel):
             super().dataReceived(data)
         else:
             self._begin(head, memoryview(data)[head.size :])
+
+    def _hold(self, data: bytes) -> None:
+        """Keep what comes while the client does not read: it is not even looked at before the answers have left. Of
+        requests after the one that is answered, some are read, as that is how the end of a connection is noticed."""
+        self._held.append(data)
+        if not self._handlingRequest or sum(map(len, self._held)) > self._optimisticEagerReadSize:
+            self.pause_reading()
+
+    def pauseProducing(self) -> None:
+        """The transport has more to send than it likes: produce no more, and parse no more."""
+        super().pauseProducing()
+        self.paused = True
+
+    def resumeProducing(self) -> None:
+        """The transport has sent that: go on."""
+        self.paused = False
+        super().resumeProducing()
+        if (self._held or self._buffer) and not self._waitingForTransport:
+            held, self._held = b"".join(self._held), []
+            self.resume_reading()
+            self.dataReceived(held)
+        if self.requests and self.requests[-1].body.holds_back:
+            self.pause_reading()
 
     def _begin(self, head: Head, body: memoryview) -> None:
         """What Twisted does, line by line, up to the end of a head; and with a body that came in the same read."""
@@ -232,8 +259,9 @@ class StreamingChannel(KeptTimer, HTTPChannel):
         if self._lingering is not None and self._lingering.active():
             self._lingering.cancel()
         self.cancel_timer()
-        self._outgoing.close()
+        self._held = []
         super().connectionLost(reason)
+        self._outgoing.drop()
 
     def abort(self, reason: str) -> None:
         """Close at once, also in the middle of an answer; `reason` is for the access log."""
@@ -276,6 +304,11 @@ class StreamingChannel(KeptTimer, HTTPChannel):
         """Send bytes from another socket, without seeing them: see `Outgoing.take_from`."""
         return self._outgoing.take_from(source, count) if self._plain else None
 
+    @property
+    def has_producer(self) -> bool:
+        """Whether somebody produces the body of an answer, and can be paused."""
+        return self._requestProducer is not None
+
     def call_soon(self, call: Callable[..., object], *args: object) -> None:
         """Make a call after what is on the stack now."""
         self.callLater(0, call, *args)
@@ -300,6 +333,7 @@ class StreamingChannel(KeptTimer, HTTPChannel):
         self.setTimeout(None)
         self._stop_reading_in_place()
         self.clearLineBuffer()
+        self._held = []
         self.dataReceived = self._drop  # type: ignore[method-assign]
         self._lingering = self.callLater(LINGER_SECONDS, self.transport.loseConnection)
         self.transport.unregisterProducer()
