@@ -76,8 +76,17 @@ def cpu_seconds(pid: int) -> float:
 
 def peak_rss(pid: int) -> int:
     """The most bytes of a process that were ever in memory at once. See proc_pid_status(5)."""
+    return _status(pid, "VmHWM")
+
+
+def rss(pid: int) -> int:
+    """The bytes of a process that are in memory now. See proc_pid_status(5)."""
+    return _status(pid, "VmRSS")
+
+
+def _status(pid: int, name: str) -> int:
     lines = Path(f"/proc/{pid}/status").read_text("ascii").splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
 
 
 def _leads_astray(name: str) -> bool:
