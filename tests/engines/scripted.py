@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from typing import ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -60,6 +61,7 @@ class Scripted:
         #: Headers that it adds to what it says of objects.
         self.told: dict[str, str] = {}
         self._lock = threading.Lock()
+        self._numbers = count(1)
 
     def reset(self) -> None:
         """As new."""
@@ -117,7 +119,7 @@ class Scripted:
     _HeadObject = _GetObject
 
     def _CreateMultipartUpload(self, call: Call, query: dict[str, list[str]]) -> Answer:
-        upload = f"upload-{len(self.calls)}"
+        upload = f"upload-{next(self._numbers)}"
         self.uploads[upload] = {}
         xml = f"<InitiateMultipartUploadResult><UploadId>{upload}</UploadId></InitiateMultipartUploadResult>"
         return Answer(body=xml.encode())
