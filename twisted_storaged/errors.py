@@ -87,6 +87,14 @@ class UnverifiableObject(BucketError):
     """An object has no checksum that its bytes could be compared with, and the configuration wants all to be."""
 
 
+class BucketUnreachable(BucketError):
+    """The storage behind a bucket could not be reached, or its connection was lost, in all tries."""
+
+
+class BucketBusy(BucketError):
+    """The storage behind a bucket takes no more for now, and asks to slow down."""
+
+
 class OutOfSpace(BucketError):
     """The storage behind a bucket has no room for this, or its owner may have no more; there may be again, later."""
 

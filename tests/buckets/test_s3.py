@@ -24,8 +24,10 @@ from twisted_storaged.buckets.s3settings import CONNECT_TIMEOUT, READ_TIMEOUT, S
 from twisted_storaged.buckets.s3upload import combined_etag
 from twisted_storaged.errors import BodyLost, BucketError, DamagedObject, InvalidKey, ObjectNotFound, StartError
 from twisted_storaged.s3.uploads import Part
+from twisted_storaged.web.metadata import metadata_headers
 
 MiB = 1 << 20
+DATE = "Tue, 14 Nov 2023 22:13:20 GMT"
 LIMIT = 1 << 30
 BIG = b"x" * (12 * MiB)
 
@@ -158,6 +160,19 @@ class FaultTests:
         info = await put(bucket, data)
         assert made.objects["key"] == (data, info.etag)
         assert made.uploads == {}
+
+    @pytest_twisted.ensureDeferred
+    async def test_metadata_that_is_not_ascii(self, endpoint: tuple[Scripted, S3Bucket]) -> None:
+        """What another client has stored is given back byte for byte, and the object can be read."""
+        made, bucket = endpoint
+        made.script = lambda call: (
+            Answer(200, b"x", {"etag": '"e"', "last-modified": DATE, "x-amz-meta-a": "\u00fc"})
+            if call.name == "GetObject"
+            else None
+        )
+        reader = await bucket.get("key")
+        assert (b"x-amz-meta-a", b"\xfc") in metadata_headers(reader.info.metadata)
+        reader.close()
 
     @pytest.mark.parametrize("name", ["PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"])
     @pytest_twisted.ensureDeferred

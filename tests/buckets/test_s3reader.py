@@ -17,7 +17,7 @@ from twisted_storaged.buckets import s3reader
 from twisted_storaged.buckets.objects import ByteRange
 from twisted_storaged.buckets.s3 import S3Bucket
 from twisted_storaged.deferreds import ConsumerGone
-from twisted_storaged.errors import BucketError, DamagedObject, RangeNotSatisfiable
+from twisted_storaged.errors import BucketError, BucketUnreachable, RangeNotSatisfiable
 from twisted_storaged.s3 import front, readahead
 
 DATA = random.Random(7).randbytes(2_000_000)
@@ -79,7 +79,7 @@ class ResumeTests:
         endpoint, make = made
         endpoint.script = Cuts(cut)
         consumer = Consumer()
-        with pytest.raises(DamagedObject, match="broke off"):
+        with pytest.raises(BucketUnreachable, match="broke off"):
             await read(make(0), consumer=consumer)
         assert DATA.startswith(consumer.data)
         assert len(consumer.data) <= cut
@@ -111,7 +111,7 @@ class ResumeTests:
             assert await read(make(3)) == DATA
             assert len(warnings) == 3
             endpoint.script = Cuts(300_000, 300_000, 300_000, 300_000)
-            with pytest.raises(DamagedObject):
+            with pytest.raises(BucketUnreachable):
                 await read(make(3))
         finally:
             globalLogPublisher.removeObserver(observe)  # type: ignore[arg-type]
@@ -129,7 +129,7 @@ class ResumeTests:
 
         endpoint.script = replaced
         consumer = Consumer()
-        with pytest.raises(DamagedObject, match="412"):
+        with pytest.raises(BucketError, match="412"):
             await read(make(3), consumer=consumer)
         assert DATA.startswith(consumer.data)
 
@@ -147,7 +147,7 @@ class ResumeTests:
             return None
 
         endpoint.script = replaced
-        with pytest.raises(DamagedObject, match="replaced meanwhile"):
+        with pytest.raises(BucketError, match="replaced meanwhile"):
             await read(make(3))
 
     @pytest.mark.parametrize("headers", [{}, {"Content-Range": "bytes 0-1999999/2000000"}])
@@ -163,7 +163,7 @@ class ResumeTests:
             return Answer(200, DATA, whole)
 
         endpoint.script = anew
-        with pytest.raises(DamagedObject, match="gave bytes 0-1999999/2000000"):
+        with pytest.raises(BucketError, match="gave bytes 0-1999999/2000000"):
             await read(make(3))
 
     @pytest_twisted.ensureDeferred

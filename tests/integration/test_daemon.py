@@ -109,14 +109,14 @@ class LifeTests:
         assert len(list((daemon.data / "objects").glob("*/*"))) == 5
 
     def test_no_traceback_and_no_credential_leaves_it(self, tmp_path: Path) -> None:
-        """When S3 is not there, the client hears `internal`, and the log the key and the cause."""
+        """When S3 is not there, the client hears so and no more, and the log has the key and the cause."""
         config = (
             '[s3]\nendpoint = "http://127.0.0.1:9"\nregion = "r"\nbucket = "b"\nuse_path_style = true\n'
             'access_key_id = "AKIAID"\nsecret_access_key = "hunter2"\n'
         )
         with Daemon(tmp_path, config=config) as daemon:
-            assert ask(daemon, "GET", "/storage/get/some/key") == (500, b"internal\n")
-            assert ask(daemon, "PUT", "/storage/put/some/key", b"x") == (500, b"internal\n")
+            assert ask(daemon, "GET", "/storage/get/some/key") == (502, b"bucket unreachable\n")
+            assert ask(daemon, "PUT", "/storage/put/some/key", b"x") == (502, b"bucket unreachable\n")
             assert "/storage/get/some/key" in daemon.log
             assert "no connection to S3" in daemon.log
             assert "hunter2" not in daemon.log

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
 import threading
 import time
@@ -119,6 +121,90 @@ class BlockingPoolTests:
             with pytest.raises(ConnectionFailed):
                 BlockingPool(address, 5, 60).ask(b"head", bytearray(), began + 0.3)
             assert time.monotonic() - began < 5
+
+    def test_a_slow_body_is_held_to_progress(self) -> None:
+        """A peer that takes a body slowly, but takes it, is given more than one read timeout for all of it."""
+
+        def slow(connection: socket.socket) -> None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+            left = len(b"head") + size
+            while left:
+                time.sleep(0.02)
+                left -= len(connection.recv(min(1 << 17, left)))
+            connection.sendall(OK)
+
+        size = 12 << 20
+        with server(slow) as address:
+            began = time.monotonic()
+            assert BlockingPool(address, 5, 0.4).ask(b"head", bytearray(size)).body == b"hi"
+            assert time.monotonic() - began > 0.8
+
+    @pytest.mark.parametrize("status", [b"412 Precondition Failed", b"503 Slow Down", b"403 Forbidden"])
+    def test_an_answer_to_the_head_alone(self, status: bytes) -> None:
+        """A peer that refuses a large body and closes is heard, and not taken for a lost connection."""
+
+        def refuses(connection: socket.socket) -> None:
+            connection.recv(100)
+            connection.sendall(b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Length: 2\r\n\r\nno")
+
+        with server(refuses) as address:
+            answer = BlockingPool(address, 5, 5).ask(b"head", bytearray(64 << 20))
+        assert (answer.status, answer.body) == (int(status[:3]), b"no")
+
+    def test_an_answer_to_the_head_of_a_peer_that_reads_no_further(self) -> None:
+        """The peer keeps the connection open, and takes nothing more: its answer is read at once."""
+
+        def refuses(connection: socket.socket) -> None:
+            connection.recv(100)
+            connection.sendall(b"HTTP/1.1 412 Precondition Failed\r\nContent-Length: 0\r\n\r\n")
+            heard.wait(10)
+
+        heard = threading.Event()
+        with server(refuses) as address:
+            began = time.monotonic()
+            assert BlockingPool(address, 5, 60).ask(b"head", bytearray(64 << 20)).status == 412
+            assert time.monotonic() - began < 10
+            heard.set()
+
+    def test_a_success_before_the_body_is_none(self) -> None:
+        """A peer cannot have stored what it has not had."""
+
+        def believes(connection: socket.socket) -> None:
+            connection.recv(100)
+            connection.sendall(OK)
+
+        with server(believes) as address, pytest.raises(ConnectionFailed):
+            BlockingPool(address, 5, 5).ask(b"head", bytearray(64 << 20))
+
+    def test_descriptors_from_1024_on(self) -> None:
+        """The number of a connection does not matter, as it does to select(2)."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+        taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+        try:
+            with server(answers(OK, OK)) as address:
+                pool = BlockingPool(address, 5, 5)
+                assert [ask(pool), ask(pool)] == [b"hi", b"hi"]
+                assert pool._idle[0].fileno() >= 1024
+                pool.close()
+        finally:
+            for descriptor in taken:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    def test_a_connection_that_is_given_back_after_the_end(self) -> None:
+        """It is closed, as nobody will take it again."""
+
+        def closes_the_pool(connection: socket.socket) -> None:
+            connection.recv(100)
+            pool.close()
+            connection.sendall(OK)
+            assert connection.recv(100) == b""
+
+        with server(closes_the_pool) as address:
+            pool = BlockingPool(address, 5, 5)
+            assert pool.ask(b"head", b"").body == b"hi"
+            assert not pool._idle
 
     def test_when_there_is_no_time_left(self) -> None:
         """S3 is not even asked."""

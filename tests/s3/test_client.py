@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import pytest_twisted
+from botocore.exceptions import ClientError, CredentialRetrievalError, MetadataRetrievalError
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -329,6 +330,27 @@ class KeysTests:
 
         with pytest.raises(ConnectionFailed, match="still expired"):
             result(_awaited(current_keys(Expired(), run_now)()))
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            MetadataRetrievalError(error_msg="the metadata service is away"),
+            CredentialRetrievalError(provider="sso", error_msg="the metadata service is away"),
+            ClientError({"Error": {"Code": "500", "Message": "the metadata service is away"}}, "AssumeRole"),
+        ],
+    )
+    def test_a_refresh_that_fails_is_a_failure_of_s3(self, error: Exception) -> None:
+        """Whatever botocore raises, the request is tried again and then told as S3 that cannot be reached."""
+
+        class Failing:
+            def refresh_needed(self) -> bool:
+                return True
+
+            def get_frozen_credentials(self) -> Keys:
+                raise error
+
+        with pytest.raises(ConnectionFailed, match=r"no credentials for S3: .*the metadata service is away"):
+            result(_awaited(current_keys(Failing(), run_now)()))
 
 
 class TlsTests:

@@ -291,6 +291,30 @@ class SilenceTests:
             result(made.ask())
         assert made.endpoint.connections == []
 
+    def test_a_connection_that_is_made_while_the_pool_stops(self) -> None:
+        """It is closed again: it was not there yet when the pool closed what it had."""
+        made, connected = Made(), Deferred[None]()
+        connect = made.endpoint.connect
+        made.endpoint.connect = lambda factory: connected.addCallback(lambda _: connect(factory))  # type: ignore
+        asked = made.ask()
+        made.pool.stop()
+        connected.callback(None)
+        assert made.connection().transport.aborted
+        with pytest.raises(ConnectionFailed, match="storaged stops"):
+            result(asked)
+
+    def test_a_connection_whose_request_has_not_left_is_not_used_again(self) -> None:
+        """After an answer to the head of a request alone, the rest of that request would be taken for the next."""
+        made = Made()
+        asked = made.ask()
+        made.clock.advance(0)
+        transport = made.connection().transport
+        transport.dataBuffer, transport._tempDataBuffer = b"rest", []
+        made.connection().dataReceived(OK.replace(b"200 OK", b"412 No"))
+        assert result(asked).status == 412
+        assert transport.disconnecting
+        assert made.pool._idle == []
+
     def test_stopping_closes_everything(self) -> None:
         """Idle or not."""
         made = Made()

@@ -14,7 +14,7 @@ from tests.support import UPKEEP, Consumer, reactor, result
 from twisted_storaged.buckets import s3, s3reader
 from twisted_storaged.buckets.s3 import S3Bucket
 from twisted_storaged.deferreds import ConsumerGone
-from twisted_storaged.errors import DamagedObject
+from twisted_storaged.errors import BucketError
 from twisted_storaged.s3 import front as s3front
 from twisted_storaged.s3 import readahead
 from twisted_storaged.s3.front import FAST
@@ -214,7 +214,7 @@ class SlowS3Tests:
             return Answer(do_it_first=True, seconds_per_mib=0.2)
 
         endpoint.script = replaced
-        with pytest.raises(DamagedObject, match="PreconditionFailed"):
+        with pytest.raises(BucketError, match="PreconditionFailed"):
             await self.read(bucket)
         assert self.DATA.startswith(self.got)
         assert len(self.got) < len(self.DATA)

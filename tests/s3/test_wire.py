@@ -88,6 +88,19 @@ class AnswerParserTests:
             parse(data)
 
 
+class ForbiddenCharacterTests:
+    """Characters that end a line for somebody else."""
+
+    @pytest.mark.parametrize("character", ["\n", "\r", "\x00"])
+    def test_are_replaced(self, character: str) -> None:
+        """A line end inside a value does not go through as the beginning of another header."""
+        parser = AnswerParser()
+        head = f"HTTP/1.1 200 OK\r\nx-amz-meta-a: b{character}Set-Cookie: c\r\nContent-Length: 0\r\n\r\n"
+        parser.feed(head.encode("latin-1"))
+        assert parser.answer is not None
+        assert parser.answer.headers == {"x-amz-meta-a": "b Set-Cookie: c", "content-length": "0"}
+
+
 class AnswerTests:
     """What an answer says."""
 

@@ -19,7 +19,7 @@ from twisted_storaged.buckets.interface import IObjectReader
 from twisted_storaged.buckets.objects import ByteRange, ObjectInfo, Span
 from twisted_storaged.buckets.share import Share
 from twisted_storaged.deferreds import ConsumerGone, deferred
-from twisted_storaged.errors import BucketError, DamagedObject, StorageError
+from twisted_storaged.errors import BucketError, BucketUnreachable, DamagedObject, StorageError
 from twisted_storaged.s3.answers import opened
 from twisted_storaged.s3.body import BodyStream, WholeBody
 from twisted_storaged.s3.checksums import Verification
@@ -108,8 +108,10 @@ class S3Reader:
         try:
             with self._chunks.taken():
                 await self._deliver_resuming(front)
-        except (ConnectionFailed, RequestFailed, StorageError) as error:
-            raise DamagedObject(f"{self.info.key!r} broke off: {error}") from error
+        except ConnectionFailed as error:
+            raise BucketUnreachable(f"{self.info.key!r} broke off: {error}") from error
+        except (RequestFailed, StorageError) as error:
+            raise BucketError(f"{self.info.key!r} broke off: {error}") from error
         finally:
             front.close()
             self._end_ahead()

@@ -9,15 +9,17 @@ from functools import lru_cache
 
 from twisted_storaged.buckets.objects import ByteRange, ObjectInfo, Span
 from twisted_storaged.errors import (
+    BucketBusy,
     BucketError,
     BucketTimedOut,
+    BucketUnreachable,
     ObjectNotFound,
     PreconditionFailed,
     StorageError,
     WriteConflict,
 )
 from twisted_storaged.s3.metadata import metadata_of
-from twisted_storaged.s3.retries import RequestFailed
+from twisted_storaged.s3.retries import RequestFailed, is_busy
 from twisted_storaged.s3.wire import Answer, ConnectionFailed, TimedOut
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
@@ -33,6 +35,8 @@ class storage_errors(AbstractContextManager[None]):  # noqa: N801 (it is used as
         PreconditionFailed: the condition did not hold; also, there was no object to hold it against.
         WriteConflict: another write of the key was under way.
         BucketTimedOut: there was no answer in time.
+        BucketUnreachable: there was no answer.
+        BucketBusy: S3 asks to slow down.
         BucketError: anything else, with its cause.
     """
 
@@ -46,7 +50,7 @@ class storage_errors(AbstractContextManager[None]):  # noqa: N801 (it is used as
         if isinstance(error, TimedOut):
             raise BucketTimedOut(str(error)) from error
         if isinstance(error, (ConnectionFailed, OSError)):
-            raise BucketError(f"{type(error).__name__}: {error}") from error
+            raise BucketUnreachable(f"{type(error).__name__}: {error}") from error
 
 
 def _meaning(error: Exception, answer: Answer, writes: bool, conditional: bool) -> StorageError:
@@ -55,6 +59,8 @@ def _meaning(error: Exception, answer: Answer, writes: bool, conditional: bool) 
         return PreconditionFailed(str(error))
     if conditional and answer.code == "ConditionalRequestConflict":
         return WriteConflict(str(error))
+    if is_busy(answer):
+        return BucketBusy(str(error))
     return ObjectNotFound(str(error)) if missing and not writes else BucketError(str(error))
 
 

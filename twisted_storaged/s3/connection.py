@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from twisted_storaged.s3.body import BodyStream
 from twisted_storaged.s3.wire import Answer, AnswerParser, ConnectionFailed
-from twisted_storaged.transports import Outbox, send
+from twisted_storaged.transports import Outbox, has_unsent, send
 
 #: Bytes that one read of the socket may bring, where there is no large body.
 READ_SIZE = 1 << 16
@@ -140,7 +140,8 @@ class Connection(Protocol):
         parser, self._parser = self._parser, None
         self._stream, self._body, self.deadline, self.stale = None, [], None, True
         self.transport.bufferSize = READ_SIZE
-        if parser is not None and parser.keep_alive:
+        # An answer that came before the whole request had left: the rest would be taken for the next one.
+        if parser is not None and parser.keep_alive and not has_unsent(self.transport):
             self._pool.give_back(self)
         else:
             self.transport.loseConnection()

@@ -92,6 +92,10 @@ class Pool:
             raise CancelledError from None  # nobody wants the answer any more: that is no failure to be tried again
         except (ConnectError, DNSLookupError) as error:
             raise ConnectionFailed(f"no connection to S3: {error}") from error
+        if self._stopped:
+            # `stop` did not see it, and nobody would close it.
+            connection.transport.abortConnection()
+            raise ConnectionFailed("no connection to S3: storaged stops")
         self._open.add(connection)
         return connection
 

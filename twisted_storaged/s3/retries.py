@@ -20,16 +20,15 @@ LONGEST_PAUSE = 20.0
 
 _TRY_AGAIN_STATUS = {429, 500, 502, 503, 504}
 _MAYBE_DONE_STATUS = {500, 502, 504}
-_TRY_AGAIN_CODES = {
+#: What S3 calls it when there are too many requests for it.
+_BUSY_CODES = {
     "BandwidthLimitExceeded",
-    "PriorRequestNotComplete",
     "RequestLimitExceeded",
-    "RequestTimeout",
-    "RequestTimeoutException",
     "SlowDown",
     "Throttling",
     "ThrottlingException",
 }
+_TRY_AGAIN_CODES = {"PriorRequestNotComplete", "RequestTimeout", "RequestTimeoutException", *_BUSY_CODES}
 
 #: One try, to be given up at a time of the clock.
 Attempt = Callable[[float], Awaitable[Answer]]
@@ -90,6 +89,11 @@ class Retries:
                 raise failure
             await deferLater(self.clock, min(_pause(TRIES - left), max(0.0, ends - self.clock.seconds())))
         raise AssertionError("the last try returns or raises")
+
+
+def is_busy(answer: Answer) -> bool:
+    """Whether S3 says that it takes no more requests for now."""
+    return answer.status in (429, 503) or answer.code in _BUSY_CODES
 
 
 def _may_pass(answer: Answer) -> bool:

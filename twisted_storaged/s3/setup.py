@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from botocore.exceptions import BotoCoreError, ClientError
 from botocore.httpsession import where
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
@@ -53,8 +54,9 @@ def current_keys(credentials: Any, run: Run) -> Callable[[], Awaitable[Keys]]:
     async def keys() -> Keys:
         try:
             frozen = await run(get) if needs_refresh() else get()
-        except RuntimeError as error:  # botocore's word for credentials that are expired when they come
-            raise ConnectionFailed(str(error)) from error
+        except (BotoCoreError, ClientError, RuntimeError) as error:
+            # RuntimeError is botocore's word for credentials that are expired when they come.
+            raise ConnectionFailed(f"no credentials for S3: {type(error).__name__}: {error}") from error
         return Keys(frozen.access_key, frozen.secret_key, frozen.token)
 
     return keys

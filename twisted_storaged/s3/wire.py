@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MAX_HEAD = 1 << 16
 
+#: A line end that is none, and NUL.
+_FORBIDDEN = re.compile(rb"\r(?!\n)|(?<!\r)\n|\x00")
 _CODE = re.compile(rb"<Code>([^<]*)</Code>")
 _MESSAGE = re.compile(rb"<Message>([^<]*)</Message>")
 
@@ -160,6 +162,9 @@ class AnswerParser:
 
 
 def _parse_head(head: bytes) -> tuple[str, int, dict[str, str]]:
+    if _FORBIDDEN.search(head):
+        # RFC 9110, 5.5: they are refused or replaced, as they would be lines of their own to whoever gets them next.
+        head = _FORBIDDEN.sub(b" ", head)
     first, *lines = head.decode("latin-1").split("\r\n")
     version, _, rest = first.partition(" ")
     if not version.startswith("HTTP/1.") or not rest[:3].isdigit():

@@ -39,5 +39,5 @@ def metadata_headers(metadata: Metadata) -> list[tuple[bytes, bytes]]:
     """The same as header fields of an answer; without a type, bytes are bytes."""
     if not metadata:
         return [_DEFAULT]
-    headers = [(_SHOWN.get(name) or name.encode("ascii"), value.encode("ascii")) for name, value in metadata]
+    headers = [(_SHOWN.get(name) or name.encode("latin-1"), value.encode("latin-1")) for name, value in metadata]
     return headers if any(name == b"Content-Type" for name, _ in headers) else [_DEFAULT, *headers]

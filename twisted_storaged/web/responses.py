@@ -57,6 +57,8 @@ REFUSALS: Mapping[type[BaseException] | None, Refusal] = {
     errors.ConditionUnsupported: Refusal(http.NOT_IMPLEMENTED, "conditional write not supported by this bucket"),
     errors.BucketTimedOut: Refusal(http.GATEWAY_TIMEOUT, "bucket timed out", retry=True),
     errors.UnverifiableObject: Refusal(http.BAD_GATEWAY, "object cannot be verified"),
+    errors.BucketUnreachable: Refusal(http.BAD_GATEWAY, "bucket unreachable", retry=True),
+    errors.BucketBusy: Refusal(http.SERVICE_UNAVAILABLE, "bucket busy", retry=True),
     errors.OutOfSpace: Refusal(http.INSUFFICIENT_STORAGE_SPACE, "out of space"),
     errors.NoFreeSlot: Refusal(http.SERVICE_UNAVAILABLE, "storaged: put concurrency cap reached", retry=True),
 }
@@ -102,7 +104,7 @@ def answer_nothing(request: StreamingRequest, status: int = http.NO_CONTENT, hea
 
 def answer_not_modified(request: StreamingRequest, info: ObjectInfo) -> None:
     """Answer 304, with what a cache is to know. RFC 9110, 15.4.5."""
-    cached = [(b"Cache-Control", value.encode("ascii")) for name, value in info.metadata if name == "cache-control"]
+    cached = [(b"Cache-Control", value.encode("latin-1")) for name, value in info.metadata if name == "cache-control"]
     answer_nothing(request, http.NOT_MODIFIED, [*_validators(info), *cached])
 
 
@@ -119,7 +121,7 @@ def start_object(request: StreamingRequest, info: ObjectInfo, span: Span | None,
 
 
 def _validators(info: ObjectInfo) -> list[Header]:
-    etag = b'"%s"' % info.etag.encode("ascii")
+    etag = b'"%s"' % info.etag.encode("latin-1")
     return [(b"ETag", etag), (b"Last-Modified", _http_date(info.last_modified))]
 
 

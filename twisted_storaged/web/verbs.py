@@ -8,8 +8,8 @@ from urllib.parse import unquote_to_bytes
 
 from twisted_storaged.admission import PutSlots
 from twisted_storaged.buckets.interface import IBucket, IObjectReader
-from twisted_storaged.buckets.objects import PutOptions, Span
-from twisted_storaged.errors import InvalidKey, InvalidRequest, PayloadTooLarge, PreconditionFailed
+from twisted_storaged.buckets.objects import ByteRange, PutOptions, Span
+from twisted_storaged.errors import InvalidKey, InvalidRequest, PayloadTooLarge
 from twisted_storaged.keys import parse_key
 from twisted_storaged.namespace import Namespace
 from twisted_storaged.web.conditions import NotModified, ReadConditions, read_conditions, write_condition
@@ -59,7 +59,11 @@ class Verbs:
         if request.gone:
             reader.close()
             return
-        start_object(request, reader.info, span, algorithm)
+        try:
+            start_object(request, reader.info, span, algorithm)
+        except BaseException:
+            reader.close()
+            raise
         await reader.deliver(request)
 
     async def head(self, request: StreamingRequest) -> None:
@@ -115,16 +119,21 @@ async def _open(bucket: IBucket, key: str, conditions: ReadConditions | None) ->
         return await bucket.get(key), None
     wanted = conditions.apply(await bucket.head(key)) if conditions.depends else conditions.wanted
     reader = await bucket.get(key, wanted)
+    if _applied(conditions, reader) != wanted:
+        # Another object by now, and no part of it goes with what the client has.
+        reader.close()
+        wanted, reader = None, await bucket.get(key)
+        _applied(conditions, reader)
+    return reader, None if wanted is None else reader.span
+
+
+def _applied(conditions: ReadConditions, reader: IObjectReader) -> ByteRange | None:
+    """The range that is to be sent of what is open; where a condition does not hold, it is closed."""
     try:
-        if conditions.apply(reader.info) != wanted:
-            # Another object by now, and no part of it goes with what the client has.
-            reader.close()
-            wanted, reader = None, await bucket.get(key)
-            conditions.apply(reader.info)
-    except (NotModified, PreconditionFailed):
+        return conditions.apply(reader.info)
+    except BaseException:
         reader.close()
         raise
-    return reader, None if wanted is None else reader.span
 
 
 def _rest_of_path(request: StreamingRequest) -> bytes:
