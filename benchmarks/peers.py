@@ -14,7 +14,8 @@ from loads import Load, Sample, Server
 from nginx import nginx, nginx_with_its_buffers, nginx_with_tls, s3_behind_tls
 from place import Place, far_s3
 from processes import HERE, CannotMeasure, environment
-from servers import rclone, storaged, storaged_with_tls
+from rows import UNVERIFIED
+from servers import rclone, storaged, storaged_unverified, storaged_with_tls
 
 #: Does some loads at a place, in a process that is fresh.
 Peer = Callable[[Place, Sequence[Load]], Sample]
@@ -79,6 +80,7 @@ PEERS: dict[str, dict[str, Peer]] = {
         "nginx": served(nginx),
         "nginx, its own buffers": served(nginx_with_its_buffers),
         "boto3": one(boto3),
+        UNVERIFIED: served(storaged_unverified),
     },
     "far": {"storaged": far(served(storaged)), "boto3": far(one(boto3))},
     "embedded": {
@@ -93,5 +95,6 @@ PEERS: dict[str, dict[str, Peer]] = {
         "storaged": over_tls(served(storaged)),
         "nginx": over_tls(served(nginx)),
         "boto3": over_tls(one(boto3)),
+        UNVERIFIED: over_tls(served(storaged_unverified)),
     },
 }

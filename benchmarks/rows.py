@@ -22,6 +22,9 @@ SMALL = ("requests/s", "CPU µs", "p99 ms")
 #: The nginx that REFERENCE has for small objects; with large buffers it is twice as fast at 100 KiB.
 NGINX = "nginx, its own buffers"
 
+#: Storaged with `verify_reads = false`: what verifying costs a GET.
+UNVERIFIED = "storaged, unverified"
+
 #: The figures of each row on one machine, in its order: the target of storaged, and what peers reached.
 REFERENCE: Mapping[str, Mapping[str, Sequence[float]]] = {
     "put": {"storaged": (1.6, 0.55), "rclone": (0.25, 6.7), "nginx": (2.05, 0.38)},
@@ -114,8 +117,9 @@ def all_rows(sizes: Sizes) -> list[Row]:
 def _large(sizes: Sizes) -> Iterator[Row]:
     for verb in ("put", "get"):
         one, four = _body(verb, sizes.large), _body(verb, sizes.half, 4)
-        yield Row(verb, f"{verb.upper()} {_size(one)}", "s3", [one], LARGE, EVERYBODY)
-        yield Row(f"{verb}-4", f"{verb.upper()} 4 x {_size(four)} at once", "s3", [four], LARGE, EVERYBODY)
+        peers = [*EVERYBODY, *_also(verb)]
+        yield Row(verb, f"{verb.upper()} {_size(one)}", "s3", [one], LARGE, peers)
+        yield Row(f"{verb}-4", f"{verb.upper()} 4 x {_size(four)} at once", "s3", [four], LARGE, peers)
 
 
 def _small(sizes: Sizes) -> Iterator[Row]:
@@ -123,7 +127,7 @@ def _small(sizes: Sizes) -> Iterator[Row]:
         for verb in ("put", "get"):
             load = _requests(verb, size * KiB, sizes.seconds)
             title = f"{verb.upper()} {size} KiB, 16 connections"
-            yield Row(f"{verb}-{size}k", title, "s3", [load], SMALL, [*EVERYBODY, NGINX])
+            yield Row(f"{verb}-{size}k", title, "s3", [load], SMALL, [*EVERYBODY, NGINX, *_also(verb)])
 
 
 def _others(sizes: Sizes) -> Iterator[Row]:
@@ -157,7 +161,12 @@ def _tls(sizes: Sizes) -> Iterator[Row]:
     for place, peers in (("tls-in", ["storaged", "nginx"]), ("tls-out", ["storaged", "nginx", "boto3"])):
         for verb in ("put", "get"):
             load = _body(verb, sizes.large)
-            yield Row(f"{place}-{verb}", f"{verb.upper()} {_size(load)}", place, [load], LARGE, peers)
+            also = _also(verb) if place == "tls-out" else []
+            yield Row(f"{place}-{verb}", f"{verb.upper()} {_size(load)}", place, [load], LARGE, [*peers, *also])
+
+
+def _also(verb: str) -> list[str]:
+    return [UNVERIFIED] if verb == "get" else []
 
 
 def _body(verb: str, size: int, connections: int = 1) -> Load:

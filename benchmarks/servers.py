@@ -22,6 +22,15 @@ def storaged(place: Place) -> Iterator[Server]:
 
 
 @contextmanager
+def storaged_unverified(place: Place) -> Iterator[Server]:
+    """The same, with reads that are not verified."""
+    with running(
+        _command(place, _s3_options(place, "verify_reads = false\n")), place.port, place.s3.environment
+    ) as pid:
+        yield Server(pid, place.port, storaged_path)
+
+
+@contextmanager
 def storaged_with_tls(place: Place) -> Iterator[Server]:
     """The same, for clients that come over TLS."""
     key, certificate = make_certificate(place.folder)
@@ -72,11 +81,11 @@ def _command(place: Place, options: Sequence[str], bind: str = "") -> list[str]:
     return [*twistd, f"--bind={bind or f'127.0.0.1:{place.port}'}", *options]
 
 
-def _s3_options(place: Place) -> list[str]:
+def _s3_options(place: Place, settings: str = "") -> list[str]:
     """Write the files that put a storaged in front of S3; gives the options that name them."""
     config, secrets, s3 = place.folder / "storaged.toml", place.folder / "secrets.toml", place.s3
     where = f'[s3]\nbucket = "{BUCKET}"\nendpoint = "{s3.endpoint}"\nregion = "{s3.region}"\nuse_path_style = true\n'
-    config.write_text(_slots(place) + where)
+    config.write_text(_slots(place) + where + settings)
     # The daemon refuses a secrets file that others can read.
     secrets.touch(mode=0o600)
     secrets.write_text(f'[s3]\naccess_key_id = "{s3.access_key_id}"\nsecret_access_key = "{s3.secret_access_key}"\n')

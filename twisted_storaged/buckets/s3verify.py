@@ -7,7 +7,7 @@ checksum is not known when S3 takes the metadata. The part size is what it takes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from twisted_storaged.buckets.objects import ObjectInfo
 from twisted_storaged.errors import UnverifiableObject
@@ -51,6 +51,8 @@ class Verifier:
         if self._verify is False or not info.size:
             return None
         for known in self._candidates(answer, info):
+            if known is None:
+                continue
             if known.parts is None:
                 return Verification(known, info.size)
             part_size = _part_size(answer) or await self._told_part_size(info, s3_key)
@@ -60,13 +62,14 @@ class Verifier:
             return None
         raise UnverifiableObject(f"{info.key!r} ({info.etag}) has no checksum that it could be verified by")
 
-    def _candidates(self, answer: Answer, info: ObjectInfo) -> list[Known]:
-        candidates = [checksum_told(answer.headers), _noted_checksum(answer, info)]
+    def _candidates(self, answer: Answer, info: ObjectInfo) -> Iterator[Known | None]:
+        """What is known, the best first; the first is what most reads go by, and the rest is then not looked for."""
+        yield checksum_told(answer.headers)
+        yield _noted_checksum(answer, info)
         if self._verify:
             sha256 = info.digests.get("sha-256")
-            candidates.append(None if sha256 is None else Known(SHA256, sha256, "sha-256 digest in its metadata"))
-            candidates.append(checksum_of_etag(answer.headers))
-        return [known for known in candidates if known is not None]
+            yield None if sha256 is None else Known(SHA256, sha256, "sha-256 digest in its metadata")
+            yield checksum_of_etag(answer.headers)
 
     async def _told_part_size(self, info: ObjectInfo, s3_key: str) -> int | None:
         """The size of an object's first part, if the engine knows it.
