@@ -98,7 +98,7 @@ def read_conditions(request: Any) -> ReadConditions | None:
     """What a GET or HEAD asks for but the whole of an object, whatever it is.
 
     Raises:
-        InvalidRequest: one is malformed, or there twice.
+        InvalidRequest: one is malformed, or there twice, and RFC 9110 does not say that it is to be ignored.
     """
     if _OF_READS.isdisjoint(request.fields):
         return None
@@ -107,8 +107,8 @@ def read_conditions(request: Any) -> ReadConditions | None:
         wanted=parse_range(field(request, "Range")) if request.method == b"GET" else None,
         if_match=_etags(request, "If-Match"),
         if_none_match=_etags(request, "If-None-Match"),
-        if_modified_since=_date(request, "If-Modified-Since"),
-        if_unmodified_since=_date(request, "If-Unmodified-Since"),
+        if_modified_since=_date_if_valid(request, "If-Modified-Since"),
+        if_unmodified_since=_date_if_valid(request, "If-Unmodified-Since"),
         if_range=_if_range(request),
     )
 
@@ -162,6 +162,17 @@ def _etags(request: Any, name: str) -> ETags | None:
 def _date(request: Any, name: str) -> int | None:
     text = field(request, name)
     return None if text is None else _parse_date(text, name)
+
+
+def _date_if_valid(request: Any, name: str) -> int | None:
+    """A date of If-Modified-Since or If-Unmodified-Since, to be ignored if it is none: RFC 9110, 13.1.3 and 13.1.4.
+
+    Two of them are none, too.
+    """
+    try:
+        return _date(request, name)
+    except InvalidRequest:
+        return None
 
 
 def _if_range(request: Any) -> ETags | None:
