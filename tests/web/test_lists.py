@@ -178,7 +178,18 @@ class BucketTests:
         document = json.loads(server.ask(request("GET", path + "delimiter=/")).body)
         assert names(document) == ["b/"]
 
-    @pytest.mark.parametrize("path", ["/storage/list?bucket=none", "/buckets/none/list", "/buckets/%FF/list"])
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/storage/list?bucket=none",
+            "/storage/list?bucket=",
+            "/buckets/none/list",
+            "/buckets/%FF/list",
+            "/buckets//list?bucket=primary",
+            "/buckets//objects/k?bucket=primary",
+            "/buckets/none/objects/k?bucket=primary",
+        ],
+    )
     def test_unknown(self, path: str) -> None:
         """404, and which is no secret."""
         response = Server().ask(request("GET", path))

@@ -95,8 +95,11 @@ class Verbs:
         return key, self._namespace.bucket_for(key, self._bucket_of(request))
 
     def _bucket_of(self, request: StreamingRequest) -> str | None:
-        named = None if self._bucket else parameter(request, "bucket")
-        return self._bucket if named is None else named.decode("utf-8", "replace")
+        """The name that the path says, or, where the path is of no bucket, the query."""
+        if self._bucket is not None:
+            return self._bucket
+        named = parameter(request, "bucket")
+        return None if named is None else named.decode("utf-8", "replace")
 
 
 def _put_options(request: StreamingRequest) -> tuple[PutOptions, str | None]:
