@@ -94,9 +94,12 @@ class FileTests:
             conditional_writes = "put_object"
             get_resumes = 0
             verify_reads = false
+            lists_in_order = false
             """,
         )
-        s3 = S3Settings("b", "host1/", "https://s3.example", "eu-1", True, "id", "hunter2", "put_object", 0, False)
+        s3 = S3Settings(
+            "b", "host1/", "https://s3.example", "eu-1", True, "id", "hunter2", "put_object", 0, False, False
+        )
         assert config.buckets == {"primary": s3}
         assert "hunter2" not in repr(config)
 

@@ -157,6 +157,7 @@ def _s3_bucket(table: Table, secret: Credentials | None) -> S3Settings:
         access_key_id=credentials.access_key_id if credentials else None,
         secret_access_key=credentials.secret_access_key if credentials else None,
         conditional_writes=table.take("conditional_writes", one_of(*CLAIMS), "auto"),
+        lists_in_order=table.take("lists_in_order", FLAG, True),
         get_resumes=table.take("get_resumes", NUMBER, 3),
         verify_reads=table.take("verify_reads", FLAG_OR_AUTO),
     )

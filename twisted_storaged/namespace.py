@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
 from typing import NamedTuple
 
 from twisted.internet.defer import Deferred
@@ -10,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted_storaged.buckets.interface import IBucket
 from twisted_storaged.buckets.objects import ListPage, ListQuery, ObjectInfo
 from twisted_storaged.buckets.registry import Registry
+from twisted_storaged.buckets.walk import Walk
 from twisted_storaged.policy import Policy, Rule
 
 
@@ -39,8 +42,9 @@ class Namespace:
         """
         names = self._policy.buckets_under(query.prefix) if name is None else [name]
         lists = [_Pages(self._registry.get(one), query) for one in names]
-        async for page in lists[0].all() if len(lists) == 1 else _merge(lists, self._policy):
-            yield page
+        async with aclosing(lists[0].all() if len(lists) == 1 else _merge(lists, self._policy)) as pages:
+            async for page in pages:
+                yield page
 
 
 class _Pages:
@@ -51,15 +55,19 @@ class _Pages:
         self._query = query
         self._token: str | None = None
         self._more = True
+        self._walk = Walk()
         self.entries: list[_Entry] = []
 
     async def all(self) -> AsyncGenerator[ListPage, None]:
-        """The pages as the bucket gives them; while one is looked at, the next is fetched."""
-        coming: Deferred[ListPage] | None = self._ask()
+        """The pages as the bucket gives them; while one is looked at, the next is fetched, if anybody looks at that."""
+        left = self._query.limit
+        coming: Deferred[ListPage] | None = self._ask(left)
         try:
             while coming is not None:
                 page = await coming
-                coming = self._ask() if self._more else None
+                if left is not None:
+                    left -= len(page.objects) + len(page.prefixes)
+                coming = self._ask(left) if self._more and (left is None or left > 0) else None
                 yield page
         finally:
             if coming is not None:
@@ -68,7 +76,7 @@ class _Pages:
     async def fill(self) -> None:
         """Fetch pages until there are entries, or no more pages."""
         while not self.entries and self._more:
-            page = await self._next()
+            page = await self._next(self._query)
             entries = [_Entry(info.key.encode("utf-8"), self._bucket.name, info) for info in page.objects]
             entries += [_Entry(prefix.encode("utf-8"), self._bucket.name, None) for prefix in page.prefixes]
             self.entries = sorted(entries, key=_order)
@@ -79,11 +87,15 @@ class _Pages:
         taken, self.entries = self.entries[:count], self.entries[count:]
         return taken
 
-    def _ask(self) -> Deferred[ListPage]:
-        return Deferred.fromCoroutine(self._next())
+    def _ask(self, wanted: int | None) -> Deferred[ListPage]:
+        query = self._query
+        if wanted is not None and wanted < query.page_limit:
+            query = replace(query, page_limit=wanted)
+        return Deferred.fromCoroutine(self._next(query))
 
-    async def _next(self) -> ListPage:
-        page = await self._bucket.list(self._query, self._token)
+    async def _next(self, query: ListQuery) -> ListPage:
+        page = await self._bucket.list(query, self._token)
+        self._walk.take(page)
         self._token = page.token
         self._more = page.token is not None
         return page

@@ -40,6 +40,7 @@ from twisted_storaged.buckets.s3conditions import (
     PUT_ABSENT,
     PUT_SAME,
 )
+from twisted_storaged.buckets.walk import Walk
 from twisted_storaged.errors import (
     BodyLost,
     ConditionUnsupported,
@@ -551,8 +552,10 @@ class PageTests:
         """All entries; objects and common prefixes of a page are each in order."""
         found: list[str] = []
         token: str | None = None
+        walk = Walk()
         while True:
             page = await bucket.list(query, token)
+            walk.take(page)
             objects, prefixes = [info.key for info in page.objects], list(page.prefixes)
             assert len(objects) + len(prefixes) <= query.page_limit
             assert not any(is_common_prefix(key, query) for key in objects)

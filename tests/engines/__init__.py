@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,6 +24,8 @@ from twisted_storaged.buckets.s3settings import S3Settings
 
 FOLDER = Path(__file__).parent
 READY_SECONDS = 120
+#: Engines whose lists are in another order than that of the bytes of keys.
+WITHOUT_ORDER = {"rclone"}
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,15 @@ class Engine:
 
     def settings(self, bucket: str, prefix: str = "") -> S3Settings:
         """The settings of a bucket in it."""
-        return S3Settings(bucket, prefix, self.endpoint, "us-east-1", True, self.access_key, self.secret_key)
+        settings = S3Settings(bucket, prefix, self.endpoint, "us-east-1", True, self.access_key, self.secret_key)
+        return replace(settings, lists_in_order=self.name not in WITHOUT_ORDER)
 
     def toml(self, bucket: str) -> str:
         """The same, as a section of a configuration."""
         return (
             f'[s3]\nendpoint = "{self.endpoint}"\nregion = "us-east-1"\nbucket = "{bucket}"\nuse_path_style = true\n'
             f'access_key_id = "{self.access_key}"\nsecret_access_key = "{self.secret_key}"\n'
+            f"lists_in_order = {str(self.name not in WITHOUT_ORDER).lower()}\n"
         )
 
 

@@ -101,22 +101,29 @@ class ListQuery:
     """What to list: entries whose names start with `prefix` and sort after `after`, by the bytes of their UTF-8.
 
     An entry is an object, by its key; with a `delimiter`, the keys that have it after the prefix are one entry
-    together, a common prefix, up to and with the delimiter. A page has at most `page_limit` entries.
+    together, a common prefix, up to and with the delimiter. A page has at most `page_limit` entries; and of all pages
+    together, nobody looks at more than `limit` entries (None: at all of them).
     """
 
     prefix: str = ""
     delimiter: str | None = None
     after: str | None = None
     page_limit: int = 1000
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
 class ListPage:
-    """Some entries of a list, those of each kind in order, and the token of the next page; None after the last."""
+    """Some entries of a list, and the token of the next page; None after the last.
+
+    Those of each kind are in order, and come after those of the page before, unless it is not `ordered`: there are
+    engines of S3 that promise no order.
+    """
 
     objects: list[ObjectInfo]
     token: str | None
     prefixes: tuple[str, ...] = ()
+    ordered: bool = True
 
     def names(self) -> list[str]:
         """All its entries, in order."""
@@ -126,4 +133,5 @@ class ListPage:
         """The entries up to this one."""
         end = last.encode("utf-8")
         objects = [info for info in self.objects if info.key.encode("utf-8") <= end]
-        return ListPage(objects, None, tuple(prefix for prefix in self.prefixes if prefix.encode("utf-8") <= end))
+        prefixes = tuple(prefix for prefix in self.prefixes if prefix.encode("utf-8") <= end)
+        return ListPage(objects, None, prefixes, self.ordered)

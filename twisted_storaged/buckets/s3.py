@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -160,7 +161,9 @@ class S3Bucket:
         prefix = self._settings.prefix
         with storage_errors():
             answer = await self._objects.list_objects(list_parameters(query, token, prefix))
-            page = parse_list(answer, prefix)
+            page = parse_list(answer, query, prefix)
+        if not self._settings.lists_in_order:
+            page = replace(page, ordered=False)
         return page if query.after is None else sorted_after(page, query.after)
 
     async def delete(self, key: str, condition: Condition | None = None) -> None:

@@ -36,6 +36,8 @@ class S3Settings:
     get_resumes: int = 3
     #: Whether whole reads are verified: see `s3verify.Verifier`.
     verify_reads: bool | None = None
+    #: Whether its engine lists keys in the order of their bytes, as AWS does: then a page that is not is an error.
+    lists_in_order: bool = True
 
 
 @dataclass(frozen=True)
