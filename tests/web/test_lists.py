@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
 
-from tests.support import MemoryBucket, entries
+from tests.support import MemoryBucket, entries, run_now
 from tests.web.wire import Server, request
 from twisted_storaged.buckets.objects import ListQuery
 from twisted_storaged.errors import BucketError
-from twisted_storaged.web import listforms
+from twisted_storaged.spool import Spool
 
 NDJSON = "Accept: application/x-ndjson"
 KEYS = ["a", "a/1", "a/2", "b/x/y", "b/z", "c"]
 
 
-def server_with(*keys: str, page: int = 2) -> Server:
-    server = Server(MemoryBucket(page=page))
+def server_with(*keys: str, page: int = 2, make_spool: Callable[[], Spool] = Spool) -> Server:
+    server = Server(MemoryBucket(page=page), make_spool=make_spool)
     server.bucket.objects = dict.fromkeys(keys, b"")
     return server
 
@@ -84,14 +89,72 @@ class DocumentTests:
             after = document.get("next_after")
         assert found == entries(keys, ListQuery(prefix, delimiter))
 
-    def test_prefixes_beyond_those_kept_are_listed_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """So that the daemon holds no more of them, however many there are."""
-        monkeypatch.setattr(listforms, "KEPT_PREFIXES", 3)
-        keys = [f"{number:02}/x" for number in range(20)]
-        document = listed(server_with(*keys), "delimiter=/")
-        assert document["common_prefixes"] == [key[:3] for key in keys]
-        document = listed(server_with(*keys), "delimiter=/&limit=10")
-        assert document["common_prefixes"] == [key[:3] for key in keys[:10]]
+    def test_many_prefixes_are_kept_in_a_file(self, tmp_path: Path) -> None:
+        """They come after the objects, in order, and nothing is left of the file."""
+        keys = [name for number in range(20) for name in (f"{number:02}", f"{number:02}/x")]
+        make_file = partial(TemporaryFile, dir=tmp_path, buffering=0)
+        server = server_with(*keys, make_spool=partial(Spool, run_now, 10, make_file))
+        for limit in (40, 21):
+            document = listed(server, f"delimiter=/&limit={limit}")
+            assert names(document) == entries(keys, ListQuery(delimiter="/"))[:limit]
+        assert list(tmp_path.iterdir()) == []
+
+    def test_no_room_for_prefixes(self) -> None:
+        """Is no short list: the answer breaks off, or is 507 where it has not begun."""
+        make_spool = partial(Spool, run_now, 1, partial(Path("/dev/full").open, "r+b", buffering=0))
+        connection = server_with("0", "1/x", make_spool=make_spool, page=1).connect()
+        listing = request("GET", "/storage/list?delimiter=/")
+        connection.send(listing)
+        assert connection.transport.aborted
+        assert server_with("1/x", make_spool=make_spool).ask(listing).status == 507
+
+    @pytest.mark.parametrize("limit", [3, 4])
+    def test_prefixes_that_are_made_meanwhile(self, limit: int) -> None:
+        """Do not push the answer past its limit: nothing is listed twice."""
+        server = server_with("a/1", "b/1", "d/1", "e/1")
+        list_, asked = server.bucket.list, []
+
+        def adds_more(query: ListQuery, token: str | None = None) -> object:
+            asked.append(token)
+            page = list_(query, token)
+            server.bucket.objects |= {f"{letter}/0": b"" for letter in ("0", "a-", "b-")}
+            return page
+
+        server.bucket.list = adds_more  # type: ignore[method-assign,assignment]
+        document = listed(server, f"delimiter=/&limit={limit}")
+        assert names(document) == ["a/", "b/", "d/", "e/"][:limit]
+        assert len(asked) == len(set(asked))
+
+    def test_a_client_that_left_is_noticed_on_every_page(self) -> None:
+        """Also where nothing is written of it: common prefixes come after all objects."""
+        server = server_with(*(f"{number:02}/x" for number in range(20)))
+        list_, coming = server.bucket.list, []
+
+        def later(query: ListQuery, token: str | None = None) -> object:
+            page: Deferred[None] = Deferred()
+            coming.append(page)
+            return page.addCallback(lambda _: list_(query, token))
+
+        server.bucket.list = later  # type: ignore[method-assign,assignment]
+        connection = server.connect()
+        connection.send(request("GET", "/storage/list?delimiter=/"))
+        for _ in range(3):
+            coming[-1].callback(None)
+        connection.lose()
+        asked = len(coming)
+        while not coming[-1].called:
+            coming[-1].callback(None)
+        assert len(coming) == asked + 1  # the one that is fetched while another is looked at
+
+    def test_what_a_first_page_satisfies(self) -> None:
+        """Is no reason to ask for a second; and of the last page no more is asked than is wanted."""
+        server = server_with(*KEYS, page=3)
+        list_, asked = server.bucket.list, []
+        server.bucket.list = lambda query, token=None: asked.append(query.page_limit) or list_(query, token)  # type: ignore[func-returns-value,method-assign]
+        for limit, pages in ((1, [2]), (2, [3]), (3, [4, 1]), (4, [5, 2]), (6, [7, 4])):
+            asked.clear()
+            listed(server, f"limit={limit}")
+            assert asked == pages
 
     def test_a_page_asks_for_no_more_than_it_needs(self) -> None:
         """One more than the limit says whether there are more."""

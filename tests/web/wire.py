@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.error import ConnectionDone
@@ -15,6 +15,7 @@ from twisted_storaged.admission import PutSlots
 from twisted_storaged.buckets.registry import Registry
 from twisted_storaged.namespace import Namespace
 from twisted_storaged.policy import Policy
+from twisted_storaged.spool import Spool
 from twisted_storaged.web.resources import make_tree
 from twisted_storaged.web.site import StorageSite
 
@@ -84,12 +85,13 @@ class Server:
         policy: Policy | None = None,
         put_slots: int = 4,
         others: Sequence[MemoryBucket] = (),
+        make_spool: Callable[[], Spool] = Spool,
     ) -> None:
         self.clock = Clock()
         self.bucket = bucket or MemoryBucket()
         self.slots = PutSlots(put_slots)
         namespace = Namespace(policy or Policy(), Registry([self.bucket, *others]))
-        self.site: Any = StorageSite(make_tree(namespace, self.slots), self.clock)
+        self.site: Any = StorageSite(make_tree(namespace, self.slots, make_spool), self.clock)
 
     def connect(self, in_place: bool = False) -> Connection:
         """A new client; with `in_place`, on a transport with a socket to read from directly."""

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from datetime import UTC, datetime
 from functools import lru_cache
 from json.encoder import encode_basestring as quoted
 
 from twisted_storaged.buckets.objects import ListPage, ListQuery, ObjectInfo
+from twisted_storaged.spool import Spool
 
 #: The media type of a line for each entry. https://github.com/ndjson/ndjson-spec
 NDJSON = "application/x-ndjson"
-#: Common prefixes that are kept until the objects of a document are out; what comes after so many is listed again.
-KEPT_PREFIXES = 10_000
-
-_Pages = Callable[[ListQuery], AsyncGenerator[ListPage, None]]
 
 
 class Lines:
@@ -23,7 +20,7 @@ class Lines:
 
     type = NDJSON.encode("ascii")
 
-    def page(self, page: ListPage) -> bytes:
+    async def page(self, page: ListPage) -> bytes:
         """The lines of a page."""
         lines = [(info.key, _listed(info)) for info in page.objects]
         if page.prefixes:
@@ -36,33 +33,49 @@ class Lines:
         if next_after is not None:
             yield f'{{"next_after":{quoted(next_after)}}}\n'.encode()
 
+    async def close(self) -> None:
+        """Nothing is kept."""
+
 
 class Document:
-    """One JSON document: its objects, then its common prefixes, then where to go on, if there is more."""
+    """One JSON document: its objects, then its common prefixes, then where to go on, if there is more.
+
+    Objects go out as they come. Common prefixes, which come among them, are kept in a spool until the objects are out:
+    to list them a second time would cost as much again, and find others.
+    """
 
     type = b"application/json"
 
-    def __init__(self, query: ListQuery, pages: _Pages) -> None:
+    def __init__(self, query: ListQuery, spool: Spool) -> None:
         self._lead = f'{{"prefix":{quoted(query.prefix)},"objects":['
-        self._prefixes = None if query.delimiter is None else _Prefixes(query, pages)
+        self._with_prefixes = query.delimiter is not None
+        self._spool = spool
+        self._spooled = False
 
-    def page(self, page: ListPage) -> bytes:
+    async def page(self, page: ListPage) -> bytes:
         """The objects of a page."""
-        if self._prefixes is not None:
-            self._prefixes.add(page.prefixes)
+        if page.prefixes:
+            comma = "," if self._spooled else ""
+            self._spooled = True
+            await self._spool.add((comma + ",".join(map(quoted, page.prefixes))).encode("utf-8"))
         return self._items(map(_listed, page.objects))
 
     async def end(self, next_after: str | None) -> AsyncGenerator[bytes, None]:
         """What comes after the last page."""
         end = self._end_items()
-        if self._prefixes is not None:
-            self._lead = end + ',"common_prefixes":['
-            async for prefixes in self._prefixes.all():
-                yield self._items(map(quoted, prefixes))
-            end = self._end_items()
+        if self._with_prefixes:
+            yield f'{end},"common_prefixes":['.encode()
+            async with aclosing(self._spool.pieces()) as pieces:
+                async for piece in pieces:
+                    yield piece
+            end = "]"
         if next_after is not None:
             end += f',"next_after":{quoted(next_after)}'
         yield f"{end}}}".encode()
+
+    async def close(self) -> None:
+        """Let go of what is kept."""
+        await self._spool.close()
 
     def _items(self, items: Iterable[str]) -> bytes:
         text = ",".join(items)
@@ -73,29 +86,6 @@ class Document:
 
     def _end_items(self) -> str:
         return "]" if self._lead == "," else f"{self._lead}]"
-
-
-class _Prefixes:
-    """The common prefixes of a list: the first are kept, and if there are very many, the others listed again."""
-
-    def __init__(self, query: ListQuery, pages: _Pages) -> None:
-        self._query = query
-        self._pages = pages
-        self._kept: list[str] = []
-        self._last = ""
-
-    def add(self, prefixes: tuple[str, ...]) -> None:
-        """Take those of the next page."""
-        if prefixes:
-            self._last = prefixes[-1]
-            self._kept += prefixes[: KEPT_PREFIXES - len(self._kept)]
-
-    async def all(self) -> AsyncGenerator[Iterable[str], None]:
-        """All that were taken, some at a time."""
-        yield self._kept
-        if self._kept and self._kept[-1] != self._last:
-            async for page in self._pages(replace(self._query, after=self._kept[-1])):
-                yield page.up_to(self._last).prefixes
 
 
 def _listed(info: ObjectInfo) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 from twisted.web import http
 
 from twisted_storaged.buckets.objects import ListPage, ListQuery
-from twisted_storaged.deferreds import Gate
+from twisted_storaged.deferreds import ConsumerGone, Gate
 from twisted_storaged.errors import InvalidRequest
 from twisted_storaged.keys import parse_prefix
+from twisted_storaged.spool import Spool
 from twisted_storaged.web.fields import count, field, parameter
 from twisted_storaged.web.listforms import NDJSON, Document, Lines
 
@@ -35,14 +36,14 @@ def list_query(request: Any) -> ListQuery:
     )
 
 
-async def answer_list(request: Any, query: ListQuery, pages: Pages) -> None:
+async def answer_list(request: Any, query: ListQuery, pages: Pages, make_spool: Callable[[], Spool]) -> None:
     """Answer with a list, in the form that the client accepts, of as many entries as it asks for.
 
     Raises:
         InvalidRequest: the limit is no number.
     """
     limited = Limited(query, count(request, "limit"), pages)
-    form = Lines() if NDJSON in (field(request, "Accept") or "").lower() else Document(query, pages)
+    form = Lines() if NDJSON in (field(request, "Accept") or "").lower() else Document(query, make_spool())
     gate = Gate()
     request.registerProducer(gate, True)
     try:
@@ -52,9 +53,13 @@ async def answer_list(request: Any, query: ListQuery, pages: Pages) -> None:
                     request.start_answer(http.OK, [(b"Content-Type", form.type)])
                 if piece:
                     request.write(piece)
-                    await gate.opened()
+                # On every page, also where nothing is written of it yet: is the client still there?
+                await gate.opened()
+                if request.gone:
+                    raise ConsumerGone
     finally:
         request.unregisterProducer()
+        await form.close()
     request.body_ended()
 
 
@@ -68,7 +73,7 @@ class Limited:
     def __init__(self, query: ListQuery, limit: int | None, pages: Pages) -> None:
         if limit is not None:
             # One more than is asked for says whether there are more.
-            query = replace(query, page_limit=min(query.page_limit, limit + 1))
+            query = replace(query, page_limit=min(query.page_limit, limit + 1), limit=limit + 1)
         self._pages = pages(query)
         self._left = limit
         self.next_after: str | None = None
@@ -92,9 +97,10 @@ class Limited:
 async def _pieces(form: Document | Lines, limited: Limited) -> AsyncGenerator[bytes, None]:
     async with aclosing(limited.pages()) as pages:
         async for page in pages:
-            yield form.page(page)
-    async for piece in form.end(limited.next_after):
-        yield piece
+            yield await form.page(page)
+    async with aclosing(form.end(limited.next_after)) as end:
+        async for piece in end:
+            yield piece
 
 
 def _delimiter(raw: bytes | None) -> str | None:

@@ -14,6 +14,7 @@ from twisted.web.server import NOT_DONE_YET
 from twisted_storaged.admission import PutSlots
 from twisted_storaged.deferreds import run
 from twisted_storaged.namespace import Namespace
+from twisted_storaged.spool import Spool
 from twisted_storaged.web.request import StreamingRequest
 from twisted_storaged.web.responses import answer_failure, answer_json, answer_text
 from twisted_storaged.web.verbs import Verbs
@@ -59,22 +60,21 @@ class Endpoint(Tree):
 class Buckets(Tree):
     """/buckets: a tree of its own for each of them."""
 
-    def __init__(self, namespace: Namespace, slots: PutSlots) -> None:
+    def __init__(self, verbs_of: Callable[[str], Verbs]) -> None:
         super().__init__()
-        self._namespace = namespace
-        self._slots = slots
+        self._verbs_of = verbs_of
 
     def getChild(self, path: bytes, request: StreamingRequest) -> Resource:
-        verbs = Verbs(self._namespace, self._slots, path.decode("utf-8", "replace"))
+        verbs = self._verbs_of(path.decode("utf-8", "replace"))
         bucket = Tree()
         bucket.putChild(b"objects", _objects(verbs))
         bucket.putChild(b"list", Endpoint({b"GET": verbs.list}))
         return bucket
 
 
-def make_tree(namespace: Namespace, slots: PutSlots) -> Resource:
-    """The root of all paths."""
-    verbs = Verbs(namespace, slots)
+def make_tree(namespace: Namespace, slots: PutSlots, make_spool: Callable[[], Spool] = Spool) -> Resource:
+    """The root of all paths; lists keep common prefixes in what `make_spool` makes."""
+    verbs = Verbs(namespace, slots, make_spool=make_spool)
     storage = Tree()
     storage.putChild(b"put", Endpoint({b"PUT": verbs.put}, isLeaf=True))
     storage.putChild(b"get", Endpoint({b"GET": verbs.get, b"HEAD": verbs.head}, isLeaf=True))
@@ -83,7 +83,7 @@ def make_tree(namespace: Namespace, slots: PutSlots) -> Resource:
     root = Tree()
     root.putChild(b"storage", storage)
     root.putChild(b"objects", _objects(verbs))
-    root.putChild(b"buckets", Buckets(namespace, slots))
+    root.putChild(b"buckets", Buckets(partial(Verbs, namespace, slots, make_spool=make_spool)))
     root.putChild(b"health", Endpoint({b"GET": _health, b"HEAD": _health}))
     return root
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import partial
 from urllib.parse import unquote_to_bytes
 
@@ -12,6 +13,7 @@ from twisted_storaged.buckets.objects import ByteRange, PutOptions, Span
 from twisted_storaged.errors import InvalidKey, InvalidRequest, PayloadTooLarge
 from twisted_storaged.keys import parse_key
 from twisted_storaged.namespace import Namespace
+from twisted_storaged.spool import Spool
 from twisted_storaged.web.conditions import NotModified, ReadConditions, read_conditions, write_condition
 from twisted_storaged.web.digests import expected_digests, repr_digest, wanted_algorithm
 from twisted_storaged.web.fields import field, parameter
@@ -26,10 +28,17 @@ _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 class Verbs:
     """What the verb paths do: in the one space of keys, or in the `bucket` of a path, or of a query."""
 
-    def __init__(self, namespace: Namespace, slots: PutSlots, bucket: str | None = None) -> None:
+    def __init__(
+        self,
+        namespace: Namespace,
+        slots: PutSlots,
+        bucket: str | None = None,
+        make_spool: Callable[[], Spool] = Spool,
+    ) -> None:
         self._namespace = namespace
         self._slots = slots
         self._bucket = bucket
+        self._make_spool = make_spool
 
     async def put(self, request: StreamingRequest) -> None:
         """Store the body: the key, the other headers, its length, and a free slot are asked for before it is read."""
@@ -82,7 +91,7 @@ class Verbs:
     async def list(self, request: StreamingRequest) -> None:
         """Send the list of a prefix."""
         pages = partial(self._namespace.pages, name=self._bucket_of(request))
-        await answer_list(request, list_query(request), pages)
+        await answer_list(request, list_query(request), pages, self._make_spool)
 
     async def delete(self, request: StreamingRequest) -> None:
         """See to it that the key has no object."""
