@@ -151,7 +151,7 @@ class S3Bucket:
         try:
             reader = S3Reader(s3_key, *opened(answer, key, wanted), body, self._reading)
             if wanted is None:
-                reader.verify_by(await self._verifier.verification_of(answer, reader.info, s3_key))
+                await self._verifier.verify(reader, answer, s3_key)
             return reader
         except BaseException:
             body.close()

@@ -6,6 +6,7 @@ several ranges are fetched at a time: see `s3.readahead`.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +20,7 @@ from twisted_storaged.buckets.interface import IObjectReader
 from twisted_storaged.buckets.objects import ByteRange, ObjectInfo, Span
 from twisted_storaged.buckets.share import Share
 from twisted_storaged.deferreds import ConsumerGone, deferred
-from twisted_storaged.errors import BucketError, BucketUnreachable, DamagedObject, StorageError
+from twisted_storaged.errors import BucketError, BucketUnreachable, StorageError
 from twisted_storaged.s3.answers import opened
 from twisted_storaged.s3.body import BodyStream, WholeBody
 from twisted_storaged.s3.checksums import Verification
@@ -40,6 +41,8 @@ READ_AHEAD_WIDTH = 11
 SLOW_PIECE = 1 << 18
 
 Body = BodyStream | WholeBody
+#: Is told how the bytes of an object differ from what they should be; raises unless they may be delivered.
+Judge = Callable[[str], Awaitable[None]]
 
 _log = Logger()
 
@@ -76,17 +79,20 @@ class S3Reader:
         self._allowance: Allowance | None = None
         self._ahead: ReadAhead | None = None
         self._verification: Verification | None = None
+        self._judge: Judge | None = None
 
-    def verify_by(self, verification: Verification | None) -> None:
-        """Verify the body, which is the whole object; at a mismatch, the read fails before its last bytes are out.
+    async def verify_by(self, verification: Verification, judge: Judge) -> None:
+        """Verify the body, which is the whole object; what `judge` raises at a mismatch comes before its last bytes.
 
         Raises:
-            DamagedObject: the body is here already, and wrong.
+            BucketError: the body is here already, and `judge` raised this.
         """
-        self._verification = verification
-        if verification is not None and isinstance(self._body, WholeBody):
+        self._verification, self._judge = verification, judge
+        if isinstance(self._body, WholeBody):
             verification.update(self._body.data)
-            self._require(verification.mismatch())
+            mismatch = verification.mismatch()
+            if mismatch is not None:
+                await judge(mismatch)
 
     def deliver(self, consumer: IConsumer) -> Deferred[None]:
         if isinstance(self._body, WholeBody):
@@ -115,12 +121,9 @@ class S3Reader:
         finally:
             front.close()
             self._end_ahead()
-        if verifying is not None:
-            self._require(verifying.mismatch)
-
-    def _require(self, mismatch: str | None) -> None:
-        if mismatch is not None:
-            raise DamagedObject(f"{self.info.key!r} ({self.info.etag}) is damaged: {mismatch}")
+        if verifying is not None and verifying.mismatch is not None and self._judge is not None:
+            await self._judge(verifying.mismatch)
+            await verifying.release()
 
     async def _deliver_resuming(self, front: Front) -> None:
         left, size = self._resumes, self.span.end - self.span.start

@@ -8,9 +8,13 @@ checksum is not known when S3 takes the metadata. The part size is what it takes
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
+
+from twisted.logger import Logger
 
 from twisted_storaged.buckets.objects import ObjectInfo
-from twisted_storaged.errors import UnverifiableObject
+from twisted_storaged.buckets.s3reader import S3Reader
+from twisted_storaged.errors import DamagedObject, UnverifiableObject
 from twisted_storaged.s3.checksums import (
     CHECKSUM_MODE,
     CRC32C,
@@ -25,6 +29,8 @@ from twisted_storaged.s3.client import Call, DataPlane
 from twisted_storaged.s3.metadata import CHECKSUM_NAME, PART_SIZE_NAME
 from twisted_storaged.s3.retries import RequestFailed
 from twisted_storaged.s3.wire import Answer, ConnectionFailed
+
+_log = Logger()
 
 
 class Verifier:
@@ -42,14 +48,39 @@ class Verifier:
         self._objects = objects
         self.headers: Mapping[str, str] = {} if verify is False else CHECKSUM_MODE
 
-    async def verification_of(self, answer: Answer, info: ObjectInfo, s3_key: str) -> Verification | None:
-        """What to verify the body of an answer by, which is that to a GET of a whole object; None for nothing.
+    async def verify(self, reader: S3Reader, answer: Answer, s3_key: str) -> None:
+        """Have a reader verify the body of an answer, which is that to a GET of a whole object.
 
         Raises:
-            UnverifiableObject: nothing would do, and reads must be verified.
+            UnverifiableObject: there is nothing to verify it by, and reads must be verified.
+            DamagedObject: the body is here already, and is wrong.
         """
+        info = reader.info
         if self._verify is False or not info.size:
-            return None
+            return
+        verification = await self._verification_of(answer, info, s3_key)
+        if verification is not None:
+            await reader.verify_by(verification, partial(self._judge, verification, info, s3_key))
+        elif self._verify:
+            raise UnverifiableObject(f"{info.key!r} ({info.etag}) has no checksum that it could be verified by")
+
+    async def _judge(self, verification: Verification, info: ObjectInfo, s3_key: str, mismatch: str) -> None:
+        """Raise what a mismatch means, unless the object may be served.
+
+        Tools that copy an object may keep the part size that was noted, and use another. Where they come to the same
+        number of parts, that is not seen before, and the engine is asked.
+        """
+        if verification.part_size is not None:
+            told = await self._told_part_size(info, s3_key)
+            if told not in (None, info.size, verification.part_size):
+                why = f"its parts have {told} bytes, not {verification.part_size}"
+                if self._verify:
+                    raise UnverifiableObject(f"{info.key!r} ({info.etag}) cannot be verified: {why}")
+                _log.warn("{key!r} ({etag}) was not verified: {why}", key=info.key, etag=info.etag, why=why)
+                return
+        raise DamagedObject(f"{info.key!r} ({info.etag}) is damaged: {mismatch}")
+
+    async def _verification_of(self, answer: Answer, info: ObjectInfo, s3_key: str) -> Verification | None:
         for known in self._candidates(answer, info):
             if known is None:
                 continue
@@ -58,9 +89,7 @@ class Verifier:
             part_size = _part_size(answer) or await self._told_part_size(info, s3_key)
             if part_size and -(-info.size // part_size) == known.parts:
                 return Verification(known, info.size, part_size)
-        if self._verify is None:
-            return None
-        raise UnverifiableObject(f"{info.key!r} ({info.etag}) has no checksum that it could be verified by")
+        return None
 
     def _candidates(self, answer: Answer, info: ObjectInfo) -> Iterator[Known | None]:
         """What is known, the best first; the first is what most reads go by, and the rest is then not looked for."""

@@ -143,6 +143,11 @@ class Verification:
         return self._known.algorithm.slow
 
     @property
+    def part_size(self) -> int | None:
+        """The part size that the result depends on; None if it depends on none."""
+        return None if self._known.parts in (None, 1) else self._part_size
+
+    @property
     def left(self) -> int:
         """How many bytes are still to come."""
         return self._left

@@ -5,6 +5,7 @@ from __future__ import annotations
 from twisted.internet.interfaces import IConsumer, IProducer
 from zope.interface import implementer
 
+from twisted_storaged.deferreds import Gate
 from twisted_storaged.s3.checksums import Verification
 
 
@@ -21,6 +22,7 @@ class VerifyingConsumer:
     def __init__(self, consumer: IConsumer, verification: Verification) -> None:
         self._consumer = consumer
         self._verification = verification
+        self._held = b""
         self.mismatch: str | None = None
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
@@ -38,3 +40,15 @@ class VerifyingConsumer:
             self.mismatch = self._verification.mismatch()
         if self.mismatch is None:
             self._consumer.write(data)
+        else:
+            self._held = data
+
+    async def release(self) -> None:
+        """Pass on the last bytes in spite of the mismatch. Raises ConsumerGone."""
+        gate = Gate()
+        self._consumer.registerProducer(gate, True)
+        try:
+            self._consumer.write(self._held)
+            await gate.opened()
+        finally:
+            self._consumer.unregisterProducer()
