@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+from traceback import walk_tb
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from tests.support import Body, BytesBody, RunLater, result, run_now
-from twisted_storaged.buckets.buffers import Buffers
+from twisted_storaged.buckets.buffers import Buffers, PartBuffer
 from twisted_storaged.buckets.digests import Digesting
-from twisted_storaged.buckets.multipart import InThreads, Uploader
-from twisted_storaged.buckets.objects import NO_OPTIONS, ObjectInfo
+from twisted_storaged.buckets.multipart import KEEP_IDLE, InThreads, Uploader
+from twisted_storaged.buckets.objects import NO_OPTIONS, ObjectInfo, PutOptions
 from twisted_storaged.buckets.share import Share
-from twisted_storaged.errors import BodyLost, BucketError
+from twisted_storaged.errors import BodyLost, BucketError, DigestMismatch
 
 PART = 10
+
+
+class CountedBuffers(Buffers):
+    """Buffers that know how many of them have an owner."""
+
+    def __init__(self) -> None:
+        super().__init__(PART, keep=100)
+        self.owned = 0
+
+    def take(self, length: int | None) -> PartBuffer:
+        self.owned += 1
+        return super().take(length)
+
+    def give_back(self, memory: bytearray) -> None:
+        self.owned -= 1
+        super().give_back(memory)
 
 
 class Sink:
@@ -277,3 +296,65 @@ class FailureTests:
         body.end()
         result(outcome)
         assert not body.stopped
+
+
+class OwnershipTests:
+    """The memory of parts has one owner at a time, who gives it back on every path."""
+
+    @staticmethod
+    def _upload(body: object, sink: Sink, options: PutOptions = NO_OPTIONS) -> tuple[CountedBuffers, Failure | None]:
+        buffers = CountedBuffers()
+        uploader = Uploader(buffers, Share(2, 2, 2))
+        storing = Deferred.fromCoroutine(
+            uploader.store(body, InThreads(sink, run_now), Digesting(options, run_now))  # type: ignore[arg-type]
+        )
+        outcome: list[object] = []
+        storing.addBoth(outcome.append)
+        return buffers, outcome[0] if outcome and isinstance(outcome[0], Failure) else None
+
+    @pytest.mark.parametrize("size", [5, PART, 3 * PART, 3 * PART + 1])
+    @pytest.mark.parametrize("failing", ["", "whole", "begin", "part 1", "part 2", "part 4", "complete"])
+    @pytest.mark.parametrize("chunked", [True, False])
+    def test_after_whatever_the_sink_does(self, failing: str, size: int, chunked: bool) -> None:
+        """Also where a part could not be sent, or was never sent."""
+        buffers, _ = self._upload(BytesBody(b"x" * size, chunk=3, chunked=chunked), Sink(failing))
+        assert buffers.owned == 0
+
+    @pytest.mark.parametrize("size", [5, 3 * PART])
+    def test_after_a_wrong_digest(self, size: int) -> None:
+        """A body that is refused at its end."""
+        options = PutOptions(expected={"md5": b"no"})
+        buffers, failure = self._upload(BytesBody(b"x" * size), Sink(), options)
+        assert failure is not None
+        assert failure.check(DigestMismatch)
+        assert buffers.owned == 0
+
+    @pytest.mark.parametrize("sent", [0, 5, PART, PART + 5, 3 * PART + 5])
+    def test_after_a_client_that_leaves(self, sent: int) -> None:
+        """Wherever in its body it does."""
+        body, buffers = Body(100), CountedBuffers()
+        uploader = Uploader(buffers, Share(2, 2, 2))
+        storing = Deferred.fromCoroutine(
+            uploader.store(body, InThreads(Sink(), run_now), Digesting(NO_OPTIONS, run_now))
+        )
+        body.send(b"x" * sent)
+        body.fail(BodyLost("gone"))
+        with pytest.raises(BodyLost):
+            result(storing)
+        assert buffers.owned == 0
+
+    @pytest.mark.parametrize("failing", ["whole", "part 2", "complete"])
+    def test_an_error_that_is_kept_keeps_no_part(self, failing: str) -> None:
+        """The frames that the error has passed have no parts among their variables any more."""
+        size = 5 if failing == "whole" else 3 * PART
+        _, failure = self._upload(BytesBody(b"x" * size), Sink(failing))
+        assert failure is not None
+        assert failure.value is not None
+        frames = [frame.f_locals for frame, _ in walk_tb(failure.value.__traceback__)]
+        assert len(frames) > 2
+        assert not any(isinstance(value, bytearray) for variables in frames for value in variables.values())
+
+    def test_few_are_kept_while_there_is_no_put(self) -> None:
+        """The others go back to the system when the last body has been stored."""
+        buffers, _ = self._upload(BytesBody(b"x" * 20 * PART), Sink())
+        assert len(buffers._free) <= KEEP_IDLE

@@ -1,4 +1,8 @@
-"""The memory that parts are collected in: filled in place as bytes arrive, and used again for later parts."""
+"""The memory that parts are collected in: filled in place as bytes arrive, and used again for later parts.
+
+Each buffer has one owner at a time, who gives it back on every path: the stream that fills it, then the call that
+sends it as a part.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +42,11 @@ class PartBuffer:
         del self._memory[self._filled :]
         return self._memory
 
+    def abandon(self) -> bytearray:
+        """The memory, whole, whose bytes nobody wants."""
+        self._view.release()
+        return self._memory
+
 
 class Buffers:
     """Buffers of `size` bytes. Up to `keep` are kept for reuse: fresh memory costs a page fault every 4 KiB."""
@@ -57,3 +66,7 @@ class Buffers:
         """Let a part's memory be used again, if it is a whole buffer still."""
         if len(memory) == self.size and len(self._free) < self._keep:
             self._free.append(memory)
+
+    def trim(self, keep: int) -> None:
+        """Let the system have all but `keep` of those that wait for a user."""
+        del self._free[keep:]

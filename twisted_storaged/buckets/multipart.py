@@ -9,7 +9,8 @@ part has come back.
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from traceback import clear_frames
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, DeferredList
@@ -25,6 +26,9 @@ from twisted_storaged.buckets.parts import PartStream
 from twisted_storaged.buckets.share import Share
 from twisted_storaged.buckets.threads import Run
 from twisted_storaged.deferreds import deferred
+
+#: Buffers that are kept for the next PUT while there is none.
+KEEP_IDLE = 2
 
 _log = Logger()
 
@@ -83,10 +87,15 @@ class InThreads:
 
 @dataclass(frozen=True)
 class Uploader:
-    """How a bucket uploads: in parts of `buffers.size` bytes, as many at once as `window` says."""
+    """How a bucket uploads: in parts of `buffers.size` bytes, as many at once as `window` says.
+
+    Attributes:
+        running: the streams of the bodies that are being stored.
+    """
 
     buffers: Buffers
     window: Share
+    running: set[PartStream] = field(default_factory=set)
 
     async def store(self, body: IBodyProducer, sink: PartSink, digesting: Digesting) -> ObjectInfo:
         """Read `body` into `sink`, and what goes by into `digesting`, whose digests the result has.
@@ -100,28 +109,44 @@ class Uploader:
             # Small and complete, as most are: nothing is to be waited for, nor cut.
             return await self._store_whole(bytearray(here), sink, digesting)
         stream = PartStream(body, self.buffers)
+        self.running.add(stream)
         stream.start()
         try:
-            first = await stream.next()
-            if not stream.exhausted:
-                return await self._store_parts(first, stream, sink, digesting)
-            return await self._store_whole(first, sink, digesting)
+            return await self._store(stream, sink, digesting)
+        except BaseException as error:
+            _clear_frames(error)
+            raise
         finally:
             stream.stop()
+            self.running.discard(stream)
+            if not self.running:
+                self.buffers.trim(KEEP_IDLE)
+
+    async def _store(self, stream: PartStream, sink: PartSink, digesting: Digesting) -> ObjectInfo:
+        first = await stream.next()
+        if stream.exhausted:
+            return await self._store_whole(first, sink, digesting)
+        return await self._store_parts(first, stream, sink, digesting)
 
     async def _store_whole(self, body: bytearray, sink: PartSink, digesting: Digesting) -> ObjectInfo:
-        if digesting:
-            await digesting.take(body)
-        digests = digesting.check()
-        info = await sink.whole(body)
-        self.buffers.give_back(body)
+        try:
+            if digesting:
+                await digesting.take(body)
+            digests = digesting.check()
+            info = await sink.whole(body)
+        finally:
+            self.buffers.give_back(body)
         return info._replace(digests=digests) if digests else info
 
     async def _store_parts(
         self, first: bytearray, stream: PartStream, sink: PartSink, digesting: Digesting
     ) -> ObjectInfo:
         try:
-            await sink.begin()
+            try:
+                await sink.begin()
+            except BaseException:
+                self.buffers.give_back(first)
+                raise
             with self.window.taken():
                 await self._send(first, stream, sink, digesting)
             stream.check()
@@ -140,7 +165,9 @@ class Uploader:
             if digesting:
                 # Both are waited for, whichever fails: each has the part's memory.
                 sent = _both(sent, digesting.take(part))
-            in_flight.add(sent.addCallbacks(lambda _: self.buffers.give_back(part), stream.fail))
+            # The call has ended, whichever way: nobody else has the part's memory any more.
+            sent.addBoth(self._given_back, part)
+            in_flight.add(sent.addErrback(stream.fail))
 
         try:
             send(1, first)
@@ -153,11 +180,26 @@ class Uploader:
             # A part that lands after the abort would stay for ever.
             await in_flight.landed()
 
+    def _given_back(self, result: object, part: bytearray) -> object:
+        self.buffers.give_back(part)
+        return result
+
     async def _abort(self, sink: PartSink) -> None:
         try:
             await sink.abort()
         except Exception as error:  # noqa: BLE001 (what the upload failed with is what the client hears)
             _log.error("an upload could not be aborted: {error}", error=error)
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Forget the local variables of the frames that an error has passed, and of those that led to it.
+
+    Whoever keeps the error, and be it a cycle that waits for the garbage collector, would keep the parts in them.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        clear_frames(seen.__traceback__)
+        seen = seen.__cause__ or seen.__context__
 
 
 @deferred

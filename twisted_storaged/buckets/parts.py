@@ -27,12 +27,13 @@ class PartStream:
         self._declared: int | None = None if body.length is UNKNOWN_LENGTH else body.length
         self._length = 0
         self._cut_off = 0
-        self._buffer = self._take_buffer()
+        self._buffer: PartBuffer | None = self._take_buffer()
         self._parts: deque[bytearray] = deque()
         self._waiting: Deferred[None] | None = None
         self._failure: Failure | None = None
         self._ended = False
         self._paused = False
+        self._stopped = False
 
     def start(self) -> None:
         """Begin to read the body."""
@@ -63,30 +64,41 @@ class PartStream:
             self._failure.raiseException()
 
     def stop(self) -> None:
-        """Nobody takes another part: let go of the body if it has not ended."""
+        """Nobody takes another part: let go of the body if it has not ended, and of all memory and failures.
+
+        A failure has a traceback, whose frames have the parts that they dealt with.
+        """
         if not self._ended:
             self._ended = True
             self._body.stopProducing()
+        self._stopped = True
+        self._give_back_parts()
+        if self._buffer is not None:
+            self._buffers.give_back(self._buffer.abandon())
+            self._buffer = None
+        self._failure = None
 
     def fail(self, failure: Failure) -> None:
         """Wake the coroutine with this failure; the first one counts."""
+        if self._stopped:
+            return
         self._failure = self._failure or failure
-        self._parts.clear()
+        self._give_back_parts()
         self._wake()
 
     def room(self) -> memoryview:
         """Where the next bytes of the body go, if they can be put there without a copy; then call `filled`."""
-        self._cut_if_full()
-        return self._buffer.room
+        return self._buffer_with_room().room
 
     def filled(self, count: int) -> None:
         """`count` bytes have been put into `room`."""
+        assert self._buffer is not None
         self._length += count
         self._buffer.advance(count)
 
     def write(self, data: bytes) -> None:
         """Take bytes of the body. A producer may write once more after it was paused."""
-        if self._failure is not None:
+        if self._failure is not None or self._stopped:
             return
         self._length += len(data)
         if self._declared is not None and self._length > self._declared:
@@ -94,8 +106,7 @@ class PartStream:
             return
         rest = memoryview(data)
         while rest:
-            self._cut_if_full()
-            rest = rest[self._buffer.fill(rest) :]
+            rest = rest[self._buffer_with_room().fill(rest) :]
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
         """Not needed: the body itself is told to pause."""
@@ -104,6 +115,8 @@ class PartStream:
         """Not needed either."""
 
     def _end(self, _: None) -> None:
+        if self._stopped:
+            return
         self._ended = True
         if self._declared is not None and self._length < self._declared:
             self.fail(Failure(BodyLost(f"{self._length} bytes came, {self._declared} were declared")))
@@ -114,19 +127,27 @@ class PartStream:
         self._ended = True
         self.fail(failure)
 
-    def _cut_if_full(self) -> None:
+    def _buffer_with_room(self) -> PartBuffer:
+        assert self._buffer is not None
         if self._buffer.full:
             self._cut()
             self._buffer = self._take_buffer()
+        return self._buffer
 
     def _cut(self) -> None:
-        part = self._buffer.finish()
+        assert self._buffer is not None
+        buffer, self._buffer = self._buffer, None
+        part = buffer.finish()
         self._cut_off += len(part)
         self._parts.append(part)
         if not self._ended and not self._paused:
             self._paused = True
             self._body.pauseProducing()
         self._wake()
+
+    def _give_back_parts(self) -> None:
+        while self._parts:
+            self._buffers.give_back(self._parts.popleft())
 
     def _take_buffer(self) -> PartBuffer:
         return self._buffers.take(None if self._declared is None else self._declared - self._cut_off)

@@ -6,6 +6,7 @@ sends `100 Continue` and reads, pausing it is TCP back-pressure, and never start
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from twisted.internet.defer import Deferred, fail
@@ -59,7 +60,7 @@ class RequestBody:
         self._early: list[bytes] = []
         self._consumer: IConsumer | None = None
         self._finished: Deferred[None] | None = None
-        self._failure: Failure | None = None
+        self._error: Exception | None = None
         self._wanted = True
         self._room: TakesInPlace | None = None
 
@@ -92,8 +93,8 @@ class RequestBody:
 
         It fails with PayloadTooLarge, BodyLost or BodyStalled.
         """
-        if self._failure is not None:
-            return fail(self._failure)
+        if self._error is not None:
+            return fail(copy(self._error))
         self._consumer = consumer
         finished = self._finished = Deferred()
         self.paused = False
@@ -123,6 +124,7 @@ class RequestBody:
         self._wanted = False
         self._finished = None
         self._early = []
+        self._consumer = self._room = None
         self.pauseProducing()
 
     def filled(self, count: int) -> None:
@@ -147,9 +149,10 @@ class RequestBody:
 
     def fail(self, error: Exception) -> None:
         """No more of it will come."""
-        self._failure = Failure(error)
+        self._error = error
         self._wanted = False
-        self._finish(self._failure)
+        # A copy, as the traceback that it will get leads to the request, and from there back to here.
+        self._finish(Failure(copy(error)))
 
     def _deliver(self, data: bytes) -> None:
         if not self._wanted or self._consumer is None:
@@ -165,6 +168,7 @@ class RequestBody:
 
     def _finish(self, result: Failure | None) -> None:
         finished, self._finished = self._finished, None
+        self._consumer = self._room = None
         if finished is not None:
             finished.callback(result)
 
