@@ -21,8 +21,9 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
+from twisted_storaged.buckets.budget import DeliveryBudget
 from twisted_storaged.buckets.buffers import Buffers
-from twisted_storaged.buckets.delivery import Chunk, ObjectReader, share_of_memory
+from twisted_storaged.buckets.delivery import Chunk, ObjectReader
 from twisted_storaged.buckets.digests import Digesting
 from twisted_storaged.buckets.interface import IBucket, IObjectReader
 from twisted_storaged.buckets.multipart import InThreads, Uploader
@@ -243,6 +244,7 @@ class MemoryBucket:
         self.run: Any = run_now
         self._page = page
         self._part_size = part_size
+        self.delivering = DeliveryBudget()
 
     def start(self) -> None:
         pass
@@ -271,7 +273,7 @@ class MemoryBucket:
         info = await self.head(key)
         span = Span(0, info.size) if wanted is None else wanted.within(info.size)
         source = BytesSource(self.objects[key])
-        return ObjectReader(info, span, source, share_of_memory(3), self.run)
+        return ObjectReader(info, span, source, self.delivering, self.run)
 
     def list(self, query: ListQuery, token: str | None = None) -> Deferred[ListPage]:
         if self.failing is not None:

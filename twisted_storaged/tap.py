@@ -73,7 +73,7 @@ def assemble(config: Config, reactor: Any) -> StorageService:
 
     def make_bucket(name: str, settings: BucketSettings) -> IBucket:
         if isinstance(settings, LocalSettings):
-            return LocalBucket(name, settings, reactor, slots.limit)
+            return LocalBucket(name, settings, reactor, slots.limit, config.upkeep.delivering)
         return S3Bucket(name, settings, reactor, slots.limit, config.upkeep)
 
     registry = Registry(make_bucket(name, settings) for name, settings in config.buckets.items())

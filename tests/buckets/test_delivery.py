@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.support import BytesSource, Consumer, RunLater, result, run_now
-from twisted_storaged.buckets.delivery import AHEAD, BUDGET, CHUNK, MIN_CHUNK, Chunk, ObjectReader, share_of_memory
+from twisted_storaged.buckets.budget import TOTAL, DeliveryBudget
+from twisted_storaged.buckets.delivery import AHEAD, CHUNK, Chunk, ObjectReader
 from twisted_storaged.buckets.directio import BLOCK
 from twisted_storaged.buckets.objects import ObjectInfo, Span
 from twisted_storaged.deferreds import ConsumerGone
@@ -13,7 +14,7 @@ from twisted_storaged.errors import BucketError, DamagedObject
 
 
 def reader(source: object, size: int, run: object = run_now) -> ObjectReader:
-    return ObjectReader(ObjectInfo("key", size, "etag", 0), Span(0, size), source, share_of_memory(AHEAD + 1), run)  # type: ignore[arg-type]
+    return ObjectReader(ObjectInfo("key", size, "etag", 0), Span(0, size), source, DeliveryBudget(), run)  # type: ignore[arg-type]
 
 
 class DeliverTests:
@@ -67,7 +68,7 @@ class DeliverTests:
                 return super().read(offset, size)
 
         open_reader = reader(Noted(b"x" * 3 * CHUNK), 3 * CHUNK)
-        open_reader._chunks.count = 50
+        open_reader._budget.count = 50
         result(open_reader.deliver(Consumer()))
         assert len(offsets) > 3
         assert not any(offset % BLOCK for offset in offsets)
@@ -126,30 +127,42 @@ class DeliverTests:
         assert source.closed
 
 
-class ShareOfMemoryTests:
-    """Memory, when there are many."""
+class BudgetTests:
+    """What GETs hold, of the memory that they share."""
 
-    def test_few_read_in_large_chunks(self) -> None:
-        """One GET is as fast as it can be."""
-        chunks = share_of_memory(AHEAD + 1)
-        assert chunks() == CHUNK
-        chunks.count = 8
-        assert chunks() == CHUNK
-
-    def test_many_share_the_budget(self) -> None:
-        """However slow their clients are."""
-        chunks = share_of_memory(AHEAD + 1)
-        for chunks.count in (17, 64, 150):
-            assert chunks.count * (AHEAD + 1) * chunks() <= BUDGET
-        chunks.count = 10_000
-        assert chunks() == MIN_CHUNK
-
-    def test_those_under_way_are_counted(self) -> None:
-        """Until they end, in whatever way."""
-        chunks, run = share_of_memory(AHEAD + 1), RunLater()
-        open_reader = ObjectReader(ObjectInfo("key", 1, "etag", 0), Span(0, 1), BytesSource(b"x"), chunks, run)
-        outcome = open_reader.deliver(Consumer())
-        assert chunks.count == 1
+    def test_what_is_held_is_counted(self) -> None:
+        """From when it is read until it has left, or the client has."""
+        budget, consumer, run = DeliveryBudget(), Consumer(), RunLater()
+        info, data = ObjectInfo("key", 9 * CHUNK, "etag", 0), b"x" * 9 * CHUNK
+        outcome = ObjectReader(info, Span(0, 9 * CHUNK), BytesSource(data), budget, run).deliver(consumer)
+        consumer.producer.pauseProducing()
         run.run()
-        result(outcome)
-        assert chunks.count == 0
+        assert (budget.count, budget.held) == (1, (AHEAD + 1) * CHUNK)
+        consumer.producer.stopProducing()
+        with pytest.raises(ConsumerGone):
+            result(outcome)
+        assert (budget.count, budget.held) == (0, 0)
+
+    def test_all_clients_are_served_when_others_hold_everything(self) -> None:
+        """A GET that finds no memory reads the least at a time, and gets every byte."""
+        budget = DeliveryBudget(total=3 * CHUNK)
+        first = budget.join(AHEAD + 1)
+        first.hold(3 * CHUNK)
+        consumer, data = Consumer(), bytes(range(256)) * 4096
+        source = BytesSource(data)
+        info = ObjectInfo("key", len(data), "etag", 0)
+        result(ObjectReader(info, Span(0, len(data)), source, budget, run_now).deliver(consumer))
+        assert consumer.data == data
+        assert source.reads == len(data) // budget.least
+        assert budget.held == 3 * CHUNK
+
+    def test_slow_clients_together(self) -> None:
+        """A thousand that read nothing hold the total, and the least for each, however they came."""
+        budget, run, size = DeliveryBudget(), RunLater(), 8 * CHUNK
+        for _ in range(1000):
+            source = BytesSource(b"x" * size)
+            reader = ObjectReader(ObjectInfo("key", size, "etag", 0), Span(0, size), source, budget, run)
+            consumer = Consumer(paused=True)
+            reader.deliver(consumer)
+            run.run()
+        assert budget.held <= TOTAL + 1000 * budget.least

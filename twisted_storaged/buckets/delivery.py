@@ -15,19 +15,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from twisted_storaged.buckets.budget import MOST, DeliveryBudget, Portion
 from twisted_storaged.buckets.directio import whole_blocks
 from twisted_storaged.buckets.interface import IObjectReader
-from twisted_storaged.buckets.memory import PIECE
 from twisted_storaged.buckets.objects import ObjectInfo, Span
-from twisted_storaged.buckets.share import Share
 from twisted_storaged.buckets.threads import Run
 from twisted_storaged.deferreds import Gate, deferred
 
-#: Bytes that are read at once. Where there are so many GETs that their chunks would take more than the budget, chunks
-#: are smaller.
-CHUNK = PIECE
-MIN_CHUNK = 1 << 16
-BUDGET = 32 << 20
+#: Bytes that are read at once, at most.
+CHUNK = MOST
 #: Chunks of one GET that are read while one more is being sent.
 AHEAD = 2
 
@@ -63,58 +59,61 @@ class Source(Protocol):
         """Let go of it, wherever reading stopped. Blocks, and is made in a thread, after the reads."""
 
 
-def share_of_memory(chunks: int) -> Share:
-    """How many bytes each may read at once, by how many there are: so many such chunks of each are in memory."""
-    return Share(BUDGET // chunks, MIN_CHUNK, CHUNK)
-
-
 @implementer(IObjectReader)
 class ObjectReader:
     """An open object of any bucket that has a `Source` for it."""
 
-    def __init__(self, info: ObjectInfo, span: Span, source: Source, chunks: Share, run: Run) -> None:
+    def __init__(self, info: ObjectInfo, span: Span, source: Source, budget: DeliveryBudget, run: Run) -> None:
         """Read `span` of an object from `source`."""
         self.info = info
         self.span = span
         self._at = span.start
         self._source = source
-        self._chunks = chunks
+        self._budget = budget
         self._run = run
 
     @deferred
     async def deliver(self, consumer: IConsumer) -> None:
         gate = Gate()
         consumer.registerProducer(gate, True)
+        portion = self._budget.join(AHEAD + 1)
         try:
-            with self._chunks.taken():
-                await self._pump(consumer, gate)
+            await self._pump(consumer, gate, portion)
         finally:
+            portion.leave()
             consumer.unregisterProducer()
             self.close()
 
     def close(self) -> None:
         self._run(self._source.close).addErrback(self._close_failed)
 
-    async def _pump(self, consumer: IConsumer, gate: Gate) -> None:
+    async def _pump(self, consumer: IConsumer, gate: Gate, portion: Portion) -> None:
         ahead: deque[Deferred[Chunk]] = deque()
-        self._read(ahead)
+        self._read(ahead, portion)
         try:
             while ahead:
                 chunk = await ahead.popleft()
                 self._source.check(chunk)
-                self._read(ahead)
-                # A view, as IConsumer does not know it: it is used again when the consumer has let go of it.
+                self._read(ahead, portion)
+                # A view, as IConsumer does not know it. From here on, only the consumer keeps it.
                 consumer.write(chunk.data)  # type: ignore[arg-type]
+                size = len(chunk.data)
+                del chunk
                 await gate.opened()
+                portion.release(size)
+                self._read(ahead, portion)
         finally:
             for reading in ahead:
                 # The source must not be closed under it.
                 await reading.addErrback(lambda _: None)
 
-    def _read(self, ahead: deque[Deferred[Chunk]]) -> None:
-        """Have enough read ahead."""
+    def _read(self, ahead: deque[Deferred[Chunk]], portion: Portion) -> None:
+        """Have enough read ahead: as much as there is memory for, and something in any case, once nothing is held."""
         while self._at < self.span.end and len(ahead) < AHEAD:
-            size = min(whole_blocks(self._chunks()), self.span.end - self._at)
+            size = min(whole_blocks(portion.next_size()), self.span.end - self._at)
+            if not size:
+                return
+            portion.hold(size)
             ahead.append(self._run(self._source.read, self._at, size))
             self._at += size
 

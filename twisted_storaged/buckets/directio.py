@@ -54,8 +54,9 @@ def read_at(descriptor: int, size: int, offset: int, memory: Memory) -> memoryvi
 
     A descriptor that is O_DIRECT no longer is, once it was to be read where no block begins.
     """
-    piece, count = memory.piece(), 0
-    blocks = piece[: -(-size // BLOCK) * BLOCK]
+    whole = -(-size // BLOCK) * BLOCK
+    piece, count = memory.piece(whole), 0
+    blocks = piece[:whole]
     while count < size and (more := _read_some(blocks[count:], descriptor, offset + count)):
         count += more
     return piece[: min(count, size)]

@@ -29,8 +29,9 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
+from twisted_storaged.buckets.budget import DeliveryBudget
 from twisted_storaged.buckets.buffers import Buffers
-from twisted_storaged.buckets.delivery import AHEAD, ObjectReader, share_of_memory
+from twisted_storaged.buckets.delivery import ObjectReader
 from twisted_storaged.buckets.digests import Digesting
 from twisted_storaged.buckets.directio import Recent
 from twisted_storaged.buckets.directory import Directory
@@ -94,11 +95,19 @@ class LocalBucket:
 
     _log = Logger()
 
-    def __init__(self, name: str, settings: LocalSettings, reactor: IReactorFromThreads, put_slots: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: LocalSettings,
+        reactor: IReactorFromThreads,
+        put_slots: int,
+        delivering: DeliveryBudget | None = None,
+    ) -> None:
+        """`delivering` is shared by all buckets; without it, there is one for this bucket alone."""
         self.name = name
         self._path = settings.path
         self._threads = Threads(reactor, put_slots * WINDOW + READERS + COMMITTERS, f"bucket {name}")
-        self._chunks = share_of_memory(AHEAD + 1)
+        self._delivering = DeliveryBudget() if delivering is None else delivering
         self._buffers = Buffers(PART_SIZE, keep=put_slots)
         self._uploader = Uploader(self._buffers, Share(put_slots, WINDOW, WINDOW))
         self._recent = Recent(RECENT)
@@ -226,7 +235,7 @@ class LocalBucket:
                 return SmallReader(entry.info, bytes(entry.content), span)
             verify_size(entry, descriptor)
             source = FileSource(descriptor, entry, span, self._directory.memory)
-            return ObjectReader(entry.info, span, source, self._chunks, self._run)
+            return ObjectReader(entry.info, span, source, self._delivering, self._run)
         except BaseException:
             if descriptor >= 0:
                 os.close(descriptor)

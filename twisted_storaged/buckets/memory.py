@@ -24,8 +24,11 @@ class Memory:
         self._keep = keep
         self._free: list[mmap.mmap] = []
 
-    def piece(self) -> memoryview:
-        """A piece, for as long as there is this view of it or one that was made from this. Any thread may ask."""
+    def piece(self, size: int = PIECE) -> memoryview:
+        """A piece of at least `size` bytes, for as long as there is this view of it or one that was made from this.
+        Any thread may ask. One that is small is given back to the system afterwards."""
+        if size <= PIECE // 2:
+            return memoryview(mmap.mmap(-1, size))
         try:
             memory = self._free.pop()
         except IndexError:

@@ -8,7 +8,7 @@ which not all engines understand.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -19,8 +19,8 @@ from twisted.logger import Logger
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
+from twisted_storaged.buckets.budget import LEAST
 from twisted_storaged.buckets.buffers import Buffers
-from twisted_storaged.buckets.delivery import share_of_memory
 from twisted_storaged.buckets.digests import Digesting
 from twisted_storaged.buckets.interface import IBucket, IObjectReader
 from twisted_storaged.buckets.journal import Journal
@@ -38,7 +38,7 @@ from twisted_storaged.buckets.reaper import Reaper
 from twisted_storaged.buckets.s3access import Access
 from twisted_storaged.buckets.s3conditions import CLAIMS, NO_CLAIMS, Claims, Conditions, delete_if
 from twisted_storaged.buckets.s3probe import Probe
-from twisted_storaged.buckets.s3reader import READ_AHEAD_BUDGET, READ_AHEAD_WIDTH, ReadSettings, S3Reader
+from twisted_storaged.buckets.s3reader import READ_AHEAD_BUDGET, READ_AHEAD_WIDTH, READS, Body, ReadSettings, S3Reader
 from twisted_storaged.buckets.s3settings import S3Settings, Upkeep, make_client
 from twisted_storaged.buckets.s3upload import S3Upload
 from twisted_storaged.buckets.s3verify import Verifier
@@ -48,12 +48,14 @@ from twisted_storaged.deferreds import deferred
 from twisted_storaged.errors import InvalidKey, ObjectNotFound, RangeNotSatisfiable, StartError
 from twisted_storaged.keys import MAX_KEY_BYTES
 from twisted_storaged.s3.answers import info_of, opened, size_told, storage_errors
+from twisted_storaged.s3.client import FIRST_READ_SIZE
 from twisted_storaged.s3.listing import list_parameters, parse_list, sorted_after
 from twisted_storaged.s3.readahead import SEGMENT
 from twisted_storaged.s3.retries import RequestFailed, Retries
 from twisted_storaged.s3.segments import SegmentBudget
 from twisted_storaged.s3.setup import make_data_plane
 from twisted_storaged.s3.uploads import Uploads
+from twisted_storaged.s3.wire import Answer
 
 #: What the keys that conditional writes are tried on begin with, after the bucket's prefix.
 PROBE_KEY = ".storaged-probe-"
@@ -98,7 +100,7 @@ class S3Bucket:
         where = f"{client.meta.endpoint_url}/{bucket}"
         self._access = Access(self._objects, Uploads(self._objects), self._threads.run, self._journal, where)
         ahead = SegmentBudget(READ_AHEAD_BUDGET // SEGMENT, READ_AHEAD_WIDTH)
-        self._reading = ReadSettings(self._objects, share_of_memory(2), self._settings.get_resumes, ahead)
+        self._reading = ReadSettings(self._objects, self._upkeep.delivering, self._settings.get_resumes, ahead)
         self._log.info("bucket {name} is {where}/{prefix}", name=self.name, where=where, prefix=self._settings.prefix)
         self._verifier = Verifier(self._settings.verify_reads, self._objects)
         self._objects.start()
@@ -142,7 +144,7 @@ class S3Bucket:
         headers = self._verifier.headers if wanted is None else {"range": str(wanted)}
         with storage_errors():
             try:
-                answer, body = await self._objects.get_object(s3_key, headers)
+                answer, body = await self._first_read(s3_key, headers)
             except RequestFailed as error:
                 if error.answer.status != 416:
                     raise
@@ -156,6 +158,15 @@ class S3Bucket:
         except BaseException:
             body.close()
             raise
+
+    async def _first_read(self, s3_key: str, headers: Mapping[str, str]) -> tuple[Answer, Body]:
+        """Open an object, with as many of its first bytes as there is memory for."""
+        portion = self._reading.delivering.join(READS)
+        try:
+            first = max(LEAST, min(FIRST_READ_SIZE, portion.next_size()))
+            return await self._objects.get_object(s3_key, headers, first)
+        finally:
+            portion.leave()
 
     async def list(self, query: ListQuery, token: str | None = None) -> ListPage:
         prefix = self._settings.prefix

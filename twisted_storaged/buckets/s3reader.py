@@ -16,9 +16,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from twisted_storaged.buckets.budget import LEAST, DeliveryBudget, Portion
 from twisted_storaged.buckets.interface import IObjectReader
 from twisted_storaged.buckets.objects import ByteRange, ObjectInfo, Span
-from twisted_storaged.buckets.share import Share
 from twisted_storaged.deferreds import ConsumerGone, deferred
 from twisted_storaged.errors import BucketError, BucketUnreachable, StorageError
 from twisted_storaged.s3.answers import opened
@@ -40,6 +40,9 @@ READ_AHEAD_WIDTH = 11
 #: Bytes that are read at once where verifying them takes long: nothing else happens meanwhile.
 SLOW_PIECE = 1 << 18
 
+#: What a GET holds: one read that is sent, and one that may come while it is.
+READS = 2
+
 Body = BodyStream | WholeBody
 #: Is told how the bytes of an object differ from what they should be; raises unless they may be delivered.
 Judge = Callable[[str], Awaitable[None]]
@@ -52,13 +55,13 @@ class ReadSettings:
     """What the readers of one bucket share.
 
     Attributes:
-        chunks: how many bytes each may read at once.
+        delivering: the memory for bytes on their way to clients.
         resumes: how often a GET that broke off goes on.
         ahead: the memory for ranges that are fetched ahead.
     """
 
     objects: DataPlane
-    chunks: Share
+    delivering: DeliveryBudget
     resumes: int
     ahead: SegmentBudget
 
@@ -73,7 +76,8 @@ class S3Reader:
         self._s3_key = s3_key
         self._body: Body | None = body
         self._objects = settings.objects
-        self._chunks = settings.chunks
+        self._delivering = settings.delivering
+        self._portion: Portion | None = None
         self._resumes = settings.resumes
         self._budget = settings.ahead
         self._allowance: Allowance | None = None
@@ -96,7 +100,7 @@ class S3Reader:
 
     def deliver(self, consumer: IConsumer) -> Deferred[None]:
         if isinstance(self._body, WholeBody):
-            return self._body.deliver(consumer, self._chunks)
+            return self._body.deliver(consumer, self._piece)
         return self._deliver_in_front(consumer)
 
     def close(self) -> None:
@@ -110,16 +114,17 @@ class S3Reader:
         front = Front(
             verifying or consumer, self._objects.clock, (lambda: self._begin_ahead(front)) if worth_it else None
         )
+        front.portion = self._portion = self._delivering.join(READS)
         front.open()
         try:
-            with self._chunks.taken():
-                await self._deliver_resuming(front)
+            await self._deliver_resuming(front)
         except ConnectionFailed as error:
             raise BucketUnreachable(f"{self.info.key!r} broke off: {error}") from error
         except (RequestFailed, StorageError) as error:
             raise BucketError(f"{self.info.key!r} broke off: {error}") from error
         finally:
             front.close()
+            self._portion.leave()
             self._end_ahead()
         if verifying is not None and verifying.mismatch is not None and self._judge is not None:
             await self._judge(verifying.mismatch)
@@ -159,8 +164,9 @@ class S3Reader:
 
     def _piece(self) -> int:
         """How many bytes to read at once."""
+        size = self._portion.next_size() if self._portion is not None else 0
         slow = self._verification is not None and self._verification.slow
-        return min(self._chunks(), SLOW_PIECE) if slow else self._chunks()
+        return max(min(size, SLOW_PIECE) if slow else size, LEAST)
 
     async def _reopened(self, front: Front) -> Body:
         """What is left of the same object."""

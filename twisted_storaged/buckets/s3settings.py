@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from botocore.config import Config
 
+from twisted_storaged.buckets.budget import DeliveryBudget
+
 if TYPE_CHECKING:
     from botocore.client import BaseClient
 
@@ -48,11 +50,13 @@ class Upkeep:
         state: the folder of the upload journal.
         reap_interval: seconds between two looks at what was left behind.
         deadline: seconds that S3 has for one request, with all its tries.
+        delivering: the memory for bytes on their way to clients, which is that of all buckets.
     """
 
     state: Path
     reap_interval: float = DEFAULT_REAP_INTERVAL
     deadline: float = DEFAULT_DEADLINE
+    delivering: DeliveryBudget = field(default_factory=DeliveryBudget)
 
 
 def make_client(settings: S3Settings, deadline: float) -> tuple[BaseClient, Any]:

@@ -135,16 +135,18 @@ class DataPlane:
         query = {"partNumber": str(number), "uploadId": upload_id}
         return await self._send(Call("UploadPart", key, query, {_CHECKSUM: checksum}, body))
 
-    async def get_object(self, key: str, headers: Mapping[str, str] = _NONE) -> tuple[Answer, BodyStream | WholeBody]:
+    async def get_object(
+        self, key: str, headers: Mapping[str, str] = _NONE, first: int = FIRST_READ_SIZE
+    ) -> tuple[Answer, BodyStream | WholeBody]:
         """Open an object. https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html .
 
         The body comes when it is delivered; what goes wrong then is not tried again. `headers` are a range, and
-        conditions.
+        conditions; `first` is how many bytes the first read may bring.
         """
 
         async def attempt(ends: float) -> Answer:
             head = await self._head(Call("GetObject", key, headers=headers))
-            reading = Reading(streamed=True, size=FIRST_READ_SIZE, until=ends)
+            reading = Reading(streamed=True, size=first, until=ends)
             return await self._to.pool.ask((head,), reading)
 
         answer = await self._retries.run("GetObject", attempt)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from socket import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer
 from zope.interface import implementer
 
 from twisted_storaged.s3.relay import TakeFrom
+
+if TYPE_CHECKING:
+    from twisted_storaged.buckets.budget import Portion
 
 #: So many bytes are timed, and so many per second are not slow.
 PROBE = 4 << 20
@@ -24,6 +27,7 @@ class Front:
         delivered: how many bytes have gone to the consumer.
         end: after how many bytes to stop the producer of now; None: never.
         gone: whether the consumer wants no more.
+        portion: where what a consumer that is full has not sent yet is counted; None for nowhere.
     """
 
     def __init__(self, consumer: IConsumer, clock: Any, slow: Callable[[], None] | None) -> None:
@@ -38,14 +42,17 @@ class Front:
         self.delivered = 0
         self.end: int | None = None
         self.gone = False
+        self.portion: Portion | None = None
+        self._writing = 0
 
     def open(self) -> None:
         """Be the consumer's producer."""
         self._consumer.registerProducer(self, True)
 
     def close(self) -> None:
-        """Be it no more."""
+        """Be it no more, and keep nothing."""
         self._consumer.unregisterProducer()
+        self._producer = self._slow = None
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
         self._producer = producer
@@ -62,7 +69,11 @@ class Front:
             return
         if self.end is not None and self.delivered + len(data) >= self.end:
             data = data[: self.end - self.delivered]
+        self._writing = len(data)
+        if self._full:
+            self._hold()
         self._consumer.write(data)
+        self._writing = 0
         self._count(len(data))
 
     def take_from(self, source: socket, count: int) -> int | None:
@@ -83,12 +94,15 @@ class Front:
 
     def pauseProducing(self) -> None:
         self._full = True
+        self._hold()
         self._paused_at = self._clock.seconds()
         if self._producer is not None:
             self._producer.pauseProducing()
 
     def resumeProducing(self) -> None:
         self._full = False
+        if self.portion is not None:
+            self.portion.release_all()
         self._paused += self._clock.seconds() - self._paused_at
         if self._producer is not None:
             self._producer.resumeProducing()
@@ -97,6 +111,11 @@ class Front:
         self.gone = True
         if self._producer is not None:
             self._producer.stopProducing()
+
+    def _hold(self) -> None:
+        """The consumer is full: what is being written stays with it for a while."""
+        if self.portion is not None:
+            self.portion.hold(self._writing)
 
     def _judge(self) -> None:
         slow, self._slow = self._slow, None

@@ -1,0 +1,75 @@
+"""The memory for bytes on their way to clients, over all GETs: each asks here how much to read, and says what it holds.
+
+How large a read may be goes by how many GETs there are, and by what is free. What is held is counted, as those that
+were there first may keep what they have for as long as their clients are slow: a GET that comes when nothing is free
+reads the least at a time, and no more before that has left. So all together never hold more than `total` bytes, and
+the least for each of them.
+"""
+
+from __future__ import annotations
+
+#: Bytes that all GETs may hold together, that one read may bring, and that it may always bring.
+TOTAL = 32 << 20
+MOST = 1 << 20
+LEAST = 1 << 14
+
+
+class DeliveryBudget:
+    """The bytes that GETs hold.
+
+    Attributes:
+        count: GETs that there are now.
+        held: bytes that they hold together.
+    """
+
+    def __init__(self, total: int = TOTAL, least: int = LEAST, most: int = MOST) -> None:
+        self._total = total
+        self.least = least
+        self._most = most
+        self.count = 0
+        self.held = 0
+
+    def join(self, reads: int) -> Portion:
+        """The portion of one GET more, which makes so many reads at a time. It must `leave`."""
+        self.count += 1
+        return Portion(self, reads)
+
+    def next_size(self, reads: int) -> int:
+        """Bytes that the next read may bring, where each GET makes so many at a time; less than the least for none."""
+        share = self._total // (reads * max(self.count, 1))
+        return min(max(self.least, min(self._most, share)), self._total - self.held)
+
+
+class Portion:
+    """What one GET holds, in bytes."""
+
+    def __init__(self, budget: DeliveryBudget, reads: int) -> None:
+        self._budget = budget
+        self._reads = reads
+        self.held = 0
+
+    def next_size(self) -> int:
+        """Bytes that the next read may bring; 0 for none, until some of what is held was released."""
+        size = self._budget.next_size(self._reads)
+        if size >= self._budget.least:
+            return size
+        return 0 if self.held else self._budget.least
+
+    def hold(self, count: int) -> None:
+        """So many bytes are read, or will be."""
+        self.held += count
+        self._budget.held += count
+
+    def release(self, count: int) -> None:
+        """So many have left."""
+        self.held -= count
+        self._budget.held -= count
+
+    def release_all(self) -> None:
+        """All have left."""
+        self.release(self.held)
+
+    def leave(self) -> None:
+        """The GET has ended, and holds nothing."""
+        self.release_all()
+        self._budget.count -= 1
