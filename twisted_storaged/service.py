@@ -18,6 +18,7 @@ from twisted_storaged.admission import PutSlots
 from twisted_storaged.buckets.registry import Registry
 from twisted_storaged.deferreds import deferred
 from twisted_storaged.errors import StartError
+from twisted_storaged.heap import HeapTrimmer
 from twisted_storaged.web.site import StorageSite
 
 #: Seconds that requests under way have to end by themselves when the daemon stops; and, after that, the uploads
@@ -39,6 +40,7 @@ class StorageService(Service):
         self._slots = slots
         self._reactor = reactor
         self._ports: list[IListeningPort] = []
+        self._trimmer = HeapTrimmer(reactor)
 
     def startService(self) -> None:
         """Open the buckets and listen; the reactor does not run yet, so this may block.
@@ -48,6 +50,7 @@ class StorageService(Service):
         """
         # What is here from the start stays to the end: looking at it again and again is what makes collections slow.
         self._reactor.callWhenRunning(gc.freeze)
+        self._reactor.callWhenRunning(self._trimmer.start)
         try:
             self._registry.start()
             self._listen()
@@ -76,6 +79,7 @@ class StorageService(Service):
     async def stopService(self) -> None:
         """Listen no more, let requests end for a while, drop the rest, wait for their uploads, close the buckets."""
         super().stopService()
+        self._trimmer.stop()
         for port in self._ports:
             await maybeDeferred(port.stopListening)
         await self._within(DRAIN_SECONDS, self._site.drain())
