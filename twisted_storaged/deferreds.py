@@ -60,6 +60,22 @@ def _go_on(
         failed(Failure())
 
 
+def forget_frames(error: BaseException | None) -> None:
+    """Let an error that has been dealt with, and those that it came from, keep the frames that they passed no more.
+
+    A frame of Twisted's that a failure passed knows that failure, so that both, and whatever the frames know, such as
+    the buffers of a transfer, would stay until the garbage collector finds them.
+    """
+    left: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            left += [one.__cause__, one.__context__]
+
+
 class ConsumerGone(Exception):
     """The consumer told its producer to stop: nobody wants the rest."""
 

@@ -147,7 +147,7 @@ class S3Reader:
                     "{key!r} broke off at byte {at}: {error}; it goes on from there, {left} more times at most",
                     key=self.info.key,
                     at=self.span.start + front.delivered,
-                    error=error,
+                    error=str(error),
                     left=left,
                 )
 

@@ -77,6 +77,7 @@ class BodyStream:
 
     def close(self) -> None:
         """Nobody wants it: an answer that is not over ends its connection."""
+        self._early = b""
         if self._ended:
             self._connection.end()
         else:
@@ -146,8 +147,9 @@ class BodyStream:
             self._finish(None)
 
     def _finish(self, result: Failure | None) -> None:
-        if self._relay is not None:
-            self._relay.stop()
+        relay, self._relay, self._chunk, self._failure = self._relay, None, None, None
+        if relay is not None:
+            relay.stop()
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             consumer.unregisterProducer()

@@ -150,7 +150,9 @@ class DataPlane:
             return await self._to.pool.ask((head,), reading)
 
         answer = await self._retries.run("GetObject", attempt)
-        return answer, answer.stream or WholeBody(answer.body)
+        # The body is owned by whoever gets it here, and by nobody else: answer and body would keep each other.
+        stream, answer.stream = answer.stream, None
+        return answer, stream or WholeBody(answer.body)
 
     async def read_object(self, key: str, headers: Mapping[str, str] = _NONE) -> Answer:
         """Get an object, or a range of it, all at once."""

@@ -17,7 +17,7 @@ from twisted.web.http import OK, PARTIAL_CONTENT, datetimeToString
 
 from twisted_storaged import errors
 from twisted_storaged.buckets.objects import ObjectInfo, Span
-from twisted_storaged.deferreds import ConsumerGone
+from twisted_storaged.deferreds import ConsumerGone, forget_frames
 from twisted_storaged.web.digests import repr_digest
 from twisted_storaged.web.metadata import metadata_headers
 from twisted_storaged.web.ranges import content_range
@@ -79,6 +79,7 @@ def answer_failure(failure: Failure, request: StreamingRequest) -> None:
             headers.append((b"Content-Range", b"bytes */%d" % failure.value.size))
         answer_text(request, refusal.status, refusal.message or str(failure.value), headers)
         request.finish()
+    forget_frames(failure.value)
 
 
 def answer_text(request: StreamingRequest, status: int, line: str, headers: Iterable[Header] = ()) -> None:
