@@ -17,7 +17,7 @@ from tests.engines.scripted import Answer
 from tests.support import Consumer, reactor
 from twisted_storaged.buckets.interface import IObjectReader
 from twisted_storaged.deferreds import ConsumerGone, forget_frames, run
-from twisted_storaged.errors import DamagedObject
+from twisted_storaged.errors import BucketUnreachable, DamagedObject
 from twisted_storaged.s3.wire import ConnectionFailed
 
 DATA = bytes(4_000_000)
@@ -97,7 +97,7 @@ class KeptTests:
         endpoint, make = on_scripted
         endpoint.objects["k"], before, bucket = (DATA, "etag"), kept(), make(get_resumes=1)
         endpoint.script = lambda _: Answer(do_it_first=True, cut=1_000_000)
-        assert await self.deliver(await bucket.get("k"), Consumer()) == DamagedObject.__name__
+        assert await self.deliver(await bucket.get("k"), Consumer()) == BucketUnreachable.__name__
         await deferLater(reactor, 0.05)
         assert kept() == before
 
