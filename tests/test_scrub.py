@@ -12,8 +12,8 @@ from twisted_storaged.buckets.directory import Directory
 from twisted_storaged.buckets.index import Change, Index
 from twisted_storaged.buckets.lookup import Entry
 from twisted_storaged.buckets.objects import ObjectInfo
-from twisted_storaged.errors import StartError
-from twisted_storaged.scrub import ScrubEnded, ScrubService
+from twisted_storaged.errors import StartError, WorkEnded
+from twisted_storaged.scrub import ScrubService
 
 
 def fill(path: Path) -> Path:
@@ -32,7 +32,7 @@ def fill(path: Path) -> Path:
 
 def status(service: ScrubService) -> object:
     """What the process ends with."""
-    with pytest.raises(ScrubEnded) as caught:
+    with pytest.raises(WorkEnded) as caught:
         service.startService()
     return caught.value.code
 
@@ -62,7 +62,7 @@ class ScrubServiceTests:
 
     def test_ends_as_twistd_needs_it(self, tmp_path: Path) -> None:
         """Without a traceback, and after its pid file was removed."""
-        ended = ScrubEnded(1)
+        ended = WorkEnded(1)
         assert isinstance(ended, SystemExit)
         assert isinstance(ended, Exception)
 

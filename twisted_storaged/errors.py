@@ -11,6 +11,11 @@ class StartError(SystemExit, Exception):
     """
 
 
+class WorkEnded(SystemExit, Exception):
+    """The process has done all that it was started for, and is to end with this status; an Exception as well, for the
+    reason that StartError is one."""
+
+
 class StorageError(Exception):
     """Everything that a request can meet."""
 

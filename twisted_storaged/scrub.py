@@ -11,11 +11,7 @@ from twisted.logger import Logger
 from twisted_storaged.buckets.local import LocalSettings
 from twisted_storaged.buckets.scrub import Scrub
 from twisted_storaged.config import Config
-from twisted_storaged.errors import StartError
-
-
-class ScrubEnded(SystemExit, Exception):
-    """The process is to end, with this status; an Exception as well, for the reason that StartError is one."""
+from twisted_storaged.errors import StartError, WorkEnded
 
 
 class ScrubService(Service):
@@ -32,12 +28,12 @@ class ScrubService(Service):
         """Scrub, blocking.
 
         Raises:
-            ScrubEnded: that was it; with status 1 if anything is damaged, else 0.
+            WorkEnded: that was it; with status 1 if anything is damaged, else 0.
             StartError: a bucket is not there, or cannot be read.
         """
         super().startService()
         sound = [self._scrub(name, path) for name, path in self._folders.items()]
-        raise ScrubEnded(0 if all(sound) else 1)
+        raise WorkEnded(0 if all(sound) else 1)
 
     def _scrub(self, name: str, path: Path) -> bool:
         def tell(line: str) -> None:

@@ -11,6 +11,7 @@ from twisted.application.service import Service
 from twisted.python import usage
 
 from twisted_storaged.admission import PutSlots
+from twisted_storaged.backup import make_backup
 from twisted_storaged.buckets.interface import IBucket
 from twisted_storaged.buckets.local import LocalBucket, LocalSettings
 from twisted_storaged.buckets.registry import Registry
@@ -35,6 +36,7 @@ class Options(usage.Options):
         ["config", "c", None, "TOML file to go by; without one, objects are kept in the data folder."],
         ["secrets", "s", None, f"TOML file with the credentials [default: {DEFAULT_SECRETS}, if it exists]."],
         ["data", "d", None, "Folder of the embedded bucket [default: $STATE_DIRECTORY, else $XDG_DATA_HOME/storaged]."],
+        ["backup", None, None, "Copy the embedded bucket to this new folder, beside a daemon that serves it, and end."],
         ["bind", "b", None, "host:port or Twisted endpoint to listen on [default: 127.0.0.1:3211]."],
     ]
 
@@ -61,6 +63,8 @@ def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mappin
     config = load_config(overrides, read_secrets(_path(options["secrets"])), environ)
     if options["scrub"]:
         return make_scrub(config)
+    if options["backup"]:
+        return make_backup(config, Path(options["backup"]))
     service = assemble(config, reactor)
     if in_charge:
         StopSignals(reactor, lambda: bool(service.running)).install()

@@ -12,9 +12,9 @@ import pytest
 from tests.daemon import ROOT, TWISTD, Daemon
 
 
-def scrub(folder: Path, data: Path) -> tuple[int, str]:
-    """Its exit status, and what it said."""
-    command = [str(TWISTD), "-n", "storaged", "--scrub", "--data", str(data)]
+def scrub(folder: Path, data: Path, *options: str) -> tuple[int, str]:
+    """Its exit status, and what it said; or those of other `options`."""
+    command = [str(TWISTD), "-n", "storaged", *(options or ["--scrub"]), "--data", str(data)]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, check=False, cwd=folder, env=environ, capture_output=True, text=True, timeout=120)
     assert not (folder / "twistd.pid").exists()
@@ -58,3 +58,21 @@ class ScrubTests:
     def test_where_there_is_nothing(self, tmp_path: Path) -> None:
         """Is an error of one line."""
         assert scrub(tmp_path, tmp_path / "none")[0] == 1
+
+
+class BackupTests:
+    """`--backup` beside a running daemon."""
+
+    def test_a_copy_is_a_data_folder(self, tmp_path: Path) -> None:
+        """A daemon that is started on the copy serves what the other one has; a second backup to it is refused."""
+        with Daemon(tmp_path) as daemon:
+            for key, body in (("small", b"x"), ("large", b"x" * 200_000)):
+                assert ask(daemon, "PUT", key, body)[0] == 200
+            assert scrub(tmp_path, daemon.data, "--backup", str(tmp_path / "second" / "data"))[0] == 0
+            status, said = scrub(tmp_path, daemon.data, "--backup", str(tmp_path / "second" / "data"))
+            assert status == 1
+            assert "exists" in said
+            with Daemon(tmp_path / "second") as second:
+                assert ask(second, "GET", "small") == (200, b"x")
+                assert ask(second, "GET", "large") == (200, b"x" * 200_000)
+        assert scrub(tmp_path, tmp_path / "second" / "data")[0] == 0
