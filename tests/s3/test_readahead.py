@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 
 from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
 from tests.support import UPKEEP, Consumer, reactor, result
-from twisted_storaged.buckets import s3, s3reader
+from twisted_storaged.buckets import s3reader
 from twisted_storaged.buckets.s3 import S3Bucket
 from twisted_storaged.deferreds import ConsumerGone
 from twisted_storaged.errors import BucketError
@@ -120,9 +120,6 @@ class SlowS3Tests:
         for module in (readahead, s3front, s3reader):
             for name, value in {"FROM_SIZE": 1 << 20, "PROBE": 1 << 17, "SEGMENT": 1 << 18, "LEAD": 1 << 19}.items():
                 monkeypatch.setattr(module, name, value, raising=False)
-        monkeypatch.setattr(s3reader, "READ_AHEAD_BUDGET", 12 << 18)
-        monkeypatch.setattr(s3, "SEGMENT", 1 << 18)
-        monkeypatch.setattr(s3, "READ_AHEAD_BUDGET", 12 << 18)
         with scripted() as (endpoint, engine):
             bucket = S3Bucket("primary", engine.settings("bucket"), reactor, 4, UPKEEP)
             bucket.start()

@@ -38,7 +38,7 @@ from twisted_storaged.buckets.reaper import Reaper
 from twisted_storaged.buckets.s3access import Access
 from twisted_storaged.buckets.s3conditions import CLAIMS, NO_CLAIMS, Claims, Conditions, delete_if
 from twisted_storaged.buckets.s3probe import Probe
-from twisted_storaged.buckets.s3reader import READ_AHEAD_BUDGET, READ_AHEAD_WIDTH, READS, Body, ReadSettings, S3Reader
+from twisted_storaged.buckets.s3reader import READS, Body, ReadSettings, S3Reader
 from twisted_storaged.buckets.s3settings import S3Settings, Upkeep, make_client
 from twisted_storaged.buckets.s3upload import S3Upload
 from twisted_storaged.buckets.s3verify import Verifier
@@ -50,9 +50,7 @@ from twisted_storaged.keys import MAX_KEY_BYTES
 from twisted_storaged.s3.answers import info_of, opened, size_told, storage_errors
 from twisted_storaged.s3.client import FIRST_READ_SIZE
 from twisted_storaged.s3.listing import list_parameters, parse_list, sorted_after
-from twisted_storaged.s3.readahead import SEGMENT
 from twisted_storaged.s3.retries import RequestFailed, Retries
-from twisted_storaged.s3.segments import SegmentBudget
 from twisted_storaged.s3.setup import make_data_plane
 from twisted_storaged.s3.uploads import Uploads
 from twisted_storaged.s3.wire import Answer
@@ -99,8 +97,9 @@ class S3Bucket:
         self._journal.open()
         where = f"{client.meta.endpoint_url}/{bucket}"
         self._access = Access(self._objects, Uploads(self._objects), self._threads.run, self._journal, where)
-        ahead = SegmentBudget(READ_AHEAD_BUDGET // SEGMENT, READ_AHEAD_WIDTH)
-        self._reading = ReadSettings(self._objects, self._upkeep.delivering, self._settings.get_resumes, ahead)
+        self._reading = ReadSettings(
+            self._objects, self._upkeep.delivering, self._settings.get_resumes, self._upkeep.ahead
+        )
         self._log.info("bucket {name} is {where}/{prefix}", name=self.name, where=where, prefix=self._settings.prefix)
         self._verifier = Verifier(self._settings.verify_reads, self._objects)
         self._objects.start()

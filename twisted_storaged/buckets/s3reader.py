@@ -32,11 +32,6 @@ from twisted_storaged.s3.segments import Allowance, SegmentBudget
 from twisted_storaged.s3.verifying import VerifyingConsumer
 from twisted_storaged.s3.wire import ConnectionFailed
 
-#: Bytes that the ranges of all GETs may take: those that are fetched, and those that are sent.
-READ_AHEAD_BUDGET = 48 << 20
-#: Ranges that one GET may have of them, where there is room: ten that are fetched while one is sent.
-READ_AHEAD_WIDTH = 11
-
 #: Bytes that are read at once where verifying them takes long: nothing else happens meanwhile.
 SLOW_PIECE = 1 << 18
 

@@ -10,6 +10,8 @@ import boto3
 from botocore.config import Config
 
 from twisted_storaged.buckets.budget import DeliveryBudget
+from twisted_storaged.s3.readahead import SEGMENT
+from twisted_storaged.s3.segments import SegmentBudget
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -19,6 +21,11 @@ CONNECT_TIMEOUT = 10
 READ_TIMEOUT = 60
 DEFAULT_REAP_INTERVAL = 3600
 DEFAULT_DEADLINE = 120
+
+#: Bytes that the ranges of all GETs may take: those that are fetched, and those that are sent.
+READ_AHEAD_BUDGET = 48 << 20
+#: Ranges that one GET may have of them, where there is room: ten that are fetched while one is sent.
+READ_AHEAD_WIDTH = 11
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,10 @@ class S3Settings:
     lists_in_order: bool = True
 
 
+def _segments() -> SegmentBudget:
+    return SegmentBudget(READ_AHEAD_BUDGET // SEGMENT, READ_AHEAD_WIDTH)
+
+
 @dataclass(frozen=True)
 class Upkeep:
     """What holds for all buckets of S3.
@@ -51,12 +62,14 @@ class Upkeep:
         reap_interval: seconds between two looks at what was left behind.
         deadline: seconds that S3 has for one request, with all its tries.
         delivering: the memory for bytes on their way to clients, which is that of all buckets.
+        ahead: the memory for ranges that are fetched ahead.
     """
 
     state: Path
     reap_interval: float = DEFAULT_REAP_INTERVAL
     deadline: float = DEFAULT_DEADLINE
-    delivering: DeliveryBudget = field(default_factory=DeliveryBudget)
+    delivering: DeliveryBudget = field(default_factory=DeliveryBudget, compare=False)
+    ahead: SegmentBudget = field(default_factory=_segments, compare=False)
 
 
 def make_client(settings: S3Settings, deadline: float) -> tuple[BaseClient, Any]:
