@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from tests.support import Turns, result
@@ -106,3 +106,47 @@ class TogetherTests:
         assert (result(one), result(three)) == ("1", "3")
         with pytest.raises(PreconditionFailed, match="two"):
             result(two)
+
+    @pytest.mark.parametrize("results", [["1"], ["1", "2", "3"], [], None])
+    def test_another_number_of_results_is_a_failure_of_all(self, results: Any) -> None:
+        """Every change of the batch fails, as nobody knows whose the results are, and the next batch is committed."""
+        commits = Commits()
+        failed = [commits.together.do("one"), commits.together.do("two")]
+        commits.turn()
+        later = commits.together.do("three")
+        commits.end(results)
+        for outcome in failed:
+            with pytest.raises((RuntimeError, TypeError)):
+                result(outcome)
+        commits.turn()
+        commits.end(["3"])
+        assert result(later) == "3"
+
+    def test_a_call_that_raises_at_once_is_a_failure_of_all(self) -> None:
+        """Every change of the batch fails, and the next batch is committed."""
+        turns, calls = Turns(), []
+
+        def commit_all(changes: list[str]) -> Deferred[Sequence[str | StorageError]]:
+            calls.append(changes)
+            if len(calls) == 1:
+                raise OSError("disk")
+            return succeed(changes)
+
+        together: Together[str, str] = Together(cast(Any, turns), commit_all)
+        failed = [together.do("one"), together.do("two")]
+        later = []
+
+        def another(failure: Failure) -> Failure:
+            later.append(together.do("three"))
+            return failure
+
+        failed[1].addErrback(another)
+        for _ in range(1 + QUIET):
+            turns.turn()
+        for outcome in failed:
+            with pytest.raises(OSError, match="disk"):
+                result(outcome)
+        for _ in range(1 + QUIET):
+            turns.turn()
+        assert [result(outcome) for outcome in later] == ["three"]
+        assert calls == [["one", "two"], ["three"]]

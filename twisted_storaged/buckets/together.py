@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
@@ -30,6 +30,9 @@ class Together(Generic[_T, _R]):
 
     That call takes a list of them and gives as many results, or fails for all. A result that is a StorageError is the
     failure of one, whatever became of the others.
+
+    Each is answered exactly once, whatever that call does: if it raises at once, or has another number of results
+    than it was given things, all of its things fail; and what has come meanwhile goes on.
     """
 
     def __init__(
@@ -56,8 +59,14 @@ class Together(Generic[_T, _R]):
     def _do_waiting(self) -> None:
         batch, self._waiting = self._waiting, []
         outcomes = [outcome for _, outcome in batch]
-        done = self._do_all([thing for thing, _ in batch])
+        done = maybeDeferred(self._do_all, [thing for thing, _ in batch])
+        done.addCallback(self._checked, len(batch))
         done.addCallbacks(self._succeeded, self._failed, callbackArgs=(outcomes,), errbackArgs=(outcomes,))
+
+    def _checked(self, results: Sequence[_R | StorageError], count: int) -> Sequence[_R | StorageError]:
+        if len(results) != count:
+            raise RuntimeError(f"{len(results)} results for {count} things that were to be done")
+        return results
 
     def _succeeded(self, results: Sequence[_R | StorageError], outcomes: list[Deferred[_R]]) -> None:
         for outcome, result in zip(outcomes, results, strict=True):
