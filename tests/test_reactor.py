@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Generator
 from socket import socket, socketpair
 from typing import Any
 
 import pytest
+from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 
 from tests.buckets.embedded import logged
-from twisted_storaged.reactor import Reactor
+from twisted_storaged.reactor import Reactor, warn_of_wall_clock
 
 
 class Peer:
@@ -103,6 +105,36 @@ class PollTests:
         assert len(told) == 1
         for one in (first, a, second, b):
             one.close()
+
+
+class ClockTests:
+    """What is waited for."""
+
+    @pytest.mark.parametrize("step", [-15.0, 3600.0])
+    def test_a_wall_clock_that_is_set_moves_nothing(
+        self, reactor: Reactor, monkeypatch: pytest.MonkeyPatch, step: float
+    ) -> None:
+        """A call that is due is made, and one that is not is not, whichever way the wall clock was set."""
+        made: list[str] = []
+        reactor.callLater(0, made.append, "due")
+        reactor.callLater(60, made.append, "not due")
+        before = time.time()
+        monkeypatch.setattr(time, "time", lambda: before + step)
+        reactor.runUntilCurrent()
+        assert made == ["due"]
+        assert 59 < (reactor.timeout() or 0) <= 60
+
+    def test_a_reactor_on_the_wall_clock_is_warned_of(self, reactor: Reactor) -> None:
+        """The log names a reactor that goes by the wall clock, and not this one."""
+        with logged(LogLevel.warn) as lines:
+            warn_of_wall_clock(reactor)
+            assert lines == []
+            warn_of_wall_clock(_WallClockReactor())
+        assert "_WallClockReactor goes by the wall clock" in lines[0]
+
+
+class _WallClockReactor:
+    seconds = staticmethod(time.time)
 
 
 class InstallTests:

@@ -18,7 +18,7 @@ from twisted_storaged.buckets.registry import Registry
 from twisted_storaged.buckets.s3 import S3Bucket
 from twisted_storaged.config import BucketSettings, Config, Overrides, load_config
 from twisted_storaged.namespace import Namespace
-from twisted_storaged.reactor import install
+from twisted_storaged.reactor import install, warn_of_wall_clock
 from twisted_storaged.scrub import make_scrub
 from twisted_storaged.secrets import DEFAULT_SECRETS, read_secrets
 from twisted_storaged.service import StorageService
@@ -67,6 +67,7 @@ def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mappin
         return make_backup(config, Path(options["backup"]))
     service = assemble(config, reactor)
     if in_charge:
+        warn_of_wall_clock(reactor)
         StopSignals(reactor, lambda: bool(service.running)).install()
     return service
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
-from twisted.web.http import datetimeToLogString
+from twisted.web.http import datetimeToLogString, datetimeToString
 from zope.interface import implementer
 
 from tests.support import MemoryBucket
@@ -78,6 +78,16 @@ class AccessLogTests:
             server.ask(request("GET", "/health"))
             server.clock.advance(WAIT)
             assert len(written) == expected
+
+    def test_dates_are_of_the_wall_clock(self, written: list[str]) -> None:
+        """The date of an access log line and that of an answer follow a wall clock that is set back."""
+        server = Server()
+        server.clock.advance(5000)
+        for server.now in (1_700_000_000.9, 1_600_000_000.0):
+            answer = server.ask(request("GET", "/health"))
+            assert answer.headers["date"] == datetimeToString(server.now).decode()
+            server.clock.advance(WAIT)
+            assert datetimeToLogString(int(server.now)) in written[-1]
 
     def test_what_a_client_sends_cannot_make_lines(self, written: list[str]) -> None:
         """Nor quotes that are not there."""

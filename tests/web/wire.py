@@ -88,10 +88,12 @@ class Server:
         make_spool: Callable[[], Spool] = Spool,
     ) -> None:
         self.clock = Clock()
+        self.now = 0.0  # by the wall clock, which is another than `clock`
         self.bucket = bucket or MemoryBucket()
         self.slots = PutSlots(put_slots)
         namespace = Namespace(policy or Policy(), Registry([self.bucket, *others]))
-        self.site: Any = StorageSite(make_tree(namespace, self.slots, make_spool), self.clock)
+        tree = make_tree(namespace, self.slots, make_spool)
+        self.site: Any = StorageSite(tree, self.clock, lambda: self.now)
 
     def connect(self, in_place: bool = False) -> Connection:
         """A new client; with `in_place`, on a transport with a socket to read from directly."""

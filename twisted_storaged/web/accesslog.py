@@ -10,6 +10,8 @@ https://httpd.apache.org/docs/current/logs.html#common
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.web.http import datetimeToLogString
@@ -25,8 +27,9 @@ _log = Logger(namespace="storaged.access")
 class AccessLog:
     """Collects lines, and writes them together."""
 
-    def __init__(self, clock: IReactorTime) -> None:
+    def __init__(self, clock: IReactorTime, wall_clock: Callable[[], float]) -> None:
         self._clock = clock
+        self._wall_clock = wall_clock
         self._lines: list[str] = []
         self._second = -1
         self._time = ""
@@ -49,7 +52,7 @@ class AccessLog:
             _log.info("{lines}", lines="\n".join(lines))
 
     def _tick(self) -> None:
-        second = int(self._clock.seconds())
+        second = int(self._wall_clock())
         if second != self._second:
             self._second = second
             self._time = datetimeToLogString(second)

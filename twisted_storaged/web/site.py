@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.http import datetimeToString
@@ -27,13 +30,15 @@ class StorageSite(Site):
     protocol = StreamingChannel  # type: ignore[assignment]
     requestFactory = StreamingRequest  # type: ignore[assignment]
 
-    def __init__(self, resource: IResource, reactor: IReactorTime) -> None:
+    def __init__(self, resource: IResource, reactor: IReactorTime, wall_clock: Callable[[], float] = time.time) -> None:
+        """`wall_clock` is for dates; what is waited for goes by `reactor`, whose clock may have begun at any time."""
         super().__init__(resource, timeout=IDLE_SECONDS, reactor=reactor)
         self.outbox = Outbox(reactor)
         self.channels: set[StreamingChannel] = set()
         self.draining = False
         self._drained: Deferred[None] = Deferred()
-        self._access_log = AccessLog(reactor)
+        self._access_log = AccessLog(reactor, wall_clock)
+        self._wall_clock = wall_clock
         self._second = -1
         self._common = b""
 
@@ -47,7 +52,7 @@ class StorageSite(Site):
 
     def common_headers(self) -> bytes:
         """The headers that all answers have, made once a second. RFC 9110, 6.6.1 and 10.2.4."""
-        second = int(self.reactor.seconds())
+        second = int(self._wall_clock())
         if second != self._second:
             self._second = second
             self._common = b"Server: %s\r\nDate: %s\r\n%s" % (SERVER, datetimeToString(second), _INERT)
