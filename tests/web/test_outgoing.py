@@ -180,6 +180,29 @@ class TakeFromTests:
         relayed.outgoing.close()
         assert open_files() == before
 
+    def test_the_end_of_an_answer_loses_no_bytes(self, relayed: Relayed) -> None:
+        """Also where some of them are in the pipe still."""
+        before = open_files()
+        while "pause" not in relayed.producer.told:
+            relayed.s3.send(DATA[: 1 << 16])
+            relayed.source.doRead()
+        relayed.outgoing.close()
+        arrived = 0
+        while arrived < relayed.taken:
+            arrived += len(_all(relayed.client))
+            assert relayed.sink.doWrite() is None
+        relayed.outgoing.close()
+        assert open_files() == before
+
+    def test_nothing_is_kept_open_for_a_client_that_left(self, relayed: Relayed) -> None:
+        """Also where it has not read all of what was taken for it."""
+        before = open_files()
+        while "pause" not in relayed.producer.told:
+            relayed.s3.send(DATA[: 1 << 16])
+            relayed.source.doRead()
+        relayed.outgoing.drop()
+        assert open_files() == before
+
     def test_without_files_left_it_is_read(self, relayed: Relayed, monkeypatch: pytest.MonkeyPatch) -> None:
         """It costs more, and arrives."""
 

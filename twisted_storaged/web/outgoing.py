@@ -84,7 +84,9 @@ class Outgoing:
         return taken
 
     def close(self) -> None:
-        """Let go of what an answer needed."""
+        """Let go of what an answer needed, unless some of it is still to be sent: then the next call does."""
+        if self._in_place.busy:
+            return
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
             pipe.close()
