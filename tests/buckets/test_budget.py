@@ -37,6 +37,16 @@ class DeliveryBudgetTests:
         second.release(LEAST)
         assert second.next_size() == LEAST
 
+    def test_says_when_the_last_has_ended(self) -> None:
+        """And not before."""
+        budget, told = DeliveryBudget(), list[int]()
+        budget.when_idle.append(lambda: told.append(budget.count))
+        first, second = budget.join(1), budget.join(1)
+        first.leave()
+        assert told == []
+        second.leave()
+        assert told == [0]
+
     def test_the_bound_holds_at_every_moment(self) -> None:
         """However GETs come, read, send, and end; and in the end nothing is held."""
         budget, source, portions = DeliveryBudget(), random.Random(3), list[Portion]()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from threading import Thread
 
-from twisted_storaged.buckets.memory import PIECE, Memory
+from twisted_storaged.buckets.memory import FEW, PIECE, Memory
 
 
 class MemoryTests:
@@ -32,6 +32,15 @@ class MemoryTests:
         assert memory._free == []
         del pieces
         assert len(memory._free) == 2
+
+    def test_few_are_kept_when_nobody_reads(self) -> None:
+        """A pool that many needed is small again, and works on."""
+        memory = Memory(keep=9)
+        pieces = [memory.piece() for _ in range(9)]
+        del pieces
+        memory.shrink()
+        assert len(memory._free) == FEW
+        assert len(memory.piece()) == PIECE
 
     def test_any_thread_may_ask(self) -> None:
         """And never has what another has."""

@@ -8,6 +8,8 @@ the least for each of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 #: Bytes that all GETs may hold together, that one read may bring, and that it may always bring.
 TOTAL = 32 << 20
 MOST = 1 << 20
@@ -20,6 +22,7 @@ class DeliveryBudget:
     Attributes:
         count: GETs that there are now.
         held: bytes that they hold together.
+        when_idle: is called each time that the last GET has ended, for who keeps memory for the next.
     """
 
     def __init__(self, total: int = TOTAL, least: int = LEAST, most: int = MOST) -> None:
@@ -28,6 +31,7 @@ class DeliveryBudget:
         self._most = most
         self.count = 0
         self.held = 0
+        self.when_idle: list[Callable[[], object]] = []
 
     def join(self, reads: int) -> Portion:
         """The portion of one GET more, which makes so many reads at a time. It must `leave`."""
@@ -73,3 +77,6 @@ class Portion:
         """The GET has ended, and holds nothing."""
         self.release_all()
         self._budget.count -= 1
+        if not self._budget.count:
+            for call in self._budget.when_idle:
+                call()

@@ -132,6 +132,7 @@ class LocalBucket:
                 opened.pop_all()
         except (OSError, sqlite3.Error) as error:
             raise StartError(f"bucket {self.name}: {path} cannot be used: {error}") from error
+        self._delivering.when_idle.append(self._directory.memory.shrink)
         self._threads.start()
 
     @deferred

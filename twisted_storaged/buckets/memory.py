@@ -14,6 +14,9 @@ from weakref import finalize
 #: Bytes of a piece. It begins at a page, as O_DIRECT wants it.
 PIECE = 1 << 20
 
+#: Free pieces that are kept when nobody reads: those of one GET.
+FEW = 3
+
 _Array = c_char * PIECE
 
 
@@ -38,6 +41,14 @@ class Memory:
         array = _Array.from_buffer(memory)
         finalize(array, self._give_back, memory).atexit = False
         return memoryview(array).cast("B")
+
+    def shrink(self) -> None:
+        """Give all but FEW of the free pieces back to the system: nobody needs many for now."""
+        while len(self._free) > FEW:
+            try:
+                self._free.pop()
+            except IndexError:  # other threads take them, too
+                return
 
     def _give_back(self, memory: mmap.mmap) -> None:
         if len(self._free) < self._keep:
