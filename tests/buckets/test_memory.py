@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from threading import Thread
 
-from twisted_storaged.buckets.memory import FEW, PIECE, Memory
+import pytest
+
+from twisted_storaged.buckets.memory import FEW, PIECE, SMALL_PIECE, Memory
 
 
 class MemoryTests:
@@ -32,6 +34,16 @@ class MemoryTests:
         assert memory._free == []
         del pieces
         assert len(memory._free) == 2
+
+    @pytest.mark.parametrize("size", [1, 4096, SMALL_PIECE, SMALL_PIECE + 1, PIECE])
+    def test_there_is_room(self, size: int) -> None:
+        """For as many bytes as are asked for, at the beginning of a page."""
+        memory = Memory(keep=1)
+        for _ in range(2):
+            piece = memory.piece(size)
+            assert len(piece) >= size
+            piece[size - 1] = 1
+            del piece
 
     def test_few_are_kept_when_nobody_reads(self) -> None:
         """A pool that many needed is small again, and works on."""
