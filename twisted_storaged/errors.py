@@ -100,6 +100,11 @@ class BucketBusy(BucketError):
     """The storage behind a bucket takes no more for now, and asks to slow down."""
 
 
+class WritesSuspended(BucketError):
+    """The bucket takes no writes: an earlier one is not settled, or its folder was replaced. This one has not begun, or
+    its outcome is not known."""
+
+
 class OutOfSpace(BucketError):
     """The storage behind a bucket has no room for this, or its owner may have no more; there may be again, later."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,9 @@ class Change(NamedTuple):
 #: What became of a change: the file that its key had before, if any; or nothing, as its condition does not hold.
 Outcome = str | StorageError | None
 
+
+#: How long another program, such as an SQLite shell, may have the index locked before a commit is refused.
+BUSY_SECONDS = 2.0
 
 _NOTHING = (None, None, None)
 
@@ -65,6 +69,10 @@ class Index(Lookup):
         """
         with transaction(self._writer):
             return [self._change(*change) for change in changes]
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other programs from writing meanwhile. Nothing is written by this."""
+        return transaction(self._writer)
 
     def identity(self) -> tuple[str, int]:
         """The generation of this index, and how many starts it has counted; an empty name and 0 before the first."""
@@ -126,7 +134,7 @@ class Index(Lookup):
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
     # FULL: a commit returns when the log is on the disk. https://sqlite.org/pragma.html#pragma_synchronous
     connection.execute("PRAGMA synchronous = FULL")

@@ -31,6 +31,7 @@ from zope.interface import implementer
 
 from twisted_storaged.buckets.budget import DeliveryBudget
 from twisted_storaged.buckets.buffers import Buffers
+from twisted_storaged.buckets.commits import Commits
 from twisted_storaged.buckets.delivery import ObjectReader
 from twisted_storaged.buckets.digests import Digesting
 from twisted_storaged.buckets.directio import Recent
@@ -59,6 +60,7 @@ from twisted_storaged.buckets.threads import Threads
 from twisted_storaged.buckets.together import Together
 from twisted_storaged.deferreds import deferred
 from twisted_storaged.errors import (
+    BucketBusy,
     BucketError,
     ObjectNotFound,
     OutOfSpace,
@@ -128,6 +130,8 @@ class LocalBucket:
                 self._index = Index(self._directory.index_path)
                 opened.callback(self._index.close)
                 self._generation.open(self._index)
+                self._writes = Commits(self._index, self._directory.index_path, self._directory.objects_path)
+                opened.callback(self._writes.close)
                 self._sweep()
                 opened.pop_all()
         except (OSError, sqlite3.Error) as error:
@@ -140,6 +144,7 @@ class LocalBucket:
         await self._threads.stop()
         self._generation.close()
         self._index.close()
+        self._writes.close()
         self._directory.close()
 
     async def put(self, key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
@@ -148,7 +153,7 @@ class LocalBucket:
         entry = upload.entry(stored._replace(metadata=options.metadata) if options.metadata else stored)
         try:
             await self._commit(Change(key, entry, options.condition))
-        except (PreconditionFailed, OutOfSpace):
+        except (PreconditionFailed, OutOfSpace, BucketBusy):
             # This was not committed. Of other failures nobody can say, so the file stays for the next start to look at.
             await self._forget(entry)
             raise
@@ -198,7 +203,7 @@ class LocalBucket:
         return self._run(self._commit_and_note, changes)
 
     def _commit_and_note(self, changes: Sequence[Change]) -> Sequence[Outcome]:
-        outcomes = self._index.commit(changes)
+        outcomes = self._writes.commit(changes)
         for change, outcome in zip(changes, outcomes, strict=True):
             if change.entry is not None and change.entry.content is None and not isinstance(outcome, StorageError):
                 self._directory.committed(change.entry.info.etag)
