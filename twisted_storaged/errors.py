@@ -101,8 +101,15 @@ class BucketBusy(BucketError):
 
 
 class WritesSuspended(BucketError):
-    """The bucket takes no writes: an earlier one is not settled, or its folder was replaced. This one has not begun, or
-    its outcome is not known."""
+    """The bucket takes no writes: an earlier one is not settled, or its folder was replaced.
+
+    Attributes:
+        begun: whether this one has begun, so that its outcome is not known; else nothing has happened.
+    """
+
+    def __init__(self, cause: str, begun: bool) -> None:
+        super().__init__(cause)
+        self.begun = begun
 
 
 class OutOfSpace(BucketError):

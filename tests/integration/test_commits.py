@@ -76,6 +76,8 @@ class FailedFsyncTests:
         for _ in range(3):
             status, retry_after, _ = ask(daemon, "PUT", "/objects/a", b"new")
             assert (status, retry_after) == (503, "5")
+        assert put(daemon, LARGE) == 503
+        assert contents(daemon) == 0
         assert ask(daemon, "DELETE", "/objects/a")[0] == 503
         assert ask(daemon, "GET", "/objects/a")[2] == b"old"
         fault.file.unlink()

@@ -69,9 +69,9 @@ class Commits:
             WritesSuspended: the folder is not the one that was opened, or an earlier commit is not yet settled.
             sqlite3.Error: it failed; unless the next one says otherwise, nothing has happened.
         """
-        self._check_files()
+        self._check_files(begun=False)
         if self._failed is not None:
-            self._settle(self._failed)
+            self._settle(self._failed, begun=False)
         try:
             outcomes = self._index.commit(changes)
         except sqlite3.Error as error:
@@ -79,17 +79,18 @@ class Commits:
                 raise BucketBusy(f"another program has locked the index: {error}") from error
             self._failed = error
             _log.critical("a commit failed, no write is taken until it is settled: {error}", error=error)
-            self._settle(error)
+            self._settle(error, begun=True)
             raise
-        self._check_files()
+        self._check_files(begun=True)
         return outcomes
 
-    def _settle(self, failed: Exception) -> None:
+    def _settle(self, failed: Exception, begun: bool) -> None:
         try:
             with self._index.locked():
                 self._cut()
         except (OSError, sqlite3.Error) as error:
-            raise WritesSuspended(f"a commit failed ({failed}), and its log cannot be cut: {error}") from error
+            cause = f"a commit failed ({failed}), and its log cannot be cut: {error}"
+            raise WritesSuspended(cause, begun) from error
         self._failed = None
         _log.info("the commit that failed is settled: it has not happened; writes are taken again")
 
@@ -104,14 +105,14 @@ class Commits:
         finally:
             os.close(descriptor)
 
-    def _check_files(self) -> None:
+    def _check_files(self, begun: bool) -> None:
         for path, identity in self._files.items():
             try:
                 found = _identity(path)
             except OSError as error:
-                raise WritesSuspended(f"{path} was removed: {error}; stop storaged and restore it") from error
+                raise WritesSuspended(f"{path} was removed: {error}; stop storaged and restore it", begun) from error
             if found != identity:
-                raise WritesSuspended(f"{path} was replaced by another; start storaged again, if that was meant")
+                raise WritesSuspended(f"{path} was replaced by another; start storaged again, if that was meant", begun)
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -67,6 +67,7 @@ from twisted_storaged.errors import (
     PreconditionFailed,
     StartError,
     StorageError,
+    WritesSuspended,
 )
 
 _P = ParamSpec("_P")
@@ -153,7 +154,9 @@ class LocalBucket:
         entry = upload.entry(stored._replace(metadata=options.metadata) if options.metadata else stored)
         try:
             await self._commit(Change(key, entry, options.condition))
-        except (PreconditionFailed, OutOfSpace, BucketBusy):
+        except (PreconditionFailed, OutOfSpace, BucketBusy, WritesSuspended) as error:
+            if isinstance(error, WritesSuspended) and error.begun:
+                raise
             # This was not committed. Of other failures nobody can say, so the file stays for the next start to look at.
             await self._forget(entry)
             raise
