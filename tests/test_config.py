@@ -62,8 +62,8 @@ class UpkeepTests:
 
     def test_the_file_goes_first(self, tmp_path: Path) -> None:
         """In whole seconds."""
-        text = '[storaged]\nstate = "/s"\nreap_interval = 60\ns3_deadline = 5\n[s3]\nbucket = "b"'
-        assert load(tmp_path, text).upkeep == Upkeep(Path("/s"), reap_interval=60, deadline=5)
+        text = '[storaged]\nstate = "/s"\nreap_interval = 60\ns3_deadline = 5\nabandoned_after = 9\n[s3]\nbucket = "b"'
+        assert load(tmp_path, text).upkeep == Upkeep(Path("/s"), reap_interval=60, deadline=5, abandoned_after=9)
 
 
 class FileTests:

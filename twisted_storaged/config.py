@@ -10,7 +10,13 @@ from pathlib import Path
 from twisted_storaged.admission import DEFAULT_PUT_SLOTS
 from twisted_storaged.buckets.local import LocalSettings
 from twisted_storaged.buckets.s3conditions import CLAIMS
-from twisted_storaged.buckets.s3settings import DEFAULT_DEADLINE, DEFAULT_REAP_INTERVAL, S3Settings, Upkeep
+from twisted_storaged.buckets.s3settings import (
+    DEFAULT_ABANDONED_AFTER,
+    DEFAULT_DEADLINE,
+    DEFAULT_REAP_INTERVAL,
+    S3Settings,
+    Upkeep,
+)
 from twisted_storaged.endpoints import DEFAULT_BIND, endpoint_description, is_local
 from twisted_storaged.policy import PRIMARY, Policy, Rule
 from twisted_storaged.secrets import Credentials, take_credentials
@@ -93,6 +99,7 @@ def _upkeep(storaged: Table, data: Path) -> Upkeep:
         Path(state) if state else data,
         storaged.take("reap_interval", COUNT, DEFAULT_REAP_INTERVAL),
         storaged.take("s3_deadline", COUNT, DEFAULT_DEADLINE),
+        storaged.take("abandoned_after", COUNT, DEFAULT_ABANDONED_AFTER),
     )
 
 

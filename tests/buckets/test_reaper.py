@@ -15,15 +15,18 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
 from tests.support import result, run_now
-from twisted_storaged.buckets.journal import Begun, Journal
+from twisted_storaged.buckets.journal import PROBE, Begun, Journal
+from twisted_storaged.buckets.probes import new_probe_key
 from twisted_storaged.buckets.reaper import SKEW, Reaper
 from twisted_storaged.buckets.s3access import Access
+from twisted_storaged.s3.client import Call
 from twisted_storaged.s3.retries import RequestFailed
 from twisted_storaged.s3.uploads import Open
 from twisted_storaged.s3.wire import Answer, ConnectionFailed
 
 DEADLINE = 10.0
-#: When uploads were begun that cannot come any more.
+ABANDONED_AFTER = 500.0
+#: When uploads were begun that cannot come any more, and that nobody can be sending.
 LONG_AGO = time.time() - 1000
 
 
@@ -37,6 +40,7 @@ class Engine:
     failing: Exception | None = None
     hangs: Deferred[None] | None = None
     deadline: float = DEADLINE
+    versions: list[str] = field(default_factory=list)
 
     async def abort(self, key: str, upload_id: str) -> None:
         self.asked.append(upload_id)
@@ -57,9 +61,29 @@ class Engine:
     async def has_parts(self, key: str, upload_id: str) -> bool:
         return upload_id in self.with_parts
 
+    async def delete_object(self, key: str) -> None:
+        self.asked.append(key)
+        if self.failing is not None:
+            raise self.failing
+        self.versions = [f"a marker on {len(self.versions)}", *self.versions] if self.versions else []
+
+    async def ask(self, call: Call) -> Answer:
+        answer = Answer(200, {})
+        if call.operation == "DeleteObject":
+            self.versions.remove(call.query["versionId"])
+        else:
+            found = "".join(_version(call.query["prefix"], one) for one in self.versions[:3])
+            answer.body = f"<ListVersionsResult>{_version('another', '1')}{found}</ListVersionsResult>".encode()
+        return answer
+
     def ids(self) -> list[str]:
         """Those that are left."""
         return [one.upload_id for one in self.open]
+
+
+def _version(key: str, version: str) -> str:
+    name = "DeleteMarker" if "marker" in version else "Version"
+    return f"<{name}><Key>{key}</Key><VersionId>{version}</VersionId></{name}>"
 
 
 class ClockOfAReactor(Clock):
@@ -79,7 +103,7 @@ class Made:
         self.own = Journal(state)
         self.own.open()
         uploads: Any = self.engine
-        self.reaper = Reaper(Access(uploads, uploads, run_now, self.own, "where"))
+        self.reaper = Reaper(Access(uploads, uploads, run_now, self.own, "where"), ABANDONED_AFTER)
         self.clock = ClockOfAReactor()
 
     def crash(self) -> None:
@@ -151,7 +175,7 @@ class KnownIdTests:
         made.reap()
         assert sorted(made.engine.asked) == ["one", "two"]
         assert all(one.path.exists() for one in begun)
-        assert sorted(logged) == [f"an upload of 'k' was not aborted: {failing}"] * 2
+        assert sorted(logged) == [f"upload of 'k' was not aborted: {failing}"] * 2
         made.engine.failing = None
         made.reap()
         assert not any(one.path.exists() for one in begun)
@@ -232,7 +256,32 @@ class UnknownIdTests:
         assert begun.path.exists()
         made.engine.open.append(Open("k", "late", now))
         made.reap()
-        assert (made.engine.ids(), begun.path.exists()) == ([], True)
+        assert (made.engine.ids(), begun.path.exists()) == (["late"], True)
+
+    @pytest.mark.parametrize(("ago", "left"), [(ABANDONED_AFTER - 5, ["one"]), (ABANDONED_AFTER + 5, [])])
+    def test_is_left_until_nobody_can_be_sending_it(self, made: Made, ago: float, left: list[str]) -> None:
+        """A daemon on another host, with a journal of its own, may have begun it, and its first part be on the way."""
+        begun = made.begun(None, began=time.time() - ago)
+        made.engine.open.append(Open("k", "one", time.time() - ago))
+        made.crash()
+        made.reap()
+        assert (made.engine.ids(), begun.path.exists()) == (left, True)
+
+    @pytest.mark.parametrize("whose", ["own", "another's"])
+    def test_is_left_while_somebody_may_be_sending_it(self, made: Made, tmp_path: Path, whose: str) -> None:
+        """Who has asked for an upload of the key, and has not noted its id: S3 may have said it this moment."""
+        another = Journal(tmp_path)
+        another.open()
+        living = (made.own if whose == "own" else another).begin("where", "k")
+        begun = made.begun(None)
+        made.engine.open.append(Open("k", "live", LONG_AGO))
+        made.crash()
+        for _ in range(2):
+            made.reap()
+            assert (made.engine.ids(), begun.path.exists()) == (["live"], True)
+        living.created("live")
+        made.reap()
+        assert (made.engine.ids(), begun.path.exists()) == (["live"], False)
 
     def test_stays_where_s3_does_not_say(self, made: Made) -> None:
         """For the next time."""
@@ -241,6 +290,36 @@ class UnknownIdTests:
         made.engine.failing = ConnectionFailed("S3 is down")
         made.reap()
         assert begun.path.exists()
+
+
+class ProbeTests:
+    """What conditional writes were tried on."""
+
+    def test_is_removed_with_its_versions(self, made: Made, logged: list[str]) -> None:
+        """Page by page; and forgotten."""
+        key = new_probe_key("p/")
+        begun = made.journal.begin("where", key, PROBE)
+        made.engine.versions = [str(number) for number in range(20)]
+        made.crash()
+        made.reap()
+        assert (made.engine.asked, made.engine.versions, begun.path.exists()) == ([key], [], False)
+        assert logged == [f"what was left behind of the probe {key!r} is removed"]
+
+    def test_stays_where_it_cannot_be_removed(self, made: Made) -> None:
+        """For the next time."""
+        begun = made.journal.begin("where", new_probe_key(""), PROBE)
+        made.crash()
+        made.engine.failing = ConnectionFailed("S3 is down")
+        made.reap()
+        assert begun.path.exists()
+
+    @pytest.mark.parametrize("key", ["k", "p/.storaged-probe-", f".storaged-probe-{'0' * 32}/k", ".storaged-probe-x"])
+    def test_nothing_else_is_removed(self, made: Made, key: str) -> None:
+        """Whatever the journal says."""
+        made.journal.begin("where", key, PROBE)
+        made.crash()
+        made.reap()
+        assert made.engine.asked == []
 
 
 class TimesTests:

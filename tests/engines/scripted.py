@@ -150,6 +150,9 @@ class Scripted:
         self.objects.pop(call.key, None)
         return Answer(204)
 
+    def _ListObjectVersions(self, call: Call, query: dict[str, list[str]]) -> Answer:
+        return Answer(501, ERROR % b"NotImplemented")
+
     def _refused(self, call: Call) -> Answer | None:
         """Where a condition does not hold. Calls are made one by one, so that this and what follows are one step."""
         there = self.objects.get(call.key)
@@ -169,6 +172,8 @@ def _operation(method: str, query: dict[str, list[str]]) -> str:
         return {"PUT": "UploadPart", "DELETE": "AbortMultipartUpload", "GET": "ListParts"}[method]
     if "uploads" in query:
         return "ListMultipartUploads"
+    if "versions" in query:
+        return "ListObjectVersions"
     return f"{method.capitalize()}Object"
 
 

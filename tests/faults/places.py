@@ -68,8 +68,10 @@ def on(engine: Engine) -> Iterator[Place]:
         pages = s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket)
         return sum(len(page.get("Uploads", [])) for page in pages)
 
+    # An upload whose id died with a daemon is not left for a day.
+    config = f"{engine.toml(bucket)}[storaged]\nreap_interval = 1\nabandoned_after = 1\n"
     with _folder() as folder:
-        yield Place(Daemon(folder, config=engine.toml(bucket)), orphans, agrees_with_itself=False)
+        yield Place(Daemon(folder, config=config), orphans, agrees_with_itself=False)
 
 
 PLACES = {"local": local, "ceph": ceph}

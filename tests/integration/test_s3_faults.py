@@ -45,6 +45,7 @@ class Behind:
         self.bucket = proxy.direct.new_bucket()
         storaged = (
             f'[storaged]\nstate = "{folder / "state"}"\ns3_deadline = {deadline}\nreap_interval = {reap_interval}\n'
+            "abandoned_after = 1\n"
         )
         self.daemon = Daemon(folder, config=f"{proxy.engine.toml(self.bucket)}{s3}\n{storaged}")
         self.daemon.start()
@@ -332,6 +333,30 @@ class KillTests:
         assert len(behind.uploads()) == 1
         behind.daemon.start()
         wait_for(lambda: not behind.uploads())
+
+    @pytest.mark.parametrize("kill", [True, False])
+    def test_nothing_is_left_of_what_it_tries(self, made: Made, kill: bool) -> None:
+        """Be it killed in the middle of that or not; no version either, in a bucket that keeps them."""
+        behind = made(reap_interval=1)
+        behind.s3.put_bucket_versioning(Bucket=behind.bucket, VersioningConfiguration={"Status": "Enabled"})
+        with behind.daemon.connect() as client:
+            client.sendall(b"PUT /storage/put/k HTTP/1.1\r\nHost: x\r\nIf-None-Match: *\r\nContent-Length: 1\r\n\r\nx")
+            if kill:
+                wait_for(lambda: behind.proxy.count(b"PUT ") > 10)
+                behind.daemon.kill()
+            else:
+                # Ceph does not keep conditions where it keeps versions.
+                assert client.recv(1000).startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 501 "))
+
+        def left() -> set[str]:
+            found = behind.s3.list_object_versions(Bucket=behind.bucket)
+            versions = found.get("Versions", []) + found.get("DeleteMarkers", [])
+            return {version["Key"] for version in versions if version["Key"] != "k"}
+
+        if kill:
+            assert len(left()) == 1
+            behind.daemon.start()
+        wait_for(lambda: not left() and not behind.uploads())
 
 
 class CredentialsTests:

@@ -1,4 +1,5 @@
-"""Aborting the multipart uploads that the journal says were left behind, at the start and every so often."""
+"""Aborting the multipart uploads, and removing the probes, that the journal says were left behind, at the start and
+every so often."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twisted_storaged.buckets.journal import Begun
+from twisted_storaged.buckets.journal import PROBE, UPLOAD, Begun
+from twisted_storaged.buckets.probes import is_probe_key, remove_probe
 from twisted_storaged.buckets.s3access import Access
 from twisted_storaged.deferreds import deferred
 from twisted_storaged.s3.retries import RequestFailed
@@ -25,13 +27,16 @@ _log = Logger()
 class Reaper:
     """Ends what was left behind in one bucket, and nothing else there.
 
-    An upload whose id was noted is aborted by that. Where the process ended before it had the id, what it can have
-    created is an upload of that key, from about that time, without parts, and of nobody else whom the journal knows.
-    An S3 that hung may create it later than it was asked to, so that it is looked for until that time is over.
+    An upload whose id was noted is aborted by that: nobody sends it any more. Where the process ended before it had
+    the id, what it can have created is an upload of that key, from about that time (an S3 that hung may create it later
+    than it was asked to), without parts. One like that may as well be somebody's who is just about to send a part. So
+    it must not be, nor be able to be, an upload of anybody whom the journal knows; and, as others have journals of
+    their own, it must have had no part for `abandoned_after` seconds, so long that nobody can be sending one.
     """
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, abandoned_after: float) -> None:
         self._access = access
+        self._abandoned_after = abandoned_after
         self._calling = LoopingCall(self._call)
         self._reaping: Deferred[None] = succeed(None)
         self._stopping = False
@@ -57,13 +62,26 @@ class Reaper:
             try:
                 await self._end(begun)
             except (RequestFailed, ConnectionFailed, OSError) as error:
-                _log.warn("an upload of {begun.key!r} was not aborted: {error}", begun=begun, error=error)
+                what = "was not aborted" if begun.kind == UPLOAD else "was not removed"
+                _log.warn("{begun.kind} of {begun.key!r} {what}: {error}", begun=begun, what=what, error=error)
+            except Exception:  # noqa: BLE001 (one that meets a defect must not keep the others)
+                _failed(Failure())
 
     def _left_behind(self) -> list[Begun]:
-        return list(self._access.journal.left_behind(self._access.where))
+        return self._access.journal.left_behind(self._access.where)
 
     async def _end(self, begun: Begun) -> None:
-        for upload_id in [begun.upload_id] if begun.upload_id else await self._strays(begun):
+        if begun.kind == UPLOAD:
+            await self._end_upload(begun)
+        elif begun.kind == PROBE and is_probe_key(begun.key):
+            await remove_probe(self._access.objects, begun.key)
+            await self._access.run(begun.ended)
+            _log.info("what was left behind of the probe {begun.key!r} is removed", begun=begun)
+
+    async def _end_upload(self, begun: Begun) -> None:
+        now = time.time()
+        strays = [begun.upload_id] if begun.upload_id else await self._strays(begun, now)
+        for upload_id in strays or []:
             try:
                 await self._access.uploads.abort(begun.key, upload_id)
             except RequestFailed as error:
@@ -71,17 +89,19 @@ class Reaper:
                     raise
             else:
                 _log.info("an upload of {begun.key!r} that was left behind is aborted", begun=begun)
-        if begun.upload_id or time.time() > self._latest(begun):
+        over = strays is not None and now > self._latest(begun) + self._abandoned_after
+        if begun.upload_id or over:
             await self._access.run(begun.ended)
 
-    async def _strays(self, begun: Begun) -> list[str]:
-        earliest, latest = begun.began - SKEW, self._latest(begun)
+    async def _strays(self, begun: Begun, now: float) -> list[str] | None:
+        """The ids of what may be the upload that was begun, and is nobody else's; None where nobody can tell yet."""
+        earliest, latest = begun.began - SKEW, min(self._latest(begun), now - self._abandoned_after)
         found = await self._access.uploads.of(begun.key)
         candidates = [upload.upload_id for upload in found if earliest <= upload.began <= latest]
         empty = [one for one in candidates if not await self._access.uploads.has_parts(begun.key, one)]
-        # Asked last: whoever creates one at this moment has noted its id by now.
-        known = await self._access.run(self._access.journal.upload_ids)
-        return [one for one in empty if one not in known]
+        # Asked last: whoever has created one of these has an entry by now, if only one that does not say its id yet.
+        known = await self._access.run(self._access.journal.known, begun.bucket, begun.key)
+        return None if known is None else [one for one in empty if one not in known]
 
     def _latest(self, begun: Begun) -> float:
         """When S3 can have created it at the latest, by its own clock."""

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
-from uuid import uuid4
 
 from botocore.exceptions import BotoCoreError
 from twisted.logger import Logger
@@ -34,6 +33,7 @@ from twisted_storaged.buckets.objects import (
     ObjectInfo,
     PutOptions,
 )
+from twisted_storaged.buckets.probes import new_probe_key
 from twisted_storaged.buckets.reaper import Reaper
 from twisted_storaged.buckets.s3access import Access
 from twisted_storaged.buckets.s3conditions import CLAIMS, NO_CLAIMS, Claims, Conditions, delete_if
@@ -55,8 +55,6 @@ from twisted_storaged.s3.setup import make_data_plane
 from twisted_storaged.s3.uploads import Uploads
 from twisted_storaged.s3.wire import Answer
 
-#: What the keys that conditional writes are tried on begin with, after the bucket's prefix.
-PROBE_KEY = ".storaged-probe-"
 #: The smallest part that S3 allows, in bytes, and the most parts of one upload.
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 MIN_PART_SIZE = 5 << 20
@@ -104,7 +102,7 @@ class S3Bucket:
         self._verifier = Verifier(self._settings.verify_reads, self._objects)
         self._objects.start()
         self._threads.start()
-        self._reaper = Reaper(self._access)
+        self._reaper = Reaper(self._access, self._upkeep.abandoned_after)
         self._reaper.start(self._reactor, self._upkeep.reap_interval)
 
     @deferred
@@ -188,7 +186,7 @@ class S3Bucket:
 
     @deferred
     async def _probe(self) -> Claims:
-        key = f"{self._settings.prefix}{PROBE_KEY}{uuid4().hex}"
+        key = new_probe_key(self._settings.prefix)
         claims = await Probe(self._access, key).claims()
         self._log.info(
             "bucket {name} checks and writes in one step: {claims}",

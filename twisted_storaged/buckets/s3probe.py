@@ -13,10 +13,11 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import Logger
 
-from twisted_storaged.buckets.journal import Begun
+from twisted_storaged.buckets.journal import PROBE, Begun
 from twisted_storaged.buckets.objects import Condition
+from twisted_storaged.buckets.probes import all_of, remove_probe
 from twisted_storaged.buckets.s3access import Access
 from twisted_storaged.buckets.s3conditions import (
     COMPLETE_ABSENT,
@@ -32,12 +33,15 @@ from twisted_storaged.s3.answers import etag_of
 from twisted_storaged.s3.client import crc32c
 from twisted_storaged.s3.retries import RequestFailed
 from twisted_storaged.s3.uploads import Part
+from twisted_storaged.s3.wire import ConnectionFailed
 
 #: Writers at once, and how often: an engine that is not atomic has one winner by chance, not every time. With as many
 #: bytes, what is looked at before the body is there is looked at long before the write.
 RACERS = 8
 ROUNDS = 10
 BODY_SIZE = 128 << 10
+
+_log = Logger()
 
 #: How a write ended: carried out, refused for its condition, or neither.
 WON, LOST, NEITHER = "won", "lost", "neither"
@@ -73,10 +77,16 @@ class Probe:
             COMPLETE_SAME: partial(self._same, self._new_upload),
             DELETE_SAME: self._delete_same,
         }
+        run, journal = self._access.run, self._access.journal
+        begun = await run(journal.begin, self._access.where, self._key, PROBE)
+        done = False
         try:
-            return frozenset([one for one, check in checks.items() if await check()])
+            claims = frozenset([one for one, check in checks.items() if await check()])
+            done = True
         finally:
-            await self._clean()
+            # What failed may be carried out later than it is removed: then the reaper looks again.
+            await self._clean(begun, done)
+        return claims
 
     async def _absent(self, new: New) -> bool:
         """Who comes first has it, and nobody later. Of several who come at once, one has it."""
@@ -114,7 +124,7 @@ class Probe:
 
     async def _race(self, new: New, condition: Condition) -> bool:
         """Whether one wins and all others lose, and the object is the winner's."""
-        writes = await gatherResults([Deferred.fromCoroutine(new()) for _ in range(RACERS)], consumeErrors=True)
+        writes = await all_of([new() for _ in range(RACERS)])
         outcomes = await self._together([write(condition) for _, write in writes])
         if sorted(outcomes) != [LOST] * (RACERS - 1) + [WON]:
             return False
@@ -125,9 +135,7 @@ class Probe:
         return await self._outcome(write(condition))
 
     async def _together(self, attempts: Sequence[Coroutine[Any, Any, Any]]) -> list[str]:
-        return await gatherResults(
-            [Deferred.fromCoroutine(self._outcome(attempt)) for attempt in attempts], consumeErrors=True
-        )
+        return await all_of([self._outcome(attempt) for attempt in attempts])
 
     async def _outcome(self, attempt: Awaitable[Any]) -> str:
         try:
@@ -164,12 +172,16 @@ class Probe:
         run, journal = self._access.run, self._access.journal
         begun = await run(journal.begin, self._access.where, self._key)
         try:
-            upload_id, _ = await self._multipart.create(self._key, {})
+            upload_id, again = await self._multipart.create(self._key, {})
         except BaseException:
             journal.give_up(begun)
             raise
-        self._uploads[upload_id] = begun
+        lost, self._uploads[upload_id] = begun if again else None, begun
+        if lost is not None:
+            begun = self._uploads[upload_id] = await run(journal.begin, self._access.where, self._key)
         await run(begun.created, upload_id)
+        if lost is not None:
+            journal.give_up(lost)  # as in `S3Upload.begin`
         return upload_id
 
     async def _overwrite(self) -> str:
@@ -188,17 +200,24 @@ class Probe:
                 raise
             return None
 
-    async def _clean(self) -> None:
+    async def _clean(self, probe: Begun, done: bool) -> None:
+        """Leave nothing; what cannot be removed now is the reaper's, and does not make what was found out wrong."""
+        run, left = self._access.run, {probe.path: probe, **{begun.path: begun for begun in self._uploads.values()}}
         try:
-            for upload_id in list(self._uploads):
+            for upload_id, begun in self._uploads.items():
                 with suppress(RequestFailed):  # one that was completed and did not say so
                     await self._multipart.abort(self._key, upload_id)
-                await self._access.run(self._uploads.pop(upload_id).ended)
+                await run(begun.ended)
+                del left[begun.path]
+            await remove_probe(self._objects, self._key)
+            if done:
+                await run(probe.ended)
+                del left[probe.path]
+        except (RequestFailed, ConnectionFailed, OSError) as error:
+            _log.warn("the probe {key!r} is not removed yet: {error}", key=self._key, error=error)
         finally:
-            for begun in self._uploads.values():
+            for begun in left.values():
                 self._access.journal.give_up(begun)
-        with suppress(RequestFailed):
-            await self._objects.delete_object(self._key)
 
 
 def _new_content() -> bytes:

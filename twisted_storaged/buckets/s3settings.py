@@ -21,6 +21,7 @@ CONNECT_TIMEOUT = 10
 READ_TIMEOUT = 60
 DEFAULT_REAP_INTERVAL = 3600
 DEFAULT_DEADLINE = 120
+DEFAULT_ABANDONED_AFTER = 86400
 
 #: Bytes that the ranges of all GETs may take: those that are fetched, and those that are sent.
 READ_AHEAD_BUDGET = 48 << 20
@@ -61,6 +62,7 @@ class Upkeep:
         state: the folder of the upload journal.
         reap_interval: seconds between two looks at what was left behind.
         deadline: seconds that S3 has for one request, with all its tries.
+        abandoned_after: seconds after which an upload without any part is not being sent by anybody, on whatever host.
         delivering: the memory for bytes on their way to clients, which is that of all buckets.
         ahead: the memory for ranges that are fetched ahead.
     """
@@ -68,6 +70,7 @@ class Upkeep:
     state: Path
     reap_interval: float = DEFAULT_REAP_INTERVAL
     deadline: float = DEFAULT_DEADLINE
+    abandoned_after: float = DEFAULT_ABANDONED_AFTER
     delivering: DeliveryBudget = field(default_factory=DeliveryBudget, compare=False)
     ahead: SegmentBudget = field(default_factory=_segments, compare=False)
 

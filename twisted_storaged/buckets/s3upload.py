@@ -73,11 +73,14 @@ class S3Upload:
         except TimedOut:
             self._hangs = True
             raise
-        if again:
-            # The reply to an earlier try was lost, and with it, maybe, the id of another upload.
-            self._access.journal.give_up(begun)
+        lost = begun if again else None
+        if lost is not None:
             begun = self._begun = await self._note()
         await self._access.run(begun.created, self._upload_id)
+        if lost is not None:
+            # The reply to an earlier try was lost, and with it, maybe, the id of another upload. The reaper looks for
+            # that only now, as it might take this one for it.
+            self._access.journal.give_up(lost)
 
     @deferred
     async def part(self, number: int, body: bytearray) -> None:
