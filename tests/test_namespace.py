@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 
 from tests.support import MemoryBucket, entries, result
-from twisted_storaged.buckets.objects import ListQuery
+from twisted_storaged.buckets.objects import ListPage, ListQuery
 from twisted_storaged.buckets.registry import Registry
 from twisted_storaged.errors import BucketError, UnknownBucket
 from twisted_storaged.namespace import Namespace
@@ -70,6 +70,22 @@ class NamespaceTests:
         with pytest.raises(BucketError):
             listed(namespace, "")
         assert listed(namespace, "x") == []
+
+    def test_a_list_that_cannot_be_is_trouble(self) -> None:
+        """Be it of one bucket or of several: it ends, and as an error."""
+        buckets = [MemoryBucket(name) for name in ("primary", "one", "two")]
+        namespace = Namespace(Policy(RULES), Registry(buckets))
+        asked = []
+
+        def again(query: ListQuery, token: str | None = None) -> object:
+            asked.append(token)
+            return succeed(ListPage([], "token"))
+
+        buckets[0].list = again  # type: ignore[method-assign,assignment]
+        for prefix in ("", "x"):
+            with pytest.raises(BucketError, match="circle"):
+                listed(namespace, prefix)
+        assert len(asked) < 10
 
     @given(
         keys=st.sets(st.text("abc/é", min_size=1, max_size=6), max_size=30),

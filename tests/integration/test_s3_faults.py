@@ -334,6 +334,21 @@ class KillTests:
         behind.daemon.start()
         wait_for(lambda: not behind.uploads())
 
+    @pytest.mark.parametrize("made", ["ceph"], indirect=True)
+    def test_an_upload_of_the_same_key_is_let_be(self, made: Made) -> None:
+        """The next process begins one while it looks for that whose id nobody knows."""
+        behind = made(reap_interval=1)
+        behind.proxy.hang(b"POST ")
+        with behind.daemon.connect() as client:
+            client.sendall(head("k", len(MULTIPART)) + MULTIPART)
+            wait_for(lambda: behind.proxy.count(b"POST ") > 0)
+            behind.daemon.kill()
+        behind.proxy.heal()
+        behind.daemon.start()
+        assert [behind.put("k", MULTIPART)[0] for _ in range(8)] == [200] * 8
+        assert behind.stored("k") == MULTIPART
+        wait_for(lambda: not behind.uploads())
+
     @pytest.mark.parametrize("kill", [True, False])
     def test_nothing_is_left_of_what_it_tries(self, made: Made, kill: bool) -> None:
         """Be it killed in the middle of that or not; no version either, in a bucket that keeps them."""
