@@ -122,6 +122,20 @@ class BrokenOffTests:
         lines = self.lines(lambda client: client.send(put("a", b"abc", length=10)), Connection.lose)
         assert lines == ['"PUT /storage/put/a HTTP/1.1" - - client gone']
 
+    @pytest.mark.parametrize(
+        ("data", "status"),
+        [
+            (b"no request\r\n\r\n", 400),
+            (b"GET / HTTP/1.1\r\nno field\r\n\r\n", 400),
+            (b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000, 431),
+            (b"GET /" + b"x" * 20_000, 414),
+        ],
+    )
+    def test_what_is_no_request(self, data: bytes, status: int) -> None:
+        """What is refused before it is a request has one line, with the status that the client was told."""
+        lines = self.lines(lambda client: client.send(data), Connection.lose)
+        assert lines == [f'"-" {status} - cut: no request']
+
     def test_a_client_that_leaves_before_its_answer(self) -> None:
         """The handler is still at work then, and goes on without anybody to answer to."""
         bucket = MemoryBucket()

@@ -36,12 +36,18 @@ class AccessLog:
 
     def add(self, request: StreamingRequest) -> None:
         """Note that a request has ended."""
-        self._tick()
-        peer = getattr(request.client, "host", "-")
         # The repr of bytes has no control characters, and its quotes are not ours.
         what = repr(b" ".join((request.method, request.uri, request.clientproto)))[2:-1].replace('"', "%22")
         status = request.code if request.startedWriting else "-"
-        self._lines.append(f'{peer} - - {self._time} "{what}" {status} {request.sentLength or "-"} {request.outcome}')
+        self._add(request.client, what, f"{status} {request.sentLength or '-'} {request.outcome}")
+
+    def add_refused(self, client: object, status: int) -> None:
+        """Note that something came from a client that is no request, or none that is read to its end."""
+        self._add(client, "-", f"{status} - cut: no request")
+
+    def _add(self, client: object, what: str, how: str) -> None:
+        self._tick()
+        self._lines.append(f'{getattr(client, "host", "-")} - - {self._time} "{what}" {how}')
         if len(self._lines) == 1:
             self._clock.callLater(WAIT, self.flush)
 

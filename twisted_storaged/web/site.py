@@ -46,6 +46,10 @@ class StorageSite(Site):
         """Note in the access log that a request has ended, well or not."""
         self._access_log.add(request)
 
+    def log_refused(self, client: object, status: int) -> None:
+        """Note in the access log what came that is no request."""
+        self._access_log.add_refused(client, status)
+
     def stopFactory(self) -> None:
         self._access_log.flush()
         super().stopFactory()

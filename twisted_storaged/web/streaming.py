@@ -29,8 +29,9 @@ from twisted_storaged.web.timer import KeptTimer
 if TYPE_CHECKING:
     from twisted_storaged.web.site import StorageSite
 
-TARGET_TOO_LONG = b"HTTP/1.1 414 URI Too Long\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-FIELDS_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+NO_REQUEST = b"HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+#: RFC 9110, 15.5.1 and 15.5.15; RFC 6585, 5.
+RESPONSES_TO_NONE = {400: b"Bad Request", 414: b"URI Too Long", 431: b"Request Header Fields Too Large"}
 
 #: After an early answer, so many bytes of the body are read and dropped, for so many seconds, before the connection
 #: is closed. Closing it at once makes TCP reset it, and the client lose the answer.
@@ -137,13 +138,19 @@ class StreamingChannel(KeptTimer, HTTPChannel):
         return bool(super().headerReceived(bounded_length(line)))
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        """Refuse a request line, or header fields, that are too long. RFC 9110, 15.5.15, and RFC 6585, 5."""
+        """Refuse a request line, or header fields, that are too long."""
         in_fields = bool(self.requests) and not self.requests[-1].dispatched
-        self.transport.write(FIELDS_TOO_LARGE if in_fields else TARGET_TOO_LONG)
-        for request in self.requests:
-            request.connectionLost(Failure(BodyLost()))
-        self.requests.clear()
-        self._linger()
+        self._refuse(431 if in_fields else 414)
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        self._refuse(400)
+
+    def _refuse(self, status: int) -> None:
+        """Answer what is no request, or a body that is not framed as its head says, and end the connection."""
+        self.transport.write(NO_REQUEST % (status, RESPONSES_TO_NONE[status]))
+        if not self.requests or not self.requests[-1].dispatched:
+            self.site.log_refused(self.getPeer(), status)
+        self._end_refused(status)
 
     def allHeadersReceived(self) -> None:
         """As ever, but there are no cookies, and 100 Continue is said when somebody wants the body."""
@@ -233,14 +240,17 @@ class StreamingChannel(KeptTimer, HTTPChannel):
         self._outgoing.push()
         if self.requests and not self.requests[-1].body.complete:
             # What comes cannot be understood, or came too slowly; its request is over.
-            for request in self.requests:
-                request.code, request.startedWriting = BAD_REQUEST, 1
-                request.outcome = "cut: malformed body"
-                request.connectionLost(Failure(BodyLost()))
-            self.requests.clear()
-            self._linger()
+            self._end_refused(BAD_REQUEST)
         else:
             super().loseConnection()
+
+    def _end_refused(self, status: int) -> None:
+        for request in self.requests:
+            request.code, request.startedWriting = status, 1
+            request.outcome = "cut: malformed body"
+            request.connectionLost(Failure(BodyLost()))
+        self.requests.clear()
+        self._linger()
 
     def timeoutConnection(self) -> None:
         request = self.requests[-1] if self.requests else None
