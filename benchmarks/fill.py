@@ -13,6 +13,7 @@ from pathlib import Path
 
 from twisted_storaged.buckets.directory import Directory
 from twisted_storaged.buckets.index import Index
+from twisted_storaged.buckets.layout import add_functions
 
 #: How a column is made of a number, which goes from 0 up; not every layout has all of them.
 _COLUMNS = {
@@ -22,6 +23,11 @@ _COLUMNS = {
     "etag": "printf('%032x', n)",
     "last_modified": "1e9 + n",
 }
+#: What is computed of these.
+_CHECKSUMS = {
+    "listed_crc": "listed_checksum(key, size, etag, last_modified)",
+    "row_crc": "row_checksum(key, size, etag, last_modified, NULL, NULL, NULL, NULL, NULL)",
+}
 _NUMBERS = "WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < :keys)"
 
 
@@ -30,9 +36,15 @@ def fill(folder: Path, prefix: str, keys: int) -> None:
     directory = Directory(folder)
     Index(directory.index_path).close()
     with closing(sqlite3.connect(directory.index_path)) as connection, connection:
-        has = [name for _, name, *_ in connection.execute("PRAGMA table_info(objects)") if name in _COLUMNS]
-        row = f"SELECT {', '.join(_COLUMNS[name] for name in has)} FROM numbers"
-        connection.execute(f"{_NUMBERS} INSERT INTO objects ({', '.join(has)}) {row}", {"prefix": prefix, "keys": keys})
+        add_functions(connection)
+        there = [name for _, name, *_ in connection.execute("PRAGMA table_info(objects)")]
+        plain = ", ".join(f"{how} AS {name}" for name, how in _COLUMNS.items() if name in there)
+        has = {**{name: name for name in _COLUMNS}, **_CHECKSUMS}
+        names = [name for name in there if name in has]
+        row = f"SELECT {', '.join(has[name] for name in names)} FROM (SELECT {plain} FROM numbers)"
+        connection.execute(
+            f"{_NUMBERS} INSERT INTO objects ({', '.join(names)}) {row}", {"prefix": prefix, "keys": keys}
+        )
     directory.close()
 
 

@@ -53,10 +53,12 @@ class ScrubServiceTests:
         with logged(LogLevel.info) as lines:
             assert status(ScrubService({"one": tmp_path / "one", "two": tmp_path / "two"})) == 1
         assert [line for line in lines if "sound" in line] == [
-            "scrub of one: 0 objects with 0 bytes are sound (0 without a checksum), 1 damaged, 0 of them without their "
-            "file; 0 files that no key names, 0 in lost/, 0 names that are not storaged's",
-            "scrub of two: 0 objects with 0 bytes are sound (0 without a checksum), 1 damaged, 1 of them without their "
-            "file; 0 files that no key names, 0 in lost/, 0 names that are not storaged's",
+            "scrub of one: 0 objects with 0 bytes are sound (0 without all checksums, 0 of them repaired), "
+            "1 damaged, 0 of them without their file; 0 files that no key names, 0 in lost/, "
+            "0 names that are not storaged's",
+            "scrub of two: 0 objects with 0 bytes are sound (0 without all checksums, 0 of them repaired), "
+            "1 damaged, 1 of them without their file; 0 files that no key names, 0 in lost/, "
+            "0 names that are not storaged's",
         ]
         assert any(line.startswith("scrub of one: 'a'") for line in lines)
 

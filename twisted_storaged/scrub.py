@@ -20,9 +20,10 @@ class ScrubService(Service):
     name = "storaged"
     _log = Logger()
 
-    def __init__(self, folders: Mapping[str, Path]) -> None:
-        """Scrub the buckets in these folders, by their names."""
+    def __init__(self, folders: Mapping[str, Path], *, repair_checksums: bool = False) -> None:
+        """Scrub the buckets in these folders, by their names; and give objects the checksums that they lack, if so."""
         self._folders = folders
+        self._repair_checksums = repair_checksums
 
     def startService(self) -> None:
         """Scrub, blocking.
@@ -43,13 +44,13 @@ class ScrubService(Service):
             self._log.error("scrub of {name}: {line}", name=name, line=line)
 
         tell(f"reads {path}")
-        scrub = Scrub(path, complain)
+        scrub = Scrub(path, complain, repair_checksums=self._repair_checksums)
         scrub.run()
         tell(str(scrub.report))
         return scrub.report.is_sound
 
 
-def make_scrub(config: Config) -> ScrubService:
+def make_scrub(config: Config, *, repair_checksums: bool) -> ScrubService:
     """A scrub of all embedded buckets of a configuration.
 
     Raises:
@@ -58,4 +59,4 @@ def make_scrub(config: Config) -> ScrubService:
     folders = {name: settings.path for name, settings in config.buckets.items() if isinstance(settings, LocalSettings)}
     if not folders:
         raise StartError("--scrub: the configuration has no embedded bucket, and others look after themselves")
-    return ScrubService(folders)
+    return ScrubService(folders, repair_checksums=repair_checksums)

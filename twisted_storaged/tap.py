@@ -42,10 +42,16 @@ class Options(usage.Options):
 
     optFlags: ClassVar = [
         ["scrub", None, "Read and verify all that embedded buckets hold, report, and end; with status 1 on damage."],
+        ["repair-checksums", None, "With --scrub: give sound objects of older versions the checksums they lack."],
     ]
 
     def parseArgs(self) -> None:
         """There are no arguments beside the options."""
+
+    def postOptions(self) -> None:
+        """Refuse what makes no sense alone."""
+        if self["repair-checksums"] and not self["scrub"]:
+            raise usage.UsageError("--repair-checksums goes with --scrub")
 
 
 def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mapping[str, str] = os.environ) -> Service:
@@ -62,7 +68,7 @@ def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mappin
     overrides = Overrides(_path(options["config"]), _path(options["data"]), options["bind"])
     config = load_config(overrides, read_secrets(_path(options["secrets"])), environ)
     if options["scrub"]:
-        return make_scrub(config)
+        return make_scrub(config, repair_checksums=bool(options["repair-checksums"]))
     if options["backup"]:
         return make_backup(config, Path(options["backup"]))
     service = assemble(config, reactor)

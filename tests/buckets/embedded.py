@@ -12,6 +12,7 @@ from twisted.logger import ILogObserver, LogLevel, formatEvent, globalLogPublish
 from zope.interface import provider
 
 from tests.support import BytesBody, Consumer, reactor
+from twisted_storaged.buckets.layout import add_functions
 from twisted_storaged.buckets.local import LocalBucket, LocalSettings
 from twisted_storaged.buckets.localupload import SMALL
 from twisted_storaged.buckets.objects import NO_OPTIONS, ObjectInfo, PutOptions
@@ -57,6 +58,15 @@ def flip(path: Path, place: int) -> None:
         (byte,) = file.read(1)
         file.seek(place)
         file.write(bytes([byte ^ 1]))
+
+
+def forget_checksums(bucket: LocalBucket, *columns: str) -> None:
+    """Make all objects, without metadata and digests, those of a storaged that took no such checksums."""
+    writer = bucket._index._writer
+    add_functions(writer)
+    writer.execute(f"UPDATE objects SET {', '.join(f'{column} = NULL' for column in (*columns, 'blocks'))}")
+    columns_of_row = "key, size, etag, last_modified, row, NULL, checksum, NULL, NULL"
+    writer.execute(f"UPDATE objects SET row_crc = row_checksum({columns_of_row})")
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from tests.buckets.embedded import contents, large, make, put, read
 from twisted_storaged.buckets import backup
 from twisted_storaged.buckets.backup import back_up
 from twisted_storaged.buckets.directory import Contents
+from twisted_storaged.buckets.index import Change
+from twisted_storaged.buckets.lookup import Entry
 from twisted_storaged.buckets.objects import ListQuery
 from twisted_storaged.buckets.scrub import Scrub
 from twisted_storaged.errors import StartError
@@ -98,11 +100,10 @@ class BackUpTests:
         def replace_first(source: Path, target: Path) -> None:
             if not replaced:
                 replaced.append(source)
-                writer = bucket._index._writer
                 new = bucket._directory.create()
                 new.write(bytearray(large(b"new")), 0)
                 new.seal()
-                writer.execute("UPDATE objects SET etag = ?, checksum = NULL", (new.name,))
+                bucket._index.commit([Change("a", Entry(old._replace(size=len(large(b"new")), etag=new.name)))])
                 bucket._directory.remove(old.etag)
             link(source, target)
 

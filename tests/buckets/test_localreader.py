@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 
-from tests.buckets.embedded import flip, large, logged, make, put, read, spoil_index
+from tests.buckets.embedded import flip, forget_checksums, large, logged, make, put, read, spoil_index
 from tests.support import Consumer
+from twisted_storaged.buckets.checksums import BLOCK
 from twisted_storaged.buckets.local import LocalBucket
 from twisted_storaged.buckets.localupload import SMALL
 from twisted_storaged.buckets.objects import ByteRange
@@ -77,6 +78,40 @@ class DamageTests:
             flip(path, place)
         assert await read(bucket, "a") == b"x" * size
 
+    @pytest_twisted.ensureDeferred
+    async def test_a_flipped_bit_of_a_file_whose_blocks_have_no_checksums(
+        self, bucket: LocalBucket, tmp_path: Path
+    ) -> None:
+        """Is no clean end of a whole read: it was put by a storaged that took one checksum of the whole."""
+        info = await put(bucket, "a", b"x" * (3 << 20))
+        forget_checksums(bucket)
+        flip(tmp_path / "objects" / info.etag[:2] / info.etag, 2 << 20)
+        with pytest.raises(DamagedObject, match=r"'a'.*checksum of the file"):
+            await read(bucket, "a")
+
+    @pytest.mark.parametrize("gets", [1, 30, 60, 200])
+    @pytest_twisted.ensureDeferred
+    async def test_a_range_over_a_flipped_bit(self, bucket: LocalBucket, tmp_path: Path, gets: int) -> None:
+        """Delivers no byte of its block, however few are wanted and however many others read; others are sound."""
+        data = os.urandom(2 << 20)
+        info = await put(bucket, "a", data)
+        flip(tmp_path / "objects" / info.etag[:2] / info.etag, 1_500_000)
+        bucket._delivering.count = gets
+        block = 1_500_000 // BLOCK * BLOCK
+        for wanted in (ByteRange(1_499_000, 1_501_000), ByteRange(block + 5, block + 5), ByteRange(900_000, 1_999_999)):
+            consumer = Consumer()
+            reader = await bucket.get("a", wanted)
+            with pytest.raises(DamagedObject, match=r"'a'.*checksum of a block"):
+                await reader.deliver(consumer)
+            first = reader.span.start
+            assert consumer.data == data[first : first + len(consumer.data)]
+            assert first + len(consumer.data) <= max(block, first)
+        for sound in (ByteRange(0, block - 1), ByteRange(block + BLOCK, None), ByteRange(7, 300_000)):
+            consumer = Consumer()
+            reader = await bucket.get("a", sound)
+            await reader.deliver(consumer)
+            assert consumer.data == data[reader.span.start : reader.span.end]
+
     @pytest.mark.parametrize(("damage", "why"), [("x' || content", "4 bytes of 3"), ("abd'", "checksum")])
     @pytest.mark.parametrize("wanted", [None, ByteRange(0, 0)])
     @pytest_twisted.ensureDeferred
@@ -115,7 +150,7 @@ class DamageTests:
         """It was put by a storaged that took none."""
         info = await put(bucket, "a", b"x" * (SMALL + 1))
         await put(bucket, "b", b"small")
-        bucket._index._writer.execute("UPDATE objects SET checksum = NULL")
+        forget_checksums(bucket, "checksum")
         flip(tmp_path / "objects" / info.etag[:2] / info.etag, 0)
         assert len(await read(bucket, "a")) == SMALL + 1
         assert await read(bucket, "b") == b"small"

@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from tests.buckets.embedded import contents, put, read
 from tests.support import Consumer, listed, result, run_now
+from twisted_storaged.buckets.checksums import block_checksums, pack
 from twisted_storaged.buckets.directory import Directory
 from twisted_storaged.buckets.local import LocalBucket
 from twisted_storaged.buckets.localupload import PART_SIZE, SMALL, LocalUpload
@@ -120,7 +121,7 @@ class ChecksumTests:
         for number in (3, 1, 2):
             result(upload.part(number, bytearray(data[(number - 1) * PART_SIZE : number * PART_SIZE])))
         info = result(upload.complete())
-        assert upload.entry(info) == Entry(info, None, crc32c(data))
+        assert upload.entry(info) == Entry(info, None, crc32c(data), pack(block_checksums(data)))
 
     def test_a_small_one_has_one_too(self, tmp_path: Path) -> None:
         """An empty one as well; known length or not."""

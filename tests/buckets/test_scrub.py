@@ -15,23 +15,27 @@ import pytest_twisted
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 
-from tests.buckets.embedded import flip, large, make, put, spoil_index
+from tests.buckets.embedded import flip, forget_checksums, large, make, put, spoil_index
+from tests.support import Consumer
 from twisted_storaged.buckets import directory
 from twisted_storaged.buckets.index import Change
 from twisted_storaged.buckets.local import LocalBucket
 from twisted_storaged.buckets.localupload import SMALL
 from twisted_storaged.buckets.lookup import Entry
-from twisted_storaged.buckets.objects import ObjectInfo
+from twisted_storaged.buckets.objects import ByteRange, ObjectInfo
+from twisted_storaged.buckets.repair import ChecksumRepair
 from twisted_storaged.buckets.scrub import Report, Scrub
-from twisted_storaged.errors import StartError
+from twisted_storaged.errors import DamagedObject, StartError
 
 
 class Scrubbed:
     """A scrub that has been run."""
 
-    def __init__(self, path: Path, sleep: Callable[[float], None] = lambda _: None) -> None:
+    def __init__(
+        self, path: Path, sleep: Callable[[float], None] = lambda _: None, *, repair_checksums: bool = False
+    ) -> None:
         self.damage: list[str] = []
-        scrub = Scrub(path, self.damage.append, sleep)
+        scrub = Scrub(path, self.damage.append, sleep, repair_checksums=repair_checksums)
         scrub.run()
         self.report = scrub.report
 
@@ -94,7 +98,7 @@ class SoundTests:
     async def test_no_checksum(self, bucket: LocalBucket, tmp_path: Path) -> None:
         """Is no damage, and counted."""
         await put(bucket, "a", large(b"x"))
-        bucket._index._writer.execute("UPDATE objects SET checksum = NULL")
+        forget_checksums(bucket, "checksum")
         assert Scrubbed(tmp_path).report == Report(objects=1, size=SMALL + 1, unknown=1)
 
     @pytest_twisted.ensureDeferred
@@ -141,6 +145,46 @@ class SoundTests:
         assert "is empty, but there are objects" in damage[0]
 
 
+class RepairTests:
+    """`--repair-checksums`."""
+
+    @pytest_twisted.ensureDeferred
+    async def test_fills_in_what_is_missing(self, bucket: LocalBucket, tmp_path: Path) -> None:
+        """Beside the daemon, which then notices a flipped bit in a range; what is damaged already is not made sound."""
+        bad = await put(bucket, "bad", large(b"x"))
+        info = await put(bucket, "large", os.urandom(600_000))
+        forget_checksums(bucket)
+        flip(file_of(tmp_path, bad), 5)
+        assert Scrubbed(tmp_path).report == Report(objects=1, size=600_000, unknown=1, damaged=1)
+        assert Scrubbed(tmp_path, repair_checksums=True).report == Report(
+            objects=1, size=600_000, unknown=1, repaired=1, damaged=1
+        )
+        assert Scrubbed(tmp_path).report == Report(objects=1, size=600_000, damaged=1)
+        flip(file_of(tmp_path, info), 300_000)
+        reader = await bucket.get("large", ByteRange(299_000, 301_000))
+        with pytest.raises(DamagedObject):
+            await reader.deliver(Consumer())
+
+    @pytest_twisted.ensureDeferred
+    async def test_does_not_undo_a_write(
+        self, bucket: LocalBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An object that is replaced between its being read and the repair keeps what was put."""
+        await put(bucket, "a", b"old")
+        forget_checksums(bucket, "checksum")
+        finish = ChecksumRepair.finish
+
+        def replace_first(self: ChecksumRepair) -> int:
+            bucket._index.commit([Change("a", Entry(ObjectInfo("a", 3, "new", 1.5), b"new", 1))])
+            return finish(self)
+
+        monkeypatch.setattr(ChecksumRepair, "finish", replace_first)
+        assert Scrubbed(tmp_path, repair_checksums=True).report.repaired == 0
+        entry = bucket._index.get("a")
+        assert entry is not None
+        assert entry.content == b"new"
+
+
 class DamagedTests:
     """A bucket with something wrong: it is named, and everything else is read all the same."""
 
@@ -157,7 +201,7 @@ class DamagedTests:
         scrubbed = Scrubbed(tmp_path)
         assert scrubbed.report == Report(objects=1, size=3, damaged=4, missing=1)
         assert scrubbed.damage == [
-            f"'flipped' ({flipped.etag}) is damaged: the checksum of the file is wrong",
+            f"'flipped' ({flipped.etag}) is damaged: the checksum of a block of the file from 0 on is wrong",
             f"'gone' ({gone.etag}) is damaged: there is no file",
             scrubbed.damage[2],
             f"'short' ({short.etag}) is damaged: the file has 99 bytes of {SMALL + 1}",

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twisted_storaged.buckets.budget import MOST, DeliveryBudget, Portion
-from twisted_storaged.buckets.directio import whole_blocks
+from twisted_storaged.buckets.checksums import BLOCK
 from twisted_storaged.buckets.interface import IObjectReader
 from twisted_storaged.buckets.objects import ObjectInfo, Span
 from twisted_storaged.buckets.threads import Run
@@ -110,12 +110,19 @@ class ObjectReader:
     def _read(self, ahead: deque[Deferred[Chunk]], portion: Portion) -> None:
         """Have enough read ahead: as much as there is memory for, and something in any case, once nothing is held."""
         while self._at < self.span.end and len(ahead) < AHEAD:
-            size = min(whole_blocks(portion.next_size()), self.span.end - self._at)
-            if not size:
+            step = _step(portion.next_size())
+            if not step:
                 return
+            size = min(step - self._at % min(step, BLOCK), self.span.end - self._at)
             portion.hold(size)
             ahead.append(self._run(self._source.read, self._at, size))
             self._at += size
 
     def _close_failed(self, failure: Failure) -> None:
         _log.warn("{key!r} was not closed: {failure.value}", key=self.info.key, failure=failure)
+
+
+def _step(most: int) -> int:
+    """How much of `most` bytes to read: whole blocks, as each is verified as a whole; else a part that divides one, so
+    that no read needs two."""
+    return most - most % BLOCK if most >= BLOCK else 1 << most.bit_length() >> 1

@@ -19,11 +19,6 @@ from twisted_storaged.buckets.memory import PIECE, Memory
 BLOCK = 4096
 
 
-def whole_blocks(size: int) -> int:
-    """The largest number of bytes up to `size` that is whole blocks."""
-    return size - size % BLOCK
-
-
 def write_direct(descriptor: int, data: bytearray, offset: int, memory: Memory) -> None:
     """Write all of `data`, which is whole blocks, at `offset`, by way of memory as O_DIRECT wants it."""
     aligned = memory.piece()

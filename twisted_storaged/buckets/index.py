@@ -14,10 +14,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from twisted_storaged.buckets.checksums import Row, listed_checksum, packed_checksum, row_checksum
 from twisted_storaged.buckets.layout import prepare, transaction
-from twisted_storaged.buckets.lookup import Entry, Lookup, details_of
+from twisted_storaged.buckets.lookup import Entry, Found, Lookup, details_of, find, is_corrupt
 from twisted_storaged.buckets.objects import Condition
-from twisted_storaged.errors import PreconditionFailed, StorageError
+from twisted_storaged.errors import BucketError, DamagedObject, PreconditionFailed, StorageError
 
 
 class Change(NamedTuple):
@@ -35,7 +36,7 @@ Outcome = str | StorageError | None
 #: How long another program, such as an SQLite shell, may have the index locked before a commit is refused.
 BUSY_SECONDS = 2.0
 
-_NOTHING = (None, None, None)
+_NO_ROW = Row(None, None, None, None, None, None)
 
 
 class _Table(NamedTuple):
@@ -47,6 +48,7 @@ class _Table(NamedTuple):
 
 _CONTENTS = _Table("INSERT OR REPLACE INTO contents VALUES (?, ?)", "DELETE FROM contents WHERE row = ?")
 _DETAILS = _Table("INSERT OR REPLACE INTO details VALUES (?, ?, ?)", "DELETE FROM details WHERE row = ?")
+_BLOCKS = _Table("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?)", "DELETE FROM blocks WHERE row = ?")
 
 
 class Index(Lookup):
@@ -66,9 +68,25 @@ class Index(Lookup):
         """Make all changes whose conditions hold, in this order, or none; durably. One thread may do so at a time.
 
         A condition is checked against what the changes before it, in this and earlier commits, have left.
+
+        Where SQLite finds a place of the index damaged, only the changes that need it fail.
         """
-        with transaction(self._writer):
-            return [self._change(*change) for change in changes]
+        try:
+            with transaction(self._writer):
+                return [self._change(*change) for change in changes]
+        except sqlite3.DatabaseError as error:
+            if not is_corrupt(error):
+                raise
+            return [self._commit_alone(change) for change in changes]
+
+    def _commit_alone(self, change: Change) -> Outcome:
+        try:
+            with transaction(self._writer):
+                return self._change(*change)
+        except sqlite3.DatabaseError as error:
+            if not is_corrupt(error):
+                raise
+            return BucketError(f"{change.key!r} was not changed: {error}")
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep other programs from writing meanwhile. Nothing is written by this."""
@@ -104,25 +122,49 @@ class Index(Lookup):
         self._writer.close()
 
     def _change(self, key: str, entry: Entry | None, condition: Condition | None) -> Outcome:
-        found = self._writer.execute("SELECT etag, row, details FROM objects WHERE key = ?", (key,)).fetchone()
-        etag, row, details = found or _NOTHING
+        try:
+            found = self._find(key, condition)
+        except DamagedObject as error:
+            return error
+        etag, row = (found.info.etag, found.row) if found else (None, _NO_ROW)
         if condition is not None and condition.etag != etag:
             return PreconditionFailed(f"{key!r} is {etag or 'not there'}, and was to be {condition.etag or 'new'}")
         if entry is None:
-            self._keep(_CONTENTS, row, None)
-            self._keep(_DETAILS, details, None)
+            self._keep(_CONTENTS, row.row, None)
+            self._keep(_DETAILS, row.details, None)
+            self._keep(_BLOCKS, row.blocks, None)
             self._writer.execute("DELETE FROM objects WHERE key = ?", (key,))
         else:
-            content = None if entry.content is None else (entry.content,)
-            self._keep_object(
-                entry, self._keep(_CONTENTS, row, content), self._keep(_DETAILS, details, details_of(entry.info))
-            )
-        return etag if row is None else None
+            self._keep_object(entry, row)
+        return etag if row.row is None else None
 
-    def _keep_object(self, entry: Entry, row: int | None, details: int | None) -> None:
-        info = entry.info
-        fields = (info.key, info.size, info.etag, info.last_modified, row, details, entry.checksum)
-        self._writer.execute("INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?, ?, ?)", fields)
+    def _find(self, key: str, condition: Condition | None) -> Found | None:
+        """The row of a key that is to be replaced.
+
+        Raises:
+            DamagedObject: it is not as it was written, and there is a condition on it.
+        """
+        try:
+            return find(self._writer, key)
+        except DamagedObject:
+            if condition is not None:
+                raise
+            # It may be replaced, but what it points at may be others'. That stays, and its file is for the next start.
+            return None
+
+    def _keep_object(self, entry: Entry, old: Row) -> None:
+        info, details = entry.info, details_of(entry.info)
+        blocks = None if entry.blocks is None else (entry.blocks, packed_checksum(info.etag, entry.blocks))
+        row = Row(
+            self._keep(_CONTENTS, old.row, None if entry.content is None else (entry.content,)),
+            self._keep(_DETAILS, old.details, details),
+            entry.checksum,
+            self._keep(_BLOCKS, old.blocks, blocks),
+            *(details or (None, None)),
+        )
+        listed = listed_checksum(*info[:4])
+        fields = (*info[:4], listed, *row[:4], row_checksum(listed, row))
+        self._writer.execute("INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", fields)
 
     def _keep(self, table: _Table, row: int | None, values: tuple[Any, ...] | None) -> int | None:
         """Have these values where the object had `row`, if it had one; without values, no row. Returns which it has."""

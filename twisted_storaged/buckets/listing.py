@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import closing
 from itertools import islice
-from sqlite3 import Cursor
 
 from twisted_storaged.buckets.objects import ListPage, ListQuery, ObjectInfo
 
@@ -18,8 +17,8 @@ PAGE_LIMIT = 1000
 #: More than any byte of UTF-8: what starts with a prefix sorts before the prefix and this.
 _END = b"\xff"
 
-#: Finds up to so many rows of objects, in key order, from the first bytes on and before the second.
-Select = Callable[[bytes, bytes, int], Cursor]
+#: Finds up to so many objects, in key order, from the first bytes on and before the second.
+Select = Callable[[bytes, bytes, int], Generator[ObjectInfo, None, None]]
 
 
 def list_page(select: Select, query: ListQuery, token: str | None) -> ListPage:
@@ -29,7 +28,7 @@ def list_page(select: Select, query: ListQuery, token: str | None) -> ListPage:
     first, end = _start(query, after), query.prefix.encode() + _END
     # One more than the page: is there another?
     if not query.delimiter:
-        found = [ObjectInfo(*row) for row in select(first, end, limit + 1).fetchall()]
+        found = list(select(first, end, limit + 1))
         return ListPage(found[:limit], found[limit - 1].key if len(found) > limit else None)
     with closing(_entries(select, query, first, end)) as entries:
         return _page(list(islice(entries, limit + 1)), limit)
@@ -49,14 +48,14 @@ def _entries(select: Select, query: ListQuery, first: bytes, end: bytes) -> Gene
     while more:
         more = False
         # Closed at once, as an open cursor keeps the index as it was when it was opened.
-        with closing(select(first, end, -1)) as rows:
-            for row in rows:
-                common = _common_prefix(row[0], query)
+        with closing(select(first, end, -1)) as objects:
+            for info in objects:
+                common = _common_prefix(info.key, query)
                 if common is not None:
                     yield common
                     first, more = common.encode() + _END, True
                     break
-                yield ObjectInfo(*row)
+                yield info
 
 
 def _start(query: ListQuery, after: str | None) -> bytes:

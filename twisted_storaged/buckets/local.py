@@ -7,8 +7,8 @@ reading it has it open and reads on.
 A small content is written into the index, by that same transaction: what limits small PUTs is how often the disk is
 waited for, and three waits for each object (file, folder, key) become one for all that arrive together.
 
-The transaction is also where the condition of a write is checked, so that nothing comes between; and with the key goes
-a checksum, which whole reads and `scrub` hold the bytes against.
+The transaction is also where the condition of a write is checked, so that nothing comes between; and with the key go
+checksums of its row and of each block of its content, which all reads and `scrub` verify.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
@@ -62,6 +62,7 @@ from twisted_storaged.deferreds import deferred
 from twisted_storaged.errors import (
     BucketBusy,
     BucketError,
+    DamagedObject,
     ObjectNotFound,
     OutOfSpace,
     PreconditionFailed,
@@ -181,7 +182,7 @@ class LocalBucket:
         """Clear away what a crash left; nothing, if the index cannot be read to its end."""
         try:
             swept = sweep(self._directory, self._index, self._warn)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, DamagedObject) as error:
             if not is_corrupt(error):
                 raise
             self._log.critical("bucket {name} is damaged: {error}: try --scrub", name=self.name, error=error)
@@ -220,18 +221,10 @@ class LocalBucket:
             raise _failure(error) from error
 
     def _head_all(self, keys: Sequence[str]) -> Deferred[Sequence[ObjectInfo | StorageError | None]]:
-        return self._run(lambda: [self._index.head(key) for key in keys])
+        return self._run(_each, self._index.head, [(key,) for key in keys])
 
     def _open_all(self, asked: Sequence[_Wanted]) -> Deferred[Sequence[IObjectReader | StorageError]]:
-        return self._run(lambda: [self._try_open(*one) for one in asked])
-
-    def _try_open(self, key: str, wanted: ByteRange | None) -> IObjectReader | StorageError:
-        try:
-            return self._open(key, wanted)
-        except StorageError as error:
-            return error
-        except (OSError, sqlite3.Error) as error:
-            return _failure(error)
+        return self._run(_each, self._open, asked)
 
     def _open(self, key: str, wanted: ByteRange | None) -> IObjectReader:
         """The reader of a key."""
@@ -278,6 +271,25 @@ class LocalBucket:
 
     def _not_removed(self, failure: Failure, name: str) -> None:
         self._log.warn("{name} was not removed: {failure.value}", name=name, failure=failure)
+
+
+def _each(call: Callable[..., _T], asked: Sequence[tuple[Any, ...]]) -> list[_T | StorageError]:
+    """Make a call for each of a batch, and answer each by itself: whatever one meets, the others have their results.
+
+    This is the only place where a batch is gone through, so that none ends early with readers that were opened in it.
+    """
+    return [_answer(call, one) for one in asked]
+
+
+def _answer(call: Callable[..., _T], arguments: tuple[Any, ...]) -> _T | StorageError:
+    try:
+        return call(*arguments)
+    except StorageError as error:
+        return error
+    except (OSError, sqlite3.Error) as error:
+        return _failure(error)
+    except Exception as error:  # noqa: BLE001 (one that nobody thought of is that of one key, too)
+        return BucketError(f"unexpected {type(error).__name__}: {error}")
 
 
 def _failure(error: OSError | sqlite3.Error) -> BucketError | OutOfSpace:

@@ -1,7 +1,10 @@
 """The way of an object out of an embedded bucket, and what its bytes are held against on that way.
 
-Whole objects are verified, by the CRC-32C of all their bytes. A part of a file is not: that would take reading the
-rest. What must not happen is that wrong bytes come to a clean end, so the last ones are held back until all are known.
+Files are read in whole blocks, each of which is verified before any of its bytes is delivered, also if only some are
+wanted. A file of which only the CRC-32C of all its bytes is known, as older versions kept it, is verified when it is
+read as a whole: its last bytes are held back until all are known, so that wrong ones never come to a clean end.
+
+Where so many GETs share the memory that a read is less than a block, the block is read for each of its parts.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IConsumer
 from zope.interface import implementer
 
+from twisted_storaged.buckets.checksums import BLOCK, block_checksums, unpack
 from twisted_storaged.buckets.delivery import Chunk
 from twisted_storaged.buckets.directio import read_at
 from twisted_storaged.buckets.interface import IObjectReader
@@ -23,22 +27,41 @@ from twisted_storaged.errors import DamagedObject
 
 
 class FileSource:
-    """The bytes of a file; verified, if it is to be delivered from its first byte to its last. Takes over the
-    descriptor."""
+    """The bytes of a file, verified: by blocks, or, where their checksums are not known, if it is to be delivered from
+    its first byte to its last. Takes over the descriptor."""
 
     def __init__(self, descriptor: int, entry: Entry, span: Span, memory: Memory) -> None:
         self._descriptor = descriptor
         self._memory = memory
         self._entry = entry
+        self._size = entry.info.size
+        self._blocks = None if entry.blocks is None else unpack(entry.blocks)
         self._left = span.end - span.start
-        self._expected = entry.checksum if span == (0, entry.info.size) else None
+        self._expected = entry.checksum if self._blocks is None and span == (0, self._size) else None
         self._checksum = 0
 
     def read(self, offset: int, size: int) -> Chunk:
+        if self._blocks is None:
+            data = self._read(offset, size)
+            return Chunk(data, 0 if self._expected is None else crc32c(data))
+        start = offset - offset % BLOCK
+        data = self._read(start, min(-(-(offset + size) // BLOCK) * BLOCK, self._size) - start)
+        first = start // BLOCK
+        found = block_checksums(data)
+        if found != self._blocks[first : first + len(found)].tolist():
+            raise damaged(self._entry, f"the checksum of a block of the file from {start} on is wrong")
+        if len(data) == size:
+            return Chunk(data, 0)
+        # Only what is wanted is held until it has left.
+        wanted = self._memory.piece(size)[:size]
+        wanted[:] = data[offset - start :][:size]
+        return Chunk(wanted, 0)
+
+    def _read(self, offset: int, size: int) -> memoryview:
         data = read_at(self._descriptor, size, offset, self._memory)
         if len(data) < size:
-            raise damaged(self._entry, f"the file ends before {offset + size} bytes of {self._entry.info.size}")
-        return Chunk(data, 0 if self._expected is None else crc32c(data))
+            raise damaged(self._entry, f"the file ends before {offset + size} bytes of {self._size}")
+        return data
 
     def check(self, chunk: Chunk) -> None:
         if self._expected is None:

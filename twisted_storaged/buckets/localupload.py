@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 
-from awscrt.checksums import combine_crc32c, crc32c
+from awscrt.checksums import crc32c
 from twisted.internet.defer import Deferred, succeed
 
+from twisted_storaged.buckets.checksums import BLOCK, block_checksums, combined, pack
 from twisted_storaged.buckets.directory import ContentFile, Directory, new_name
 from twisted_storaged.buckets.lookup import Entry
 from twisted_storaged.buckets.multipart import InThreads
 from twisted_storaged.buckets.objects import ObjectInfo
 from twisted_storaged.buckets.threads import Run
 
-#: Bytes that are written at once.
-PART_SIZE = 2 << 20
+#: Bytes that are written at once: whole blocks, as each has a checksum.
+PART_SIZE = 8 * BLOCK
 #: Bytes of the largest content that is kept in the index.
 SMALL = 64 << 10
 
@@ -42,7 +43,8 @@ class LocalUpload(InThreads):
         """The entry of what was stored, with what else is known of it by now."""
         if self._content is not None:
             return Entry(info, self._content, crc32c(self._content))
-        return Entry(info, None, self._file.checksum)
+        checksums = self._file.checksums
+        return Entry(info, None, combined(checksums, info.size), pack(checksums))
 
 
 class _NewFile:
@@ -52,15 +54,12 @@ class _NewFile:
         self._file: ContentFile | None = None
         self._key = key
         self._directory = directory
-        self._checksums: dict[int, tuple[int, int]] = {}
+        self._checksums: dict[int, list[int]] = {}
 
     @property
-    def checksum(self) -> int:
-        """The CRC-32C of all parts together."""
-        whole = 0
-        for _, (checksum, length) in sorted(self._checksums.items()):
-            whole = combine_crc32c(whole, checksum, length)
-        return whole
+    def checksums(self) -> list[int]:
+        """The CRC-32C of each block of all parts."""
+        return [checksum for _, checksums in sorted(self._checksums.items()) for checksum in checksums]
 
     def whole(self, body: bytearray) -> ObjectInfo:
         self.begin()
@@ -77,7 +76,7 @@ class _NewFile:
     def part(self, number: int, body: bytearray) -> None:
         assert self._file is not None
         # Of what came, not of what was written: between the two, memory and disk may go wrong.
-        self._checksums[number] = crc32c(body), len(body)
+        self._checksums[number] = block_checksums(body)
         self._file.write(body, (number - 1) * PART_SIZE)
 
     def complete(self) -> ObjectInfo:

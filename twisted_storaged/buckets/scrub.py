@@ -1,7 +1,8 @@
-"""Reading all that is in an embedded bucket, and holding it against its checksums. Blocking, and changes nothing.
+"""Reading all that is in an embedded bucket, and holding it against its checksums. Blocking.
 
 It works beside a daemon that has the bucket: the index is read as any other reader does, a file never changes, and
-where an object was replaced while it was looked at, it is looked at again.
+where an object was replaced while it was looked at, it is looked at again. It changes nothing, unless it is to give
+objects of older versions the checksums that they lack: see `repair`.
 """
 
 from __future__ import annotations
@@ -10,16 +11,21 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from awscrt.checksums import crc32c
+
+from twisted_storaged.buckets.checksums import block_checksums, combined
 from twisted_storaged.buckets.delivery import CHUNK
 from twisted_storaged.buckets.directory import Contents, boot_id
 from twisted_storaged.buckets.generation import Generation
+from twisted_storaged.buckets.listing import PAGE_LIMIT
 from twisted_storaged.buckets.localreader import FileSource, damaged, verify_content, verify_size
 from twisted_storaged.buckets.lookup import Entry, Lookup, is_corrupt, look_up
-from twisted_storaged.buckets.objects import ListQuery, Span
+from twisted_storaged.buckets.objects import Span
+from twisted_storaged.buckets.repair import ChecksumRepair
 from twisted_storaged.errors import DamagedObject, StartError
 
 #: Seconds after which a running daemon has removed a file that it had replaced.
@@ -33,7 +39,8 @@ class Report:
     Attributes:
         objects: how many were read to their end and are as they were put.
         size: the bytes of these.
-        unknown: how many of these have no checksum, as their storaged took none.
+        unknown: how many of these lack checksums, of the whole or of their blocks, as their storaged took none.
+        repaired: how many of these were given them by this scrub.
         damaged: how many objects, or places in the index, are not as they should be.
         missing: how many of the damaged objects have no file.
         unnamed: how many files no key names, and no upload under way has; the next start moves them to `lost/`.
@@ -44,6 +51,7 @@ class Report:
     objects: int = 0
     size: int = 0
     unknown: int = 0
+    repaired: int = 0
     damaged: int = 0
     missing: int = 0
     unnamed: int = 0
@@ -57,7 +65,8 @@ class Report:
 
     def __str__(self) -> str:
         return (
-            f"{self.objects} objects with {self.size} bytes are sound ({self.unknown} without a checksum), "
+            f"{self.objects} objects with {self.size} bytes are sound "
+            f"({self.unknown} without all checksums, {self.repaired} of them repaired), "
             f"{self.damaged} damaged, {self.missing} of them without their file; "
             f"{self.unnamed} files that no key names, {self.lost} in lost/, {self.strays} names that are not storaged's"
         )
@@ -71,13 +80,20 @@ class Scrub:
         path: Path,
         complain: Callable[[str], None],
         sleep: Callable[[float], None] = time.sleep,
+        *,
+        repair_checksums: bool = False,
     ) -> None:
-        """Say all that somebody should look at to `complain`: each damage by its key and why, each file without one."""
+        """Say all that somebody should look at to `complain`: each damage by its key and why, each file without one.
+
+        With `repair_checksums`, sound objects of older versions are given the checksums that they lack.
+        """
         self._path = path
         self._contents = Contents(path)
         self._in_use = False
         self._sleep = sleep
         self._complain = complain
+        self._repair_checksums = repair_checksums
+        self._repair: ChecksumRepair | None = None
         self.report = Report()
 
     def run(self) -> None:
@@ -118,13 +134,24 @@ class Scrub:
                 self._damage(str(error))
 
     def _check_objects(self, index: Lookup) -> None:
-        for key in _keys(index):
-            self._check(key, index)
+        # The lookup is closed after the repair, which thereby is never the last to close the index.
+        with closing(ChecksumRepair(self._contents.index_path)) if self._repair_checksums else nullcontext() as repair:
+            self._repair = repair
+            for key, is_sound in _keys(index):
+                if is_sound:
+                    self._check(key.decode(), index)
+                else:
+                    self._damage(f"{key!r} is damaged: its row in the index is not as it was written")
+            if repair:
+                self.report.repaired = repair.finish()
 
     def _check_files(self, index: Lookup) -> None:
-        for name in self._unnamed(index):
-            self.report.unnamed += 1
-            self._complain(f"no key names the file {name}")
+        try:
+            for name in self._unnamed(index):
+                self.report.unnamed += 1
+                self._complain(f"no key names the file {name}")
+        except DamagedObject as error:
+            self._complain(f"files that no key names were not looked for: {error}")
         for path in self._contents.strays():
             self.report.strays += 1
             self._complain(f"{path} is not storaged's")
@@ -133,34 +160,48 @@ class Scrub:
             self._complain(f"no key named {path.name}, which an earlier start has moved to {path.parent}")
 
     def _check(self, key: str, index: Lookup) -> None:
-        entry = index.get(key)
-        while entry is not None:
-            try:
-                self._verify(entry)
-                return
-            except (OSError, DamagedObject) as error:
-                seen, entry = entry, index.get(key)
-                if entry is not None and entry.info.etag == seen.info.etag:
-                    self._object_is_damaged(seen, error)
+        try:
+            entry = index.get(key)
+            while entry is not None:
+                try:
+                    self._verify(entry)
                     return
+                except (OSError, DamagedObject) as error:
+                    seen, entry = entry, index.get(key)
+                    if entry is not None and entry.info.etag == seen.info.etag:
+                        self._object_is_damaged(seen, error)
+                        return
+        except DamagedObject as error:
+            self._damage(str(error))
 
     def _verify(self, entry: Entry) -> None:
         if entry.content is not None:
             verify_content(entry, entry.content)
+            found = [crc32c(entry.content)]
         else:
-            self._verify_file(entry)
+            found = self._verify_file(entry)
         self.report.objects += 1
         self.report.size += entry.info.size
-        self.report.unknown += entry.checksum is None
+        if entry.checksum is None or (entry.content is None and entry.blocks is None):
+            self.report.unknown += 1
+            if self._repair:
+                self._repair.add(entry, found)
 
-    def _verify_file(self, entry: Entry) -> None:
+    def _verify_file(self, entry: Entry) -> list[int]:
+        """Read a file and verify it; returns the checksums of its blocks, as they are."""
         descriptor, size = self._contents.open(entry.info.etag, direct=True), entry.info.size
+        found: list[int] = []
         with closing(FileSource(descriptor, entry, Span(0, size), self._contents.memory)) as source:
             verify_size(entry, descriptor)
             # What counts is what the disk has, not what the page cache remembers.
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             for offset in range(0, size, CHUNK):
-                source.check(source.read(offset, min(CHUNK, size - offset)))
+                chunk = source.read(offset, min(CHUNK, size - offset))
+                source.check(chunk)
+                found += block_checksums(chunk.data)
+        if entry.checksum is not None and combined(found, size) != entry.checksum:
+            raise damaged(entry, "the checksum of the file is wrong")
+        return found
 
     def _object_is_damaged(self, entry: Entry, error: Exception) -> None:
         if isinstance(error, FileNotFoundError):
@@ -186,19 +227,26 @@ class Scrub:
         return sorted(found.intersection(self._contents.names()))
 
 
-def _keys(index: Lookup) -> Iterator[str]:
-    """All keys; between two pages the index is free, so that a daemon's log does not grow meanwhile.
+def _keys(index: Lookup) -> Iterator[tuple[bytes, bool]]:
+    """All keys, and whether their rows are sound; between two pages the index is free, so that a daemon's log does not
+    grow meanwhile.
 
-    Where the index is damaged, those before that place come one by one, and then SQLite's error.
+    A key that was flipped may stand anywhere in the order: pages go on after the last that is sound. Where SQLite
+    finds the index damaged, those before that place come one by one, and then SQLite's error.
     """
-    query, token, more = ListQuery(), None, True
-    while more:
+    after, limit = b"", PAGE_LIMIT
+    while True:
         try:
-            page = index.page(query, token)
+            page = index.walk(after, limit)
         except sqlite3.DatabaseError:
-            if query.page_limit == 1:
+            if limit == 1:
                 raise
-            query = ListQuery(page_limit=1)
-        else:
-            yield from (info.key for info in page.objects)
-            token, more = page.token, page.token is not None
+            limit = 1
+            continue
+        full = len(page) == limit
+        while full and not page[-1][1] and any(is_sound for _, is_sound in page):
+            page.pop()
+        yield from page
+        if not full:
+            return
+        after = page[-1][0]
