@@ -13,6 +13,7 @@ import pytest
 from tests.daemon import Daemon
 from twisted_storaged.buckets.directory import Directory
 from twisted_storaged.buckets.index import Index
+from twisted_storaged.buckets.layout import add_functions
 
 MiB = 1 << 20
 SIZE = 256 * MiB
@@ -26,12 +27,15 @@ def fill(folder: Path, prefix: str, count: int, suffix: str) -> None:
     directory = Directory(folder)
     Index(directory.index_path).close()
     directory.close()
-    row = "printf('%s%08d%s', :prefix, n, :suffix), n, printf('%032x', n), 1e9 + n"
+    row = "printf('%s%08d%s', :prefix, n, :suffix) AS key, n AS size, printf('%032x', n) AS etag, 1e9 + n AS time"
+    sums = "listed_checksum(key, size, etag, time), row_checksum(key, size, etag, time, NULL, NULL, NULL, NULL, NULL)"
     numbers = "WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < :count)"
     with closing(sqlite3.connect(directory.index_path)) as connection, connection:
         names = {"prefix": prefix, "suffix": suffix, "count": count}
-        columns = "key, size, etag, last_modified"
-        connection.execute(f"{numbers} INSERT INTO objects ({columns}) SELECT {row} FROM numbers", names)
+        columns = "key, size, etag, last_modified, listed_crc, row_crc"
+        add_functions(connection)
+        rows = f"SELECT key, size, etag, time, {sums} FROM (SELECT {row} FROM numbers)"
+        connection.execute(f"{numbers} INSERT INTO objects ({columns}) {rows}", names)
 
 
 def put(daemon: Daemon, key: str) -> int:
