@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import pytest_twisted
 from awscrt.checksums import crc32c
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, ensureDeferred, gatherResults
 
-from tests.buckets.embedded import large, put, read, until
+from tests.buckets.embedded import large, make, put, read, spoil_index, until
 from tests.support import Consumer
 from twisted_storaged.buckets.checksums import combined, pack
 from twisted_storaged.buckets.index import Change, Index
@@ -142,3 +142,39 @@ class DamagedRowTests:
         for reader in gets[:2]:
             await reader.deliver(Consumer())
         assert await until(lambda: len(os.listdir("/proc/self/fd")) == before)
+
+    @pytest_twisted.ensureDeferred
+    async def test_who_no_longer_wants_a_reader(self, bucket: LocalBucket) -> None:
+        """Leaves no descriptor open, neither with the others of the batch nor alone."""
+        await put(bucket, "a", large(b"x"))
+        before = len(os.listdir("/proc/self/fd"))
+        gone = [bucket.get("a").addErrback(lambda failure: failure.trap(CancelledError) and None) for _ in range(3)]
+        kept = bucket.get("a")
+        for get in gone:
+            get.cancel()
+        await (await kept).deliver(Consumer())
+        assert await until(lambda: len(os.listdir("/proc/self/fd")) == before)
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_spoilt_page_concerns_only_its_keys(self, tmp_path: Path) -> None:
+        """Seven other keys that are opened, and looked at, in one batch with one on it have their answers."""
+        bucket = make(tmp_path)
+        bucket.start()
+        infos = [await put(bucket, f"{number:03}", b"") for number in range(300)]
+        keys = [f"z{number}" for number in range(7)]
+        for key in keys:
+            await put(bucket, key, large(b"x"))
+        await bucket.stop()
+        spoil_index(tmp_path / "index.sqlite", infos[150])
+        bucket = make(tmp_path)
+        bucket.start()
+        before = len(os.listdir("/proc/self/fd"))
+        heads = [ensureDeferred(bucket.head(key)) for key in (*keys, "150")]
+        looked = await DeferredList(heads, consumeErrors=True)
+        assert [found for found, _ in looked] == [True] * 7 + [False]
+        gets: list[Any] = await get_all(bucket, (*keys, "150"))
+        assert isinstance(gets[7], BucketError)
+        for reader in gets[:7]:
+            await reader.deliver(Consumer())
+        assert await until(lambda: len(os.listdir("/proc/self/fd")) == before)
+        await bucket.stop()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.python.failure import Failure
 
 from tests.support import Turns, result
@@ -21,7 +21,8 @@ class Commits:
         self.turns = Turns()
         self.batches: list[list[str]] = []
         self._outcomes: list[Deferred[Sequence[str | StorageError]]] = []
-        self.together: Together[str, str] = Together(cast(Any, self.turns), self._commit_all)
+        self.unclaimed: list[str] = []
+        self.together: Together[str, str] = Together(cast(Any, self.turns), self._commit_all, self.unclaimed.append)
 
     def turn(self) -> None:
         """As many turns of the reactor as end a round."""
@@ -150,3 +151,17 @@ class TogetherTests:
             turns.turn()
         assert [result(outcome) for outcome in later] == ["three"]
         assert calls == [["one", "two"], ["three"]]
+
+    def test_the_result_of_one_that_was_cancelled(self) -> None:
+        """Is let go of, before the commit or while it is under way; a failure has nothing that could be."""
+        commits = Commits()
+        outcomes = [commits.together.do(change) for change in ("one", "two", "three", "four")]
+        for outcome in outcomes[:3]:
+            outcome.addErrback(lambda failure: failure.trap(CancelledError) and None)
+        outcomes[0].cancel()
+        commits.turn()
+        outcomes[1].cancel()
+        outcomes[2].cancel()
+        commits.end(["1", "2", PreconditionFailed("three"), "4"])
+        assert commits.unclaimed == ["1", "2"]
+        assert result(outcomes[3]) == "4"

@@ -5,11 +5,16 @@ from __future__ import annotations
 import http.client
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
+from tests.buckets.embedded import flip
 from tests.daemon import ROOT, TWISTD, Daemon
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 def scrub(folder: Path, data: Path, *options: str) -> tuple[int, str]:
@@ -22,10 +27,12 @@ def scrub(folder: Path, data: Path, *options: str) -> tuple[int, str]:
     return ended.returncode, ended.stdout
 
 
-def ask(daemon: Daemon, method: str, key: str, body: bytes | None = None) -> tuple[int, bytes]:
+def ask(
+    daemon: Daemon, method: str, key: str, body: bytes | None = None, headers: Mapping[str, str] = NO_HEADERS
+) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=30)
     try:
-        connection.request(method, f"/storage/{method.lower()}/{key}", body)
+        connection.request(method, f"/storage/{method.lower()}/{key}", body, dict(headers))
         response = connection.getresponse()
         return response.status, response.read()
     finally:
@@ -54,6 +61,19 @@ class ScrubTests:
             assert ask(daemon, "GET", "c") == (200, bodies["c"])
             assert daemon.stop() == 0
         assert scrub(tmp_path, daemon.data)[0] == 1
+
+    def test_a_range_over_a_flipped_byte(self, tmp_path: Path) -> None:
+        """Is no clean 206, wherever in its block the byte is; one of other blocks is."""
+        with Daemon(tmp_path) as daemon:
+            body = os.urandom(3_000_000)
+            assert ask(daemon, "PUT", "a", body)[0] == 200
+            (path,) = daemon.data.glob("objects/*/*")
+            flip(path, 1_500_000)
+            for wanted in ("1499000-1501000", "1500000-1500000", "1400000-1400009", "0-", "1000000-2000000"):
+                with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+                    ask(daemon, "GET", "a", headers={"Range": f"bytes={wanted}"})
+            assert ask(daemon, "GET", "a", headers={"Range": "bytes=0-99999"}) == (206, body[:100_000])
+            assert ask(daemon, "GET", "a", headers={"Range": "bytes=-99999"}) == (206, body[-99_999:])
 
     def test_where_there_is_nothing(self, tmp_path: Path) -> None:
         """Is an error of one line."""

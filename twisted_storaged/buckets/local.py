@@ -118,7 +118,9 @@ class LocalBucket:
         clock = IReactorTime(reactor)
         self._commits: Together[Change, str | None] = Together(clock, self._commit_all)
         self._heads: Together[str, ObjectInfo | None] = Together(clock, self._head_all)
-        self._opens: Together[_Wanted, IObjectReader] = Together(clock, self._open_all)
+        self._opens: Together[_Wanted, IObjectReader] = Together(
+            clock, self._open_all, unclaimed=lambda reader: reader.close()
+        )
 
     def start(self) -> None:
         path = self._path

@@ -36,10 +36,15 @@ class Together(Generic[_T, _R]):
     """
 
     def __init__(
-        self, clock: IReactorTime, do_all: Callable[[list[_T]], Deferred[Sequence[_R | StorageError]]]
+        self,
+        clock: IReactorTime,
+        do_all: Callable[[list[_T]], Deferred[Sequence[_R | StorageError]]],
+        unclaimed: Callable[[_R], object] = lambda _: None,
     ) -> None:
+        """`unclaimed` is called with the result of one that was cancelled meanwhile, to let go of what it holds."""
         self._round = Round(clock, lambda: len(self._waiting), self._do_waiting, QUIET)
         self._do_all = do_all
+        self._unclaimed = unclaimed
         self._waiting: list[tuple[_T, Deferred[_R]]] = []
         self._busy = False
 
@@ -70,7 +75,11 @@ class Together(Generic[_T, _R]):
 
     def _succeeded(self, results: Sequence[_R | StorageError], outcomes: list[Deferred[_R]]) -> None:
         for outcome, result in zip(outcomes, results, strict=True):
-            if isinstance(result, StorageError):
+            if outcome.called:
+                # Cancelled: nobody would hear of it.
+                if not isinstance(result, StorageError):
+                    self._unclaimed(result)
+            elif isinstance(result, StorageError):
                 outcome.errback(result)
             else:
                 outcome.callback(result)
