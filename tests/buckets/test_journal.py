@@ -40,6 +40,20 @@ def garbled(path: Path, line: int, to: bytes) -> None:
 class JournalTests:
     """One process after the other."""
 
+    def test_is_closed_to_others(self, tmp_path: Path) -> None:
+        """The journal, and a state folder that is made for it, are the daemon's alone, whatever the umask."""
+        umask = os.umask(0)
+        try:
+            journal = Journal(tmp_path / "state")
+            journal.open()
+            journal.begin("bucket", "key")
+        finally:
+            os.umask(umask)
+        made = [tmp_path / "state", *(tmp_path / "state").rglob("*")]
+        assert len(made) > 3
+        assert [path for path in made if path.stat().st_mode & 0o077] == []
+        journal.close()
+
     def test_a_crash_leaves_what_had_not_ended(self, tmp_path: Path) -> None:
         """With its id, where that was known; and what had ended is forgotten."""
         journal = opened(tmp_path)

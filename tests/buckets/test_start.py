@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from tests.buckets.embedded import contents, flip, large, logged, make, put, read
+from tests.buckets.embedded import contents, flip, large, logged, make, put, read, until
 from twisted_storaged.buckets.local import LocalBucket
 from twisted_storaged.errors import StartError
 
@@ -251,6 +251,67 @@ class DamagedIndexTests:
         await bucket.stop()
         assert name not in contents(path)
         assert (path / "lost" / name).read_bytes() == b"x"
+
+
+class ReplacedTests:
+    """Files of objects that were replaced or deleted."""
+
+    @pytest_twisted.ensureDeferred
+    async def test_are_removed_after_a_kill(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The index says that they may be: they do not go to lost/, also after a loss of power."""
+        bucket = make(tmp_path / "running")
+        bucket.start()
+        await fill(bucket)
+        with monkeypatch.context() as patch:
+            patch.setattr(bucket, "_remove", lambda _: None)
+            for _ in range(3):
+                await fill(bucket)
+            await put(bucket, "more", large(b"x"))
+            await bucket.delete("more")
+            shutil.copytree(tmp_path / "running", tmp_path / "killed")
+        await bucket.stop()
+        state = json.loads((tmp_path / "killed" / "index.state").read_bytes())
+        (tmp_path / "killed" / "index.state").write_text(json.dumps({**state, "boot": "another"}))
+        assert len(contents(tmp_path / "killed")) > OBJECTS
+        bucket = await check(tmp_path / "killed")
+        assert len(contents(tmp_path / "killed")) == OBJECTS // 2
+        assert not any((tmp_path / "killed" / "lost").iterdir())
+        assert bucket._index.replaced() == set()
+        await bucket.stop()
+
+    @pytest_twisted.ensureDeferred
+    async def test_are_not_remembered_for_ever(self, tmp_path: Path) -> None:
+        """The commit after their removal forgets them."""
+        bucket = make(tmp_path)
+        bucket.start()
+        for _ in range(20):
+            await put(bucket, "a", large(b"x"))
+            assert await until(lambda: len(contents(tmp_path)) == 1)
+        assert len(bucket._index.replaced()) <= 2
+        await bucket.stop()
+
+
+class OtherReaderTests:
+    """Another program that reads the index, as --scrub and --backup do."""
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_stop_beside_it_leaves_a_log_that_is_needed(self, tmp_path: Path) -> None:
+        """Commits that could not be brought into the index are not lost unnoticed with the log."""
+        bucket = make(tmp_path / "data")
+        bucket.start()
+        bucket._index.is_checkpointed()
+        reader = sqlite3.connect(f"file:{tmp_path / 'data' / 'index.sqlite'}?mode=ro", uri=True, isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM objects").fetchone()
+        await fill(bucket)
+        await bucket.stop()
+        shutil.copytree(tmp_path / "data", tmp_path / "without")
+        reader.close()
+        without_its_log(tmp_path / "without")
+        with pytest.raises(StartError, match=r"index.sqlite-wal is missing"):
+            make(tmp_path / "without").start()
+        bucket = await check(tmp_path / "data")
+        await bucket.stop()
 
 
 class PendingTests:

@@ -96,5 +96,6 @@ def _local_orphans(data: Path, sizes: Sizes) -> int:
         rows: int = index.execute("SELECT count(*) FROM contents").fetchone()[0]
     if verdict != "ok":
         raise RuntimeError(f"the index is damaged: {verdict}")
-    # Every object has the one or the other.
-    return sum(1 for _ in (data / "objects").glob("*/*")) + rows - len(sizes)
+    # Every object has the one or the other; and no kill makes a file of which nobody knows whose it is.
+    lost = sum(1 for _ in (data / "lost").iterdir())
+    return sum(1 for _ in (data / "objects").glob("*/*")) + lost + rows - len(sizes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -51,6 +52,10 @@ _DETAILS = _Table("INSERT OR REPLACE INTO details VALUES (?, ?, ?)", "DELETE FRO
 _BLOCKS = _Table("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?)", "DELETE FROM blocks WHERE row = ?")
 
 
+#: The files that commits have replaced, until they are removed.
+_CREATE_REPLACED = "CREATE TABLE IF NOT EXISTS replaced (name TEXT PRIMARY KEY) WITHOUT ROWID"
+
+
 class Index(Lookup):
     """One connection writes, one reads; neither waits for the other."""
 
@@ -62,6 +67,8 @@ class Index(Lookup):
         """
         self._writer = _connect(path)
         prepare(self._writer)
+        self._writer.execute(_CREATE_REPLACED)
+        self._removed: deque[str] = deque()
         super().__init__(_connect(path))
 
     def commit(self, changes: Sequence[Change]) -> Sequence[Outcome]:
@@ -72,21 +79,48 @@ class Index(Lookup):
         Where SQLite finds a place of the index damaged, only the changes that need it fail.
         """
         try:
-            with transaction(self._writer):
-                return [self._change(*change) for change in changes]
+            return self._commit_together(changes)
         except sqlite3.DatabaseError as error:
             if not is_corrupt(error):
                 raise
             return [self._commit_alone(change) for change in changes]
 
+    def removed(self, name: str) -> None:
+        """Note that a file which a commit has replaced is gone; any thread may."""
+        self._removed.append(name)
+
     def _commit_alone(self, change: Change) -> Outcome:
         try:
-            with transaction(self._writer):
-                return self._change(*change)
+            return self._commit_together([change])[0]
         except sqlite3.DatabaseError as error:
             if not is_corrupt(error):
                 raise
             return BucketError(f"{change.key!r} was not changed: {error}")
+
+    def _commit_together(self, changes: Sequence[Change]) -> list[Outcome]:
+        gone = list(self._removed)
+        with transaction(self._writer):
+            outcomes = [self._change(*change) for change in changes]
+            # Who is killed before a replaced file is removed finds in the index that it may be.
+            replaced = [
+                (outcome,)
+                for change, outcome in zip(changes, outcomes, strict=True)
+                if isinstance(outcome, str) and (change.entry is None or change.entry.info.etag != outcome)
+            ]
+            self._writer.executemany("INSERT OR IGNORE INTO replaced VALUES (?)", replaced)
+            self._writer.executemany("DELETE FROM replaced WHERE name = ?", [(name,) for name in gone])
+        for _ in gone:
+            self._removed.popleft()
+        return outcomes
+
+    def forget_replaced(self) -> None:
+        """All files that commits have replaced are gone."""
+        self._writer.execute("DELETE FROM replaced")
+
+    def is_checkpointed(self) -> bool:
+        """Bring all commits from the log into the index; returns whether that was possible, or others were reading."""
+        busy, frames, done = self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        return not busy and frames == done
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep other programs from writing meanwhile. Nothing is written by this."""

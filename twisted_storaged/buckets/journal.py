@@ -23,7 +23,7 @@ from pathlib import Path
 
 from twisted.logger import Logger
 
-from twisted_storaged.buckets.private import sync_folder
+from twisted_storaged.buckets.private import make_folder, sync_folder
 from twisted_storaged.errors import StartError
 
 #: What an entry is of: an upload, or the object that conditional writes are tried on, with its versions.
@@ -84,7 +84,9 @@ class Journal:
         """
         hidden = self._uploads / f".{self._run.name}"
         try:
-            hidden.mkdir(mode=0o700, parents=True)
+            self._uploads.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self._uploads)
+            hidden.mkdir(mode=0o700)
             self._lock = _lock(hidden)
             # Only now, as a run that nobody holds is one that has ended.
             hidden.rename(self._run)

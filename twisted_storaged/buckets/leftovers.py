@@ -1,8 +1,9 @@
 """What a start does with files that the index does not name: nothing is deleted that is not proven to be a leftover.
 
-Proven is a file with a note in `pending/` that was written under the kernel that still runs: the note is removed after
-the commit and before anybody is told of it, in memory that no kill -9 can take back. After the machine has lost its
-power, notes prove nothing. Blocking, and for the time before the bucket serves.
+Proven is a file that the index itself says a commit has replaced; and a file with a note in `pending/` that was written
+under the kernel that still runs: the note is removed after the commit and before anybody is told of it, in memory that
+no kill -9 can take back. After the machine has lost its power, notes prove nothing. Blocking, and for the time before
+the bucket serves.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Swept:
     """What was found, and what was done with it.
 
     Attributes:
-        removed: contents of uploads that were broken off.
+        removed: contents of uploads that were broken off, or that were replaced.
         lost: contents that were moved to `lost/`.
         strays: names that are not storaged's, which were left alone.
     """
@@ -43,10 +44,10 @@ def sweep(directory: Directory, index: Index, warn: Callable[[str], None]) -> Sw
         sqlite3.Error: the index cannot be read; then nothing has been touched.
     """
     swept, boot = Swept(), directory.boot
-    notes = directory.pending()
+    notes, replaced = directory.pending(), index.replaced()
     for name in list(directory.unnamed(index.files())):
         note = notes.get(name)
-        if note is not None and note.parent.name == boot:
+        if name in replaced or (note is not None and note.parent.name == boot):
             directory.path_of(name).unlink()
             swept.removed += 1
         else:
@@ -58,6 +59,7 @@ def sweep(directory: Directory, index: Index, warn: Callable[[str], None]) -> Sw
     if swept.lost:
         # The moves are durable before the notes go, which tell in turn why there were files without a row.
         sync_folder(directory.lost_path)
+    index.forget_replaced()
     for note in notes.values():
         note.unlink(missing_ok=True)
     for folder in directory.pending_path.iterdir():

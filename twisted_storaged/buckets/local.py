@@ -146,10 +146,18 @@ class LocalBucket:
     @deferred
     async def stop(self) -> None:
         await self._threads.stop()
-        self._generation.close()
+        self._close_generation()
         self._index.close()
         self._writes.close()
         self._directory.close()
+
+    def _close_generation(self) -> None:
+        """Note that the index needs its log no more; if another program reads it, the log stays, and is needed."""
+        try:
+            if self._index.is_checkpointed():
+                self._generation.close()
+        except (OSError, sqlite3.Error) as error:
+            self._log.warn("bucket {name}: the log of the index stays: {error}", name=self.name, error=error)
 
     async def put(self, key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
         upload = LocalUpload(key, self._directory, self._run)
@@ -190,7 +198,7 @@ class LocalBucket:
             self._log.critical("bucket {name} is damaged: {error}: try --scrub", name=self.name, error=error)
         else:
             self._log.info(
-                "bucket {name} is in {path}; {swept.removed} broken-off uploads removed, {swept.lost} files moved to "
+                "bucket {name} is in {path}; {swept.removed} leftovers removed, {swept.lost} files moved to "
                 "lost/, {swept.strays} names that are not storaged's",
                 name=self.name,
                 path=self._path,
@@ -268,8 +276,12 @@ class LocalBucket:
 
     def _remove_later(self, name: str) -> None:
         """Remove a file that no key points at any more; the answer need not wait, a sweep would find it too."""
-        removed: Deferred[None] = self._run(self._directory.remove, name)
+        removed: Deferred[None] = self._run(self._remove, name)
         removed.addErrback(self._not_removed, name)
+
+    def _remove(self, name: str) -> None:
+        self._directory.remove(name)
+        self._index.removed(name)
 
     def _not_removed(self, failure: Failure, name: str) -> None:
         self._log.warn("{name} was not removed: {failure.value}", name=name, failure=failure)

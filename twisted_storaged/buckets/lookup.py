@@ -120,6 +120,13 @@ class Lookup:
         """
         return (info.etag for info in _believed(self._reader.execute(_FILES)))
 
+    def replaced(self) -> set[str]:
+        """Files that no key has any more, and that were not removed yet."""
+        try:
+            return {name for (name,) in self._reader.execute("SELECT name FROM replaced")}
+        except sqlite3.OperationalError:  # an index that has had no start by a storaged which has this table
+            return set()
+
     def faults(self) -> Iterator[str]:
         """What SQLite itself finds wrong, by its PRAGMA integrity_check."""
         return (fault for (fault,) in self._reader.execute("PRAGMA integrity_check") if fault != "ok")

@@ -223,6 +223,7 @@ class Scrub:
             self._sleep(SETTLE_SECONDS)
         # Some may have been committed since, others removed; those with a note are of uploads.
         found.difference_update(self._contents.pending())
+        found.difference_update(index.replaced())
         found.difference_update(index.files())
         return sorted(found.intersection(self._contents.names()))
 
