@@ -278,6 +278,15 @@ class FailureTests:
         with pytest.raises(BucketError):
             result(outcome)
 
+    def test_a_body_that_ends_too_soon_while_its_first_part_is_taken(self) -> None:
+        """It is not taken for a whole one of one part."""
+        body = BytesBody(b"x" * 12, chunk=11)
+        body.length = 15
+        sink = Sink()
+        with pytest.raises(BodyLost, match="15"):
+            result(upload(body, sink))
+        assert sink.told == []
+
     def test_when_the_abort_fails_too_the_first_failure_counts(self) -> None:
         """The other one is for the log."""
         sink = Sink("abort")

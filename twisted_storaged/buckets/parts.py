@@ -51,11 +51,20 @@ class PartStream:
         self.check()
         part = self._parts.popleft()
         self._resume()
+        if self._failure is not None:
+            # It failed while it was resumed: without what should have followed, this part must not look like the last.
+            self._buffers.give_back(part)
+            self.check()
         return part
 
     @property
     def exhausted(self) -> bool:
-        """Whether the last part has been taken."""
+        """Whether the last part has been taken.
+
+        Raises:
+            Exception: what the body failed with, or what `fail` was told: what was taken is not all of it.
+        """
+        self.check()
         return self._ended and not self._parts
 
     def check(self) -> None:
