@@ -116,5 +116,9 @@ class OutOfSpace(BucketError):
     """The storage behind a bucket has no room for this, or its owner may have no more; there may be again, later."""
 
 
+class OutcomeUnknown(BucketError):
+    """The storage behind a bucket did not say whether it has carried out a write, and nothing proves either."""
+
+
 class BucketTimedOut(BucketError):
     """The storage behind a bucket did not answer in the time that it has."""

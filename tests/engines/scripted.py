@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
@@ -45,6 +46,33 @@ class Answer:
 
 Script = Callable[[Call], Answer | None]
 
+#: When an object was put whose test does not say, and the dates that this gives, to the second.
+LONG_AGO = 1_700_000_000.0
+#: Headers that an engine keeps with an object.
+_KEPT = ("cache-control", "content-disposition", "content-encoding", "content-type")
+
+
+class Objects(dict[str, tuple[bytes, str]]):
+    """Bodies and ETags by key. What a test puts has no metadata, and was put long ago."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, dict[str, str]] = {}
+        self.put_at: dict[str, float] = {}
+
+    def __setitem__(self, key: str, value: tuple[bytes, str]) -> None:
+        super().__setitem__(key, value)
+        self.kept[key], self.put_at[key] = {}, LONG_AGO
+
+    def keep(self, key: str, value: tuple[bytes, str], headers: dict[str, str]) -> None:
+        """Put an object now, with what of these headers an engine keeps."""
+        self[key] = value
+        self.put_at[key] = time.time()
+        self.kept[key] = {
+            name: text for name, text in headers.items() if name in _KEPT or name.startswith("x-amz-meta-")
+        }
+
+
 ERROR = b"<Error><Code>%s</Code><Message>scripted</Message></Error>"
 
 
@@ -54,12 +82,15 @@ class Scripted:
     def __init__(self) -> None:
         self.script: Script = lambda _: None
         self.calls: list[Call] = []
-        self.objects: dict[str, tuple[bytes, str]] = {}
+        self.objects = Objects()
+        #: What makes an ETag of a body, or of the MD5s of the parts.
+        self.etag_of: Callable[[bytes], str] = lambda body: hashlib.md5(body).hexdigest()
         self.uploads: dict[str, dict[int, bytes]] = {}
         #: An operation and a condition that are not one step.
         self.look_first: tuple[str, str] | None = None
         #: Headers that it adds to what it says of objects.
         self.told: dict[str, str] = {}
+        self._created: dict[str, dict[str, str]] = {}
         self._lock = threading.Lock()
         self._numbers = count(1)
 
@@ -95,8 +126,8 @@ class Scripted:
     def _PutObject(self, call: Call, query: dict[str, list[str]]) -> Answer:
         if refused := self._refused(call):
             return refused
-        etag = hashlib.md5(call.body).hexdigest()
-        self.objects[call.key] = call.body, etag
+        etag = self.etag_of(call.body)
+        self.objects.keep(call.key, (call.body, etag), call.headers)
         return Answer(headers={"ETag": f'"{etag}"'})
 
     def _GetObject(self, call: Call, query: dict[str, list[str]]) -> Answer:
@@ -105,7 +136,8 @@ class Scripted:
         body, etag = self.objects[call.key]
         if call.headers.get("if-match", f'"{etag}"') != f'"{etag}"':
             return Answer(412, ERROR % b"PreconditionFailed")
-        headers = {"ETag": f'"{etag}"', "Last-Modified": "Tue, 14 Nov 2023 22:13:20 GMT", **self.told}
+        headers = {"ETag": f'"{etag}"', "Last-Modified": formatdate(self.objects.put_at[call.key], usegmt=True)}
+        headers |= self.objects.kept[call.key] | self.told
         if "range" not in call.headers:
             return Answer(200, body, headers)
         first, last = call.headers["range"].removeprefix("bytes=").split("-")
@@ -121,12 +153,13 @@ class Scripted:
     def _CreateMultipartUpload(self, call: Call, query: dict[str, list[str]]) -> Answer:
         upload = f"upload-{next(self._numbers)}"
         self.uploads[upload] = {}
+        self._created[upload] = call.headers
         xml = f"<InitiateMultipartUploadResult><UploadId>{upload}</UploadId></InitiateMultipartUploadResult>"
         return Answer(body=xml.encode())
 
     def _UploadPart(self, call: Call, query: dict[str, list[str]]) -> Answer:
         self.uploads[query["uploadId"][0]][int(query["partNumber"][0])] = call.body
-        return Answer(headers={"ETag": f'"{hashlib.md5(call.body).hexdigest()}"'})
+        return Answer(headers={"ETag": f'"{self.etag_of(call.body)}"'})
 
     def _CompleteMultipartUpload(self, call: Call, query: dict[str, list[str]]) -> Answer:
         if refused := self._refused(call):
@@ -135,8 +168,9 @@ class Scripted:
         if parts is None:
             return Answer(404, ERROR % b"NoSuchUpload")
         digests = b"".join(hashlib.md5(parts[number]).digest() for number in sorted(parts))
-        etag = f"{hashlib.md5(digests).hexdigest()}-{len(parts)}"
-        self.objects[call.key] = b"".join(parts[number] for number in sorted(parts)), etag
+        etag = f"{self.etag_of(digests)}-{len(parts)}"
+        body = b"".join(parts[number] for number in sorted(parts))
+        self.objects.keep(call.key, (body, etag), self._created[query["uploadId"][0]])
         xml = f"<CompleteMultipartUploadResult><ETag>&quot;{etag}&quot;</ETag></CompleteMultipartUploadResult>"
         return Answer(body=xml.encode())
 

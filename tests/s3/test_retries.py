@@ -10,8 +10,8 @@ from twisted.internet.task import Clock
 
 from tests.support import result
 from twisted_storaged.s3 import retries
-from twisted_storaged.s3.retries import Landed, RequestFailed, Retries
-from twisted_storaged.s3.wire import Answer, ConnectionFailed, TimedOut
+from twisted_storaged.s3.retries import Fate, Landed, RequestFailed, Retries
+from twisted_storaged.s3.wire import Answer, ConnectionFailed, NotAsDocumented, NotConnected, TimedOut, Undecided
 
 DEADLINE = 10.0
 
@@ -42,18 +42,18 @@ class Tries:
             raise outcome
         return outcome
 
-    def run(self, landed: Landed | None = None) -> Deferred[Answer]:
+    def run(self, landed: Landed | None = None, decisive: bool = False) -> Deferred[Answer]:
         """Run them to the end, as fast as their pauses allow it."""
-        running = Deferred.fromCoroutine(self.retries.run("PutObject", self.attempt, landed))
+        running = Deferred.fromCoroutine(self.retries.run("PutObject", self.attempt, landed, decisive))
         while self.clock.getDelayedCalls():
             self.clock.advance(self.clock.getDelayedCalls()[0].getTime() - self.clock.seconds())
         return running
 
-    def looking(self, *found: Answer | None) -> Landed:
+    def looking(self, *found: Answer | Fate) -> Landed:
         """Asks of that kind, which find this in turn."""
         left = list(found)
 
-        async def landed(ends: float) -> Answer | None:
+        async def landed(ends: float) -> Answer | Fate:
             assert ends == DEADLINE
             self.asked.append(self.clock.seconds())
             return left.pop(0)
@@ -73,7 +73,7 @@ class DeadlineTests:
         """Not for each of them: the second one ends it, and nothing is asked any more."""
         tries = Tries(ConnectionFailed("gone"), seconds=6)
         with pytest.raises(TimedOut, match="PutObject: not done in 10 s"):
-            result(tries.run(tries.looking(None)))
+            result(tries.run(tries.looking(Fate.UNKNOWN)))
         assert (tries.began, tries.asked) == ([0, 7], [6])
 
     def test_an_error_after_it_is_no_other_error(self) -> None:
@@ -114,18 +114,47 @@ class LandedTests:
     def test_is_sent_again_where_it_is_not_found(self) -> None:
         """Each time anew."""
         tries = Tries(ConnectionFailed("gone"), answer(503), answer(200))
-        assert result(tries.run(tries.looking(None, None))).again
+        assert result(tries.run(tries.looking(Fate.UNKNOWN, Fate.UNKNOWN))).again
         assert (len(tries.began), len(tries.asked)) == (3, 2)
 
     def test_is_looked_for_after_the_last_try_too(self) -> None:
         """It may have been carried out then."""
         tries, found = Tries(ConnectionFailed("gone")), answer(200)
-        assert result(tries.run(tries.looking(None, None, found))) is found
+        assert result(tries.run(tries.looking(Fate.UNKNOWN, Fate.UNKNOWN, found))) is found
 
     def test_is_not_looked_for_where_it_cannot_be(self) -> None:
         """S3 said that it has not done it."""
         tries = Tries(answer(503, "SlowDown"), answer(200))
         assert not result(tries.run(tries.looking())).again
+
+
+class DecisiveTests:
+    """A request whose refusal may be the work of an earlier try."""
+
+    @pytest.mark.parametrize("lost", [ConnectionFailed("gone"), answer(500), NotAsDocumented("hello")])
+    def test_a_refusal_after_a_lost_reply_is_undecided(self, lost: Answer | Exception) -> None:
+        """Where nothing is known of the earlier try, and where it cannot be looked for."""
+        for landed in (lambda tries: tries.looking(Fate.UNKNOWN, Fate.UNKNOWN), lambda _: None):
+            tries = Tries(lost, answer(412))
+            with pytest.raises(Undecided, match="a reply was lost") as raised:
+                result(tries.run(landed(tries), decisive=True))
+            assert isinstance(raised.value.failure, RequestFailed)
+
+    def test_a_refusal_counts_where_nothing_was_carried_out(self) -> None:
+        """As the look after it says; one before another try says nothing of that."""
+        tries = Tries(ConnectionFailed("gone"), answer(412))
+        with pytest.raises(RequestFailed):
+            result(tries.run(tries.looking(Fate.UNKNOWN, Fate.NOT_DONE), decisive=True))
+        tries = Tries(ConnectionFailed("gone"), answer(412))
+        with pytest.raises(Undecided):
+            result(tries.run(tries.looking(Fate.NOT_DONE, Fate.UNKNOWN), decisive=True))
+
+    @pytest.mark.parametrize("passed", [NotConnected("refused"), answer(503, "SlowDown")])
+    def test_a_refusal_counts_where_no_reply_was_lost(self, passed: Answer | Exception) -> None:
+        """Nothing was sent, or S3 said that it did nothing."""
+        tries = Tries(passed, answer(412))
+        with pytest.raises(RequestFailed):
+            result(tries.run(tries.looking(), decisive=True))
 
 
 class WhichTests:

@@ -19,6 +19,7 @@ from twisted_storaged.s3.wire import ConnectionFailed
 
 KEY = "a/é +&<>"
 PARTS = [Part(1, '"one"', "AAAAAA=="), Part(2, '"two"', "BBBBBB==")]
+DONE = b'<CompleteMultipartUploadResult xmlns="x"><ETag>%s</ETag></CompleteMultipartUploadResult>'
 CREATED = b"<InitiateMultipartUploadResult><UploadId>%s</UploadId></InitiateMultipartUploadResult>"
 
 
@@ -51,7 +52,7 @@ class RequestTests:
     @pytest_twisted.ensureDeferred
     async def test_complete(self, pair: Pair) -> None:
         """With a condition, and the same XML."""
-        pair.endpoint.script = lambda _: Answer(200, b'<R xmlns="x"><ETag>"e-2"</ETag></R>')
+        pair.endpoint.script = lambda _: Answer(200, DONE % b'"e-2"')
         headers = condition_headers(Condition())
         assert await Uploads(pair.objects).complete(KEY, "id/+", PARTS, headers) == '"e-2"'
         mine = pair.last()
@@ -85,7 +86,7 @@ class AnswerTests:
     @pytest_twisted.ensureDeferred
     async def test_an_error_inside_a_200_is_tried_again(self, pair: Pair) -> None:
         """Blanks come before it, as S3 sends them while it is at work."""
-        answers = [Answer(200, b"<R><ETag>e</ETag></R>"), Answer(200, b"  \n" + ERROR % b"InternalError")]
+        answers = [Answer(200, DONE % b"e"), Answer(200, b"  \n" + ERROR % b"InternalError")]
         pair.endpoint.script = lambda _: answers.pop()
         assert await Uploads(pair.objects).complete(KEY, "id", PARTS, {}) == "e"
 
@@ -116,7 +117,7 @@ class AnswerTests:
     async def test_no_xml(self, pair: Pair) -> None:
         """Is no answer."""
         pair.endpoint.script = lambda _: Answer(200, b"hello")
-        with pytest.raises(ConnectionFailed, match="XML"):
+        with pytest.raises(ConnectionFailed, match="has no UploadId"):
             await Uploads(pair.objects).create(KEY, {})
 
     @pytest_twisted.ensureDeferred

@@ -11,7 +11,14 @@ from tests.support import MemoryBucket
 from tests.test_keys import BROKEN
 from tests.web.wire import Server, chunk, chunked_put, put, request
 from twisted_storaged.buckets.objects import ListQuery
-from twisted_storaged.errors import BucketError, BucketTimedOut, DamagedObject, OutOfSpace, UnverifiableObject
+from twisted_storaged.errors import (
+    BucketError,
+    BucketTimedOut,
+    DamagedObject,
+    OutcomeUnknown,
+    OutOfSpace,
+    UnverifiableObject,
+)
 from twisted_storaged.policy import DEFAULT_MAX_PUT, VECTORS_MAX_PUT, Policy, Rule
 from twisted_storaged.web import outgoing
 
@@ -101,6 +108,7 @@ class PutTests:
         ("error", "status", "line", "retry"),
         [
             (BucketTimedOut("PutObject: not done in 120 s"), 504, "bucket timed out", "5"),
+            (OutcomeUnknown("a reply was lost"), 504, "outcome unknown: read the object before trying again", None),
             (OutOfSpace("No space left on device: /srv/secret"), 507, "out of space", None),
             (UnverifiableObject("'a' has no checksum"), 502, "object cannot be verified", None),
         ],

@@ -36,7 +36,7 @@ from twisted_storaged.buckets.objects import (
 from twisted_storaged.buckets.probes import new_probe_key
 from twisted_storaged.buckets.reaper import Reaper
 from twisted_storaged.buckets.s3access import Access
-from twisted_storaged.buckets.s3conditions import CLAIMS, NO_CLAIMS, Claims, Conditions, delete_if
+from twisted_storaged.buckets.s3conditions import CLAIMS, NO_CLAIMS, Claims, Conditions, condition_headers
 from twisted_storaged.buckets.s3probe import Probe
 from twisted_storaged.buckets.s3reader import READS, Body, ReadSettings, S3Reader
 from twisted_storaged.buckets.s3settings import S3Settings, Upkeep, make_client
@@ -179,7 +179,7 @@ class S3Bucket:
         if condition is not None:
             await self._conditions.require(condition, "DeleteObject")
             with storage_errors(writes=True, conditional=True):
-                await delete_if(self._objects, s3_key, condition)
+                await self._objects.delete_object(s3_key, condition_headers(condition))
             return
         with suppress(ObjectNotFound), storage_errors():  # S3 itself would not say so, some engines do
             await self._objects.delete_object(s3_key)

@@ -14,8 +14,6 @@ from twisted.python.failure import Failure
 
 from twisted_storaged.buckets.objects import Condition
 from twisted_storaged.errors import BucketError, BucketTimedOut, ConditionUnsupported
-from twisted_storaged.s3.client import DataPlane
-from twisted_storaged.s3.retries import RequestFailed
 from twisted_storaged.s3.wire import TimedOut
 
 
@@ -101,21 +99,3 @@ class Conditions:
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
             waiter.callback(found)
-
-
-async def delete_if(objects: DataPlane, s3_key: str, condition: Condition) -> None:
-    """Remove an object if it is the one that is meant. Raises what the data plane raises."""
-    try:
-        await objects.delete_object(s3_key, condition_headers(condition))
-    except RequestFailed as error:
-        # An earlier try may have been carried out, and its reply lost: then there is nothing any more.
-        if not error.again or not await _is_gone(objects, s3_key):
-            raise
-
-
-async def _is_gone(objects: DataPlane, s3_key: str) -> bool:
-    try:
-        await objects.head_object(s3_key)
-    except RequestFailed as error:
-        return error.answer.status == 404
-    return False

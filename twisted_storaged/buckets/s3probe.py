@@ -28,12 +28,11 @@ from twisted_storaged.buckets.s3conditions import (
     Claims,
     condition_headers,
 )
-from twisted_storaged.errors import BucketError
 from twisted_storaged.s3.answers import etag_of
 from twisted_storaged.s3.client import crc32c
 from twisted_storaged.s3.retries import RequestFailed
 from twisted_storaged.s3.uploads import Part
-from twisted_storaged.s3.wire import ConnectionFailed
+from twisted_storaged.s3.wire import ConnectionFailed, NotAsDocumented, Undecided
 
 #: Writers at once, and how often: an engine that is not atomic has one winner by chance, not every time. With as many
 #: bytes, what is looked at before the body is there is looked at long before the write.
@@ -145,7 +144,7 @@ class Probe:
             if status in _BUSY_STATUS:
                 raise
             return LOST if status in _LOST_STATUS else NEITHER
-        except BucketError:
+        except (Undecided, NotAsDocumented):
             return NEITHER  # Swift gives a write no ETag that another has overtaken
         return WON
 

@@ -22,10 +22,11 @@ from twisted_storaged.deferreds import deferred
 from twisted_storaged.errors import ConditionUnsupported
 from twisted_storaged.s3.answers import etag_of
 from twisted_storaged.s3.client import crc32c
-from twisted_storaged.s3.metadata import CHECKSUM_NAME, PART_SIZE_NAME, headers_of, with_note
-from twisted_storaged.s3.retries import RequestFailed
+from twisted_storaged.s3.metadata import CHECKSUM_NAME, PART_SIZE_NAME, WRITE_ID_NAME, headers_of, with_note
+from twisted_storaged.s3.proofs import is_own, new_write_id
+from twisted_storaged.s3.retries import Fate, RequestFailed
 from twisted_storaged.s3.uploads import Part
-from twisted_storaged.s3.wire import Answer, ConnectionFailed, TimedOut
+from twisted_storaged.s3.wire import Answer, ConnectionFailed, TimedOut, Undecided
 
 _MD5 = re.compile("[0-9a-f]{32}")
 
@@ -48,7 +49,7 @@ class S3Upload:
         self._access = access
         self._s3_key = s3_key
         self._key = key
-        self._metadata = headers_of(options)
+        self._metadata = with_note(headers_of(options), WRITE_ID_NAME, new_write_id())
         self._condition = options.condition
         self._claims = claims
         self._begun: Begun | None = None
@@ -103,10 +104,8 @@ class S3Upload:
         except TimedOut:
             self._hangs = True
             raise
-        except (RequestFailed, ConnectionFailed):
-            if not await self._was_completed():
-                raise
-            etag = ""
+        except (RequestFailed, ConnectionFailed) as error:
+            etag = await self._etag_if_completed(error)
         if not etag:
             # Ceph's word for it. A look would be wrong where somebody has replaced the object by now.
             etag = combined_etag(parts) or etag_of(await self._access.objects.head_object(self._s3_key))
@@ -149,26 +148,35 @@ class S3Upload:
     async def _abort(self) -> bool:
         """Forget all parts; whether there was an upload to forget."""
         try:
-            await self._access.uploads.abort(self._s3_key, self._upload_id)
+            return await self._access.uploads.abort(self._s3_key, self._upload_id)
         except RequestFailed as error:
             if error.answer.status != 404:
                 raise
             return False
-        return True
 
-    async def _was_completed(self) -> bool:
-        """Whether the upload is gone, and the object there that it was to be; if the upload is not gone, it is now."""
+    async def _etag_if_completed(self, error: RequestFailed | ConnectionFailed) -> str:
+        """The ETag of the object, if it was completed in spite of an error.
+
+        Where it was not known what became of the upload, it is aborted, and looked at only then: what is under way in
+        S3 has ended when it is gone. Raises the error, or what was behind it, if that proves that nothing was
+        completed.
+        """
+        if not isinstance(error, Undecided):
+            raise error
+        not_completed = False
         with suppress(RequestFailed, ConnectionFailed):
-            if not await self._abort():
-                return await self._landed(self._access.objects.ends()) is not None
+            not_completed = await self._abort()
+        found = await self._landed(self._access.objects.ends())
+        if isinstance(found, Answer):
+            return etag_of(found)
+        if not_completed:
             await self._ended()
-        return False
+            raise error.failure from error
+        raise error
 
-    async def _landed(self, ends: float) -> Answer | None:
+    async def _landed(self, ends: float) -> Answer | Fate:
         found = await self._access.objects.look(self._s3_key, ends)
-        etag = combined_etag([part for _, part in sorted(self._parts.items())])
-        expected = {"etag": f'"{etag}"', "content-length": str(self._size)}
-        return found if found and expected.items() <= found.headers.items() else None
+        return found if found is not None and is_own(found, self._metadata) else Fate.UNKNOWN
 
 
 def combined_etag(parts: list[Part]) -> str:

@@ -14,13 +14,14 @@ from twisted_storaged.errors import (
     BucketTimedOut,
     BucketUnreachable,
     ObjectNotFound,
+    OutcomeUnknown,
     PreconditionFailed,
     StorageError,
     WriteConflict,
 )
 from twisted_storaged.s3.metadata import metadata_of
 from twisted_storaged.s3.retries import RequestFailed, is_busy
-from twisted_storaged.s3.wire import Answer, ConnectionFailed, TimedOut
+from twisted_storaged.s3.wire import Answer, ConnectionFailed, TimedOut, Undecided
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _UNSATISFIED = re.compile(r"bytes \*/(\d+)")
@@ -34,6 +35,7 @@ class storage_errors(AbstractContextManager[None]):  # noqa: N801 (it is used as
         ObjectNotFound: S3 says that there is no such key, of a read. That there is no such bucket is trouble.
         PreconditionFailed: the condition did not hold; also, there was no object to hold it against.
         WriteConflict: another write of the key was under way.
+        OutcomeUnknown: the reply was lost, and nothing proves what was done.
         BucketTimedOut: there was no answer in time.
         BucketUnreachable: there was no answer.
         BucketBusy: S3 asks to slow down.
@@ -49,6 +51,8 @@ class storage_errors(AbstractContextManager[None]):  # noqa: N801 (it is used as
             raise _meaning(error, error.answer, self._writes, self._conditional) from error
         if isinstance(error, TimedOut):
             raise BucketTimedOut(str(error)) from error
+        if isinstance(error, Undecided):
+            raise OutcomeUnknown(str(error)) from error
         if isinstance(error, (ConnectionFailed, OSError)):
             raise BucketUnreachable(f"{type(error).__name__}: {error}") from error
 

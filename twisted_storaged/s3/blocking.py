@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from math import inf
 
-from twisted_storaged.s3.wire import Answer, AnswerParser, ConnectionFailed, TimedOut
+from twisted_storaged.s3.wire import Answer, AnswerParser, ConnectionFailed, NotConnected, TimedOut
 
 _READ = 1 << 16
 #: Bytes that are sent by one call over TLS, and must leave within one read timeout.
@@ -85,7 +85,7 @@ class BlockingPool:
             if self._address.tls is not None:
                 connection = self._address.tls.wrap_socket(connection, server_hostname=self._address.host)
         except OSError as error:
-            raise ConnectionFailed(f"no connection to S3: {error}") from error
+            raise NotConnected(f"no connection to S3: {error}") from error
         return connection
 
 

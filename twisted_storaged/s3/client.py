@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from base64 import b64encode
@@ -18,9 +17,9 @@ from twisted_storaged.buckets.threads import Run
 from twisted_storaged.s3.blocking import BlockingPool
 from twisted_storaged.s3.body import BodyStream, WholeBody
 from twisted_storaged.s3.connection import READ_SIZE, Reading
-from twisted_storaged.s3.metadata import metadata_of
 from twisted_storaged.s3.pool import Pool
-from twisted_storaged.s3.retries import Landed, Retries
+from twisted_storaged.s3.proofs import CHECKSUM, is_own, require_success, was_put_since, was_there_before
+from twisted_storaged.s3.retries import Fate, Landed, Retries
 from twisted_storaged.s3.signing import Keys, Signer
 from twisted_storaged.s3.wire import Answer, ConnectionFailed, request_head
 
@@ -35,7 +34,6 @@ CONDITIONS = frozenset({"if-match", "if-none-match"})
 
 #: A key that is the same when it is encoded.
 _PLAIN = re.compile(r"[A-Za-z0-9_./~-]*")
-_CHECKSUM = "x-amz-checksum-crc32c"
 _METHODS = {
     "AbortMultipartUpload": "DELETE",
     "CompleteMultipartUpload": "POST",
@@ -45,8 +43,8 @@ _METHODS = {
     "PutObject": "PUT",
     "UploadPart": "PUT",
 }
-#: Operations that may begin a 200 before they know that it is an error, which then is inside.
-_TOLD_LATE = {"CompleteMultipartUpload"}
+#: The operation that cannot be carried out twice, as the first time ends what it is about.
+_ENDS = "CompleteMultipartUpload"
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -75,6 +73,11 @@ class Call(NamedTuple):
     def conditional(self) -> bool:
         """Whether a second try might meet what the first one did."""
         return not self.headers.keys().isdisjoint(CONDITIONS)
+
+    @property
+    def decisive(self) -> bool:
+        """Whether a refusal says nothing of an earlier try, which may be what it is refused for."""
+        return self.operation == _ENDS or (self.conditional and self.method in ("PUT", "DELETE"))
 
 
 @dataclass(frozen=True)
@@ -120,20 +123,27 @@ class DataPlane:
     async def put_object(self, key: str, body: bytearray, headers: Mapping[str, str] = _NONE) -> Answer:
         """Store an object, with its CRC-32C. https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html .
 
-        `headers` are its metadata, and conditions. A try whose reply was lost is looked for, before there is another.
+        `headers` are its metadata, and conditions. A try whose reply was lost is looked for, before there is another;
+        it is recognised by the write id among the metadata, if there is one: see `proofs`.
         """
+        call, began = Call("PutObject", key, _NONE, {**headers, CHECKSUM: crc32c(body)}, body), self.clock.seconds()
 
-        async def landed(ends: float) -> Answer | None:
-            etag = await self._to.run(_md5, body)
+        async def landed(ends: float) -> Answer | Fate:
             found = await self.look(key, ends)
-            return found if found and _is(found, etag, len(body), headers) else None
+            if found is None or found.status != 200:
+                return Fate.UNKNOWN
+            if is_own(found, headers):
+                return found
+            refuted = call.conditional and _refutes(found, headers)
+            long_ago = was_there_before(found, self.clock.seconds() - began)
+            return Fate.NOT_DONE if refuted and long_ago else Fate.UNKNOWN
 
-        return await self._send(Call("PutObject", key, _NONE, {**headers, _CHECKSUM: crc32c(body)}, body), landed)
+        return await self._send(call, landed)
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: bytearray, checksum: str) -> Answer:
         """Store a part of a multipart upload. https://docs.aws.amazon.com/AmazonS3/latest/API/API_UploadPart.html ."""
         query = {"partNumber": str(number), "uploadId": upload_id}
-        return await self._send(Call("UploadPart", key, query, {_CHECKSUM: checksum}, body))
+        return await self._send(Call("UploadPart", key, query, {CHECKSUM: checksum}, body))
 
     async def get_object(
         self, key: str, headers: Mapping[str, str] = _NONE, first: int = FIRST_READ_SIZE
@@ -163,8 +173,21 @@ class DataPlane:
         return await self.ask(Call("HeadObject", key))
 
     async def delete_object(self, key: str, headers: Mapping[str, str] = _NONE) -> Answer:
-        """Remove an object. https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObject.html ."""
-        return await self.ask(Call("DeleteObject", key, headers=headers))
+        """Remove an object. https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObject.html .
+
+        Without a condition, a try whose reply was lost is looked for, before there is another, which might remove what
+        somebody has put meanwhile.
+        """
+        call, began = Call("DeleteObject", key, headers=headers), self.clock.seconds()
+
+        async def landed(ends: float) -> Answer | Fate:
+            found = await self.look(key, ends)
+            if found is None:
+                return Fate.UNKNOWN
+            gone = found.status == 404
+            return found if gone or was_put_since(found, self.clock.seconds() - began) else Fate.UNKNOWN
+
+        return await self.ask(call, landed=None if call.conditional else landed)
 
     async def list_objects(self, query: Mapping[str, str]) -> Answer:
         """List a page. https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html .
@@ -174,27 +197,26 @@ class DataPlane:
         return await self.ask(Call("ListObjectsV2", "", {"encoding-type": "url", "list-type": "2", **query}))
 
     async def look(self, key: str, ends: float) -> Answer | None:
-        """Look at an object, once, until `ends`; None where there is none, or S3 does not say."""
+        """Look at an object, once, until `ends`; None where S3 does not say."""
         head = await self._head(Call("HeadObject", key))
         try:
             answer = await self._to.pool.ask((head,), Reading(head_request=True, until=ends))
         except ConnectionFailed:
             return None
-        return answer if answer.status < 300 else None
+        return answer if answer.status in (200, 404) else None
 
     async def ask(self, call: Call, read_size: int = READ_SIZE, landed: Landed | None = None) -> Answer:
         """Make a request whose body and answer are small."""
-        once = call.method == "POST" or (call.method == "DELETE" and call.conditional)
+        once = call.method in ("POST", "DELETE")
 
         async def attempt(ends: float) -> Answer:
             head = await self._head(call)
             reading = Reading(head_request=call.method == "HEAD", size=read_size, until=ends)
             answer = await self._to.pool.ask((head, call.body), reading, once)
-            if call.operation in _TOLD_LATE and answer.status == 200 and answer.code:
-                answer.status = 500
+            require_success(call.operation, call.headers, answer)
             return answer
 
-        return await self._retries.run(call.operation, attempt, landed)
+        return await self._retries.run(call.operation, attempt, landed, call.decisive)
 
     def start(self) -> None:
         """Begin to look at who is late."""
@@ -224,10 +246,13 @@ class DataPlane:
             head = await self._head(call)
             if len(call.body) > IN_THREAD_FROM:
                 until = time.monotonic() + ends - self.clock.seconds()
-                return await self._to.run(self._to.blocking.ask, head, call.body, until)
-            return await self._to.pool.ask((head, call.body), Reading(until=ends), once=landed is not None)
+                answer = await self._to.run(self._to.blocking.ask, head, call.body, until)
+            else:
+                answer = await self._to.pool.ask((head, call.body), Reading(until=ends), once=landed is not None)
+            require_success(call.operation, call.headers, answer)
+            return answer
 
-        return await self._retries.run(call.operation, attempt, landed)
+        return await self._retries.run(call.operation, attempt, landed, call.decisive)
 
     async def _head(self, call: Call) -> bytes:
         method, path, query = call.method, self._location.path_of(call.key), call.query_text
@@ -238,14 +263,9 @@ class DataPlane:
         return request_head(method, f"{path}?{query}" if query else path, headers)
 
 
-def _md5(body: bytearray) -> str:
-    return hashlib.md5(body, usedforsecurity=False).hexdigest()
-
-
-def _is(found: Answer, etag: str, size: int, headers: Mapping[str, str]) -> bool:
-    """Whether an object is what was put: these bytes, with these metadata."""
-    same = found.headers.get("etag") == f'"{etag}"' and found.headers.get("content-length") == str(size)
-    return same and metadata_of(found.headers) == metadata_of(headers)
+def _refutes(found: Answer, headers: Mapping[str, str]) -> bool:
+    """Whether a condition does not hold for an object that is there."""
+    return headers.get("if-none-match") == "*" or headers.get("if-match") != found.headers.get("etag")
 
 
 def crc32c(body: bytearray) -> str:

@@ -21,6 +21,10 @@ _DIGESTS = {f"{_OURS}{name}": name for name in ("sha-256", "sha-512")}
 #: What verifies a read, for engines that keep no checksum, or not the sizes of parts; see `buckets.s3verify`.
 CHECKSUM_NAME = f"{_OURS}crc32c"
 PART_SIZE_NAME = f"{_OURS}part-size"
+#: The id of the write that made the object: what recognises it where the reply was lost; see `s3.proofs`.
+WRITE_ID_NAME = f"{_OURS}write-id"
+#: Those of ours that are of no use to who reads the object.
+_UNSEEN = {CHECKSUM_NAME, PART_SIZE_NAME, WRITE_ID_NAME}
 #: What an object is sent as of which nobody said what it is; and what engines say of one that was sent as nothing.
 _UNKNOWN = "application/octet-stream"
 _SAYS_NOTHING = {("content-type", _UNKNOWN), ("content-type", "binary/octet-stream")}
@@ -54,13 +58,10 @@ def with_note(headers: dict[str, str], name: str, value: str) -> dict[str, str]:
 def metadata_of(headers: Mapping[str, str]) -> tuple[Metadata, Digests]:
     """What S3 kept, from an answer's headers."""
     kept = [pair for pair in headers.items() if pair[0] in _SYSTEM or pair[0].startswith(_USERS)]
-    if all(pair in _SAYS_NOTHING for pair in kept):
+    kept = [pair for pair in kept if pair[0] not in _UNSEEN and pair not in _SAYS_NOTHING]
+    if not kept:
         return (), NO_DIGESTS
-    metadata = [
-        (name, value)
-        for name, value in sorted(kept)
-        if not name.startswith(_OURS) and (name, value) not in _SAYS_NOTHING
-    ]
+    metadata = [pair for pair in sorted(kept) if not pair[0].startswith(_OURS)]
     return tuple(metadata), _digests(dict(kept))
 
 

@@ -11,7 +11,7 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import LoopingCall
 
 from twisted_storaged.s3.connection import Connection, Reading, Request
-from twisted_storaged.s3.wire import Answer, ConnectionFailed
+from twisted_storaged.s3.wire import Answer, ConnectionFailed, NotConnected
 from twisted_storaged.transports import Outbox
 
 #: Connections that are kept for the next request.
@@ -85,17 +85,17 @@ class Pool:
 
     async def _connect(self) -> Connection:
         if self._stopped:
-            raise ConnectionFailed("no connection to S3: storaged stops")
+            raise NotConnected("no connection to S3: storaged stops")
         try:
             connection = cast(Connection, await self._endpoint.connect(self._factory))
         except ConnectingCancelledError:
             raise CancelledError from None  # nobody wants the answer any more: that is no failure to be tried again
         except (ConnectError, DNSLookupError) as error:
-            raise ConnectionFailed(f"no connection to S3: {error}") from error
+            raise NotConnected(f"no connection to S3: {error}") from error
         if self._stopped:
             # `stop` did not see it, and nobody would close it.
             connection.transport.abortConnection()
-            raise ConnectionFailed("no connection to S3: storaged stops")
+            raise NotConnected("no connection to S3: storaged stops")
         self._open.add(connection)
         return connection
 

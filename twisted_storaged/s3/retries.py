@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
+from enum import Enum
 from typing import Any
 
 from twisted.internet.task import deferLater
 
-from twisted_storaged.s3.wire import Answer, ConnectionFailed, TimedOut
+from twisted_storaged.s3.wire import Answer, ConnectionFailed, TimedOut, Undecided
 
 #: Tries of one request, the first included; and the longest pause between two, in seconds.
 TRIES = 3
@@ -32,8 +33,17 @@ _TRY_AGAIN_CODES = {"PriorRequestNotComplete", "RequestTimeout", "RequestTimeout
 
 #: One try, to be given up at a time of the clock.
 Attempt = Callable[[float], Awaitable[Answer]]
-#: Asks, until that time, whether an earlier try was carried out; an answer that says so, or None.
-Landed = Callable[[float], Awaitable[Answer | None]]
+
+
+class Fate(Enum):
+    """What is known of earlier tries, none of which is known to have been carried out."""
+
+    UNKNOWN = "unknown"
+    NOT_DONE = "not carried out"
+
+
+#: Asks, until that time, whether an earlier try was carried out; an answer that proves it, or what else is known.
+Landed = Callable[[float], Awaitable[Answer | Fate]]
 
 
 class RequestFailed(Exception):
@@ -61,12 +71,17 @@ class Retries:
         """When a request that begins now must be over."""
         return float(self.clock.seconds()) + self.deadline
 
-    async def run(self, operation: str, attempt: Attempt, landed: Landed | None = None) -> Answer:
+    async def run(
+        self, operation: str, attempt: Attempt, landed: Landed | None = None, decisive: bool = False
+    ) -> Answer:
         """The answer to a request, if need be to another try of it.
+
+        Where it is `decisive`, its failure is told as that only if no try was carried out: a refusal of the last try
+        says nothing of those before it, whose replies were lost.
 
         Raises:
             RequestFailed: it is an error.
-            ConnectionFailed: there was none; TimedOut, if not in time.
+            ConnectionFailed: there was none; TimedOut, if not in time; Undecided, as said above.
         """
         ends, again = self.ends(), False
         for left in reversed(range(TRIES)):
@@ -74,7 +89,7 @@ class Retries:
             try:
                 answer = await attempt(ends)
             except ConnectionFailed as error:
-                again, passing, failure = True, True, error
+                again, passing, failure = again or error.sent, True, error
             else:
                 answer.again = again
                 if answer.status < 300:
@@ -83,10 +98,12 @@ class Retries:
                 passing, failure = _may_pass(answer), RequestFailed(operation, answer, again)
             if self.clock.seconds() >= ends:
                 raise TimedOut(f"{operation}: not done in {self.deadline:.0f} s") from failure
-            if again and landed is not None and (found := await landed(ends)):
+            found = Fate.UNKNOWN if landed is None or not again else await landed(ends)
+            if isinstance(found, Answer):
                 return found
             if not left or not passing:
-                raise failure
+                known = not again or found is Fate.NOT_DONE
+                raise failure if known or not decisive else Undecided(operation, failure)
             await deferLater(self.clock, min(_pause(TRIES - left), max(0.0, ends - self.clock.seconds())))
         raise AssertionError("the last try returns or raises")
 

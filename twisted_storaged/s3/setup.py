@@ -21,7 +21,7 @@ from twisted_storaged.s3.client import DataPlane, Location, Transports
 from twisted_storaged.s3.pool import Pool
 from twisted_storaged.s3.retries import Retries
 from twisted_storaged.s3.signing import Keys, Signer
-from twisted_storaged.s3.wire import ConnectionFailed
+from twisted_storaged.s3.wire import NotConnected
 
 _ANY_KEY = "k"
 _END = b"-----END CERTIFICATE-----"
@@ -56,7 +56,7 @@ def current_keys(credentials: Any, run: Run) -> Callable[[], Awaitable[Keys]]:
             frozen = await run(get) if needs_refresh() else get()
         except (BotoCoreError, ClientError, RuntimeError) as error:
             # RuntimeError is botocore's word for credentials that are expired when they come.
-            raise ConnectionFailed(f"no credentials for S3: {type(error).__name__}: {error}") from error
+            raise NotConnected(f"no credentials for S3: {type(error).__name__}: {error}") from error
         return Keys(frozen.access_key, frozen.secret_key, frozen.token)
 
     return keys

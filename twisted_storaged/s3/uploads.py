@@ -11,6 +11,7 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from twisted_storaged.s3.client import Call, DataPlane
+from twisted_storaged.s3.proofs import text
 from twisted_storaged.s3.retries import Landed
 from twisted_storaged.s3.wire import Answer, ConnectionFailed
 
@@ -46,7 +47,7 @@ class Uploads:
         """
         extra = {**headers, "x-amz-checksum-algorithm": "CRC32C"}
         answer = await self._objects.ask(Call("CreateMultipartUpload", key, {"uploads": ""}, extra))
-        return _text(_parsed(answer), "UploadId"), answer.again
+        return text(_parsed(answer), "UploadId"), answer.again
 
     async def complete(
         self,
@@ -63,11 +64,15 @@ class Uploads:
         extra = {"content-type": "application/xml", **headers}
         call = Call("CompleteMultipartUpload", key, {"uploadId": upload_id}, extra, _completion(parts))
         answer = await self._objects.ask(call, landed=landed)
-        return answer.headers.get("etag") or (_text(_parsed(answer), "ETag") if answer.body else "")
+        return answer.headers.get("etag") or (text(_parsed(answer), "ETag") if answer.body else "")
 
-    async def abort(self, key: str, upload_id: str) -> None:
-        """Forget one. https://docs.aws.amazon.com/AmazonS3/latest/API/API_AbortMultipartUpload.html ."""
-        await self._objects.ask(Call("AbortMultipartUpload", key, {"uploadId": upload_id}))
+    async def abort(self, key: str, upload_id: str) -> bool:
+        """Forget one; whether S3 says, as it should, that there was one.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_AbortMultipartUpload.html
+        """
+        answer = await self._objects.ask(Call("AbortMultipartUpload", key, {"uploadId": upload_id}))
+        return answer.status == 204
 
     async def has_parts(self, key: str, upload_id: str) -> bool:
         """Whether one has a part. https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListParts.html ."""
@@ -81,7 +86,7 @@ class Uploads:
         """
         answer = await self._objects.ask(Call("ListMultipartUploads", "", {"prefix": key, "uploads": ""}))
         found = [
-            Open(_text(item, "Key"), _text(item, "UploadId"), _time(_text(item, "Initiated")))
+            Open(text(item, "Key"), text(item, "UploadId"), _time(text(item, "Initiated")))
             for item in _children(_parsed(answer), "Upload")
         ]
         return [upload for upload in found if upload.key == key]
@@ -92,8 +97,8 @@ def _completion(parts: Sequence[Part]) -> bytes:
     for part in parts:
         element = ElementTree.SubElement(root, "Part")
         fields = {"PartNumber": str(part.number), "ETag": part.etag, "ChecksumCRC32C": part.checksum}
-        for name, text in fields.items():
-            ElementTree.SubElement(element, name).text = text
+        for name, value in fields.items():
+            ElementTree.SubElement(element, name).text = value
     return bytes(ElementTree.tostring(root, "utf-8"))
 
 
@@ -108,10 +113,6 @@ def _parsed(answer: Answer) -> ElementTree.Element:
 def _children(root: ElementTree.Element, name: str) -> Iterator[ElementTree.Element]:
     """The children of this name, in whatever namespace."""
     return (child for child in root if child.tag.rpartition("}")[2] == name)
-
-
-def _text(root: ElementTree.Element, name: str) -> str:
-    return next((child.text or "" for child in _children(root, name)), "")
 
 
 def _time(text: str) -> float:

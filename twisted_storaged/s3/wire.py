@@ -22,7 +22,35 @@ _MESSAGE = re.compile(rb"<Message>([^<]*)</Message>")
 
 
 class ConnectionFailed(Exception):
-    """There was no whole answer: nobody there, gone in the middle, too slow, or no HTTP."""
+    """There was no whole answer: nobody there, gone in the middle, too slow, or no HTTP.
+
+    Attributes:
+        sent: whether the request may have reached S3.
+    """
+
+    sent = True
+
+
+class NotConnected(ConnectionFailed):
+    """Nothing was sent: there was no connection, or nothing to sign a request with."""
+
+    sent = False
+
+
+class NotAsDocumented(ConnectionFailed):
+    """An answer with a status of success is not what S3 answers: it is not known what was done."""
+
+
+class Undecided(ConnectionFailed):
+    """It is not known whether a request was carried out, which must not be guessed.
+
+    Attributes:
+        failure: of the last try.
+    """
+
+    def __init__(self, operation: str, failure: Exception) -> None:
+        super().__init__(f"{operation}: a reply was lost, and whether it was carried out is not known; then {failure}")
+        self.failure = failure
 
 
 class TimedOut(ConnectionFailed):

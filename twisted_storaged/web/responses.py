@@ -60,6 +60,7 @@ REFUSALS: Mapping[type[BaseException] | None, Refusal] = {
     errors.BucketUnreachable: Refusal(http.BAD_GATEWAY, "bucket unreachable", retry=True),
     errors.WritesSuspended: Refusal(http.SERVICE_UNAVAILABLE, "bucket takes no writes: see the log", retry=True),
     errors.BucketBusy: Refusal(http.SERVICE_UNAVAILABLE, "bucket busy", retry=True),
+    errors.OutcomeUnknown: Refusal(http.GATEWAY_TIMEOUT, "outcome unknown: read the object before trying again"),
     errors.OutOfSpace: Refusal(http.INSUFFICIENT_STORAGE_SPACE, "out of space"),
     errors.NoFreeSlot: Refusal(http.SERVICE_UNAVAILABLE, "storaged: put concurrency cap reached", retry=True),
 }
