@@ -363,6 +363,16 @@ class OwnershipTests:
         assert len(frames) > 2
         assert not any(isinstance(value, bytearray) for variables in frames for value in variables.values())
 
+    def test_an_error_whose_causes_lead_in_a_circle(self) -> None:
+        """It is told as any other, and does not hang the daemon."""
+        error, cause = BucketError("one"), BucketError("other")
+        error.__cause__, cause.__cause__ = cause, error
+        body = Body(100)
+        storing = upload(body, Sink())
+        body.fail(error)
+        with pytest.raises(BucketError, match="one"):
+            result(storing)
+
     def test_few_are_kept_while_there_is_no_put(self) -> None:
         """The others go back to the system when the last body has been stored."""
         buffers, _ = self._upload(BytesBody(b"x" * 20 * PART), Sink())

@@ -196,10 +196,12 @@ def _clear_frames(error: BaseException) -> None:
 
     Whoever keeps the error, and be it a cycle that waits for the garbage collector, would keep the parts in them.
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        clear_frames(seen.__traceback__)
-        seen = seen.__cause__ or seen.__context__
+    found: BaseException | None = error
+    seen: set[int] = set()  # causes may lead in a circle
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        clear_frames(found.__traceback__)
+        found = found.__cause__ or found.__context__
 
 
 @deferred
