@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from twisted_storaged.buckets.objects import ByteRange
 from twisted_storaged.errors import (
     BucketBusy,
     BucketError,
@@ -14,7 +15,7 @@ from twisted_storaged.errors import (
     StorageError,
     WriteConflict,
 )
-from twisted_storaged.s3.answers import storage_errors
+from twisted_storaged.s3.answers import info_of, opened, size_told, storage_errors
 from twisted_storaged.s3.retries import RequestFailed
 from twisted_storaged.s3.wire import Answer, ConnectionFailed, TimedOut
 
@@ -64,3 +65,34 @@ class StorageErrorsTests:
         with pytest.raises(expected) as caught, storage_errors(writes=True, conditional=True):
             raise raised
         assert type(caught.value) is expected
+
+
+SAID = {"content-length": "3", "etag": '"e"', "last-modified": "Tue, 14 Nov 2023 22:13:20 GMT"}
+DIGITS = "9" * 5000
+
+
+class NonsenseTests:
+    """Heads that cannot be: trouble of S3's, and no defect of ours."""
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            {"content-length": "-5"},
+            {"content-length": DIGITS},
+            {"last-modified": "Fri, 31 Dec 9999 23:59:59 +9999"},
+            {"last-modified": f"Fri, 31 Dec {DIGITS} 23:59:59 GMT"},
+            {"last-modified": ""},
+            {"etag": '""'},
+        ],
+    )
+    def test_of_an_object(self, said: dict[str, str]) -> None:
+        """A size, a date or an ETag that is none."""
+        with pytest.raises(BucketError):
+            info_of(Answer(200, {**SAID, **said}), "k")
+
+    def test_of_a_range(self) -> None:
+        """Numbers of more digits than int() takes."""
+        answer = Answer(206, {**SAID, "content-range": f"bytes {DIGITS}-5/7"})
+        with pytest.raises(BucketError):
+            opened(answer, "k", ByteRange(1, 2))
+        assert size_told(Answer(416, {"content-range": f"bytes */{DIGITS}"})) is None

@@ -17,7 +17,7 @@ from tests.support import Consumer, connected, result
 from twisted_storaged.deferreds import ConsumerGone
 from twisted_storaged.s3.connection import READ_SIZE, Connection, Reading
 from twisted_storaged.s3.pool import KEEP_IDLE, Pool
-from twisted_storaged.s3.wire import Answer, ConnectionFailed
+from twisted_storaged.s3.wire import MAX_COLLECTED, Answer, ConnectionFailed
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 LARGE = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"
@@ -469,3 +469,16 @@ class BodyStreamTests:
         assert not asked.called
         made.connection().dataReceived(b"Key</Cod")
         assert result(asked).status == 404
+
+    def test_an_error_without_end_is_given_up(self) -> None:
+        """It is collected in memory, but not all that S3 may send."""
+        made = Made()
+        waiting = made.ask(streamed=True)
+        connection = made.connection()
+        connection.dataReceived(b"HTTP/1.1 500 X\r\nContent-Length: 999999999999\r\n\r\n")
+        for _ in range((MAX_COLLECTED >> 20) + 1):
+            assert not connection.transport.aborted
+            connection.dataReceived(bytes(1 << 20))
+        assert connection.transport.aborted
+        with pytest.raises(ConnectionFailed, match="more than"):
+            result(waiting)

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_storaged.s3.wire import MAX_HEAD, Answer, AnswerParser, ConnectionFailed, request_head
+from twisted_storaged.s3.wire import (
+    MAX_COLLECTED,
+    MAX_HEAD,
+    Answer,
+    AnswerParser,
+    Collected,
+    ConnectionFailed,
+    number,
+    request_head,
+)
 
 
 def parse(data: bytes, cuts: list[int] | None = None, head_request: bool = False) -> tuple[AnswerParser, bytes]:
@@ -19,6 +28,9 @@ def parse(data: bytes, cuts: list[int] | None = None, head_request: bool = False
         if start < end:
             body += parser.feed(data[start:end])
     return parser, body
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 class AnswerParserTests:
@@ -58,6 +70,22 @@ class AnswerParserTests:
         parser, body = parse(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
         assert (parser.answer and parser.answer.status, body) == (200, b"x")
 
+    def test_many_interim_answers_in_one_read(self) -> None:
+        """More than the stack has room for, where each is a call inside the one before."""
+        parser, body = parse(b"HTTP/1.1 100\r\n\r\n" * 4000 + b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
+        assert (parser.answer and parser.answer.status, body) == (200, b"x")
+
+    @pytest.mark.parametrize("cut", range(len(CHUNKED), len(CHUNKED) + 40))
+    def test_trailers_are_passed_over(self, cut: int) -> None:
+        """The answer ends after them, and not before."""
+        parser, body = parse(CHUNKED + b"2\r\nhi\r\n0\r\nX-Trailer: a\r\nY: b\r\n\r\n", [cut])
+        assert (parser.ended, parser.keep_alive, body) == (True, True, b"hi")
+
+    def test_a_chunk_comes_out_as_it_comes_in(self) -> None:
+        """A large one is not kept until it is whole."""
+        parser, body = parse(CHUNKED + b"fffffff\r\n" + b"x" * 1000)
+        assert (parser.ended, body) == (False, b"x" * 1000)
+
     @pytest.mark.parametrize(
         ("head", "kept"),
         [
@@ -80,6 +108,18 @@ class AnswerParserTests:
             b"SSH-2.0-OpenSSH\r\n\r\n",
             b"HTTP/1.1 abc\r\n\r\n",
             b"x" * (MAX_HEAD + 1),
+            b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxy",
+            b"HTTP/1.1 2\xb22 OK\r\n\r\n",
+            b"HTTP/1.1 000 OK\r\n\r\n",
+            b"HTTP/1.1 100\r\n\r\n" * (MAX_HEAD // 16 + 1),
+            CHUNKED + b"-2\r\nhi\r\n0\r\n\r\n",
+            CHUNKED + b"1_0\r\n",
+            CHUNKED + b"f" * 16 + b"\r\n",
+            CHUNKED + b"2\r\nhi!\r\n0\r\n\r\n",
+            CHUNKED + b"2;" + b"x" * 5000,
+            CHUNKED + b"2\r\nhi\r\n0\r\n\r\n" + CHUNKED,
         ],
     )
     def test_what_is_no_answer(self, data: bytes) -> None:
@@ -99,6 +139,41 @@ class ForbiddenCharacterTests:
         parser.feed(head.encode("latin-1"))
         assert parser.answer is not None
         assert parser.answer.headers == {"x-amz-meta-a": "b Set-Cookie: c", "content-length": "0"}
+
+    @pytest.mark.parametrize("name", ["x-amz-meta-a b", "x-amz-meta-\xe9", "", " folded", "x "])
+    def test_a_field_whose_name_is_none_is_left_out(self, name: str) -> None:
+        """A client would take it for the end of the head, and find no length."""
+        parser = AnswerParser()
+        parser.feed(f"HTTP/1.1 200 OK\r\n{name}: v\r\nContent-Length: 0\r\n\r\n".encode("latin-1"))
+        assert parser.answer is not None
+        assert parser.answer.headers == {"content-length": "0"}
+
+
+class CollectedTests:
+    """Bodies that are collected in memory."""
+
+    def test_are_bounded(self) -> None:
+        """An S3 that never ends an error does not take the memory."""
+        collected, piece = Collected(), bytes(1 << 20)
+        for _ in range(MAX_COLLECTED >> 20):
+            collected.add(piece)
+        with pytest.raises(ConnectionFailed):
+            collected.add(b"x")
+        assert len(collected.joined()) == MAX_COLLECTED
+
+
+class NumberTests:
+    """Numbers of bytes in headers."""
+
+    @pytest.mark.parametrize("text", ["", "-1", "+1", "1_0", " 1", "\xb2", "9" * 19, "9" * 5000])
+    def test_what_is_none(self, text: str) -> None:
+        """Whatever int() would make of it."""
+        with pytest.raises(ValueError, match="not a number of bytes"):
+            number(text)
+
+    def test_what_is_one(self) -> None:
+        """Up to 18 digits."""
+        assert (number("007"), number("9" * 18)) == (7, 10**18 - 1)
 
 
 class AnswerTests:

@@ -21,11 +21,11 @@ from twisted_storaged.errors import (
 )
 from twisted_storaged.s3.metadata import metadata_of
 from twisted_storaged.s3.retries import RequestFailed, is_busy
-from twisted_storaged.s3.wire import Answer, ConnectionFailed, TimedOut, Undecided
+from twisted_storaged.s3.wire import Answer, ConnectionFailed, TimedOut, Undecided, number
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
-_UNSATISFIED = re.compile(r"bytes \*/(\d+)")
-_ACTUAL_SIZE = re.compile(rb"<ActualObjectSize>(\d+)</ActualObjectSize>")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+_UNSATISFIED = re.compile(r"bytes \*/([0-9]{1,18})")
+_ACTUAL_SIZE = re.compile(rb"<ActualObjectSize>([0-9]{1,18})</ActualObjectSize>")
 
 
 class storage_errors(AbstractContextManager[None]):  # noqa: N801 (it is used as contextlib's functions are)
@@ -79,8 +79,8 @@ def etag_of(answer: Answer) -> str:
 def info_of(answer: Answer, key: str) -> ObjectInfo:
     """What the head of a GetObject's answer says of the object. Raises BucketError where it does not say it."""
     try:
-        size, modified = int(answer.headers["content-length"]), _http_date(answer.headers["last-modified"])
-    except (KeyError, ValueError) as error:
+        size, modified = number(answer.headers["content-length"]), _http_date(answer.headers["last-modified"])
+    except (KeyError, ValueError, OverflowError) as error:
         raise BucketError(f"the engine's answer does not say what {key!r} is: {error}") from error
     return ObjectInfo(key, size, etag_of(answer), modified, *metadata_of(answer.headers))
 

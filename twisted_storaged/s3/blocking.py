@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from math import inf
 
-from twisted_storaged.s3.wire import Answer, AnswerParser, ConnectionFailed, NotConnected, TimedOut
+from twisted_storaged.s3.wire import Answer, AnswerParser, Collected, ConnectionFailed, NotConnected, TimedOut
 
 _READ = 1 << 16
 #: Bytes that are sent by one call over TLS, and must leave within one read timeout.
@@ -147,14 +147,14 @@ class _Exchange:
         return answer
 
     def _read(self, timeout: float) -> tuple[Answer, bool]:
-        parser, body = AnswerParser(), []
+        parser, body = AnswerParser(), Collected()
         while not parser.ended:
             data = self._receive(timeout)
             if not data:
                 raise ConnectionFailed("S3 closed the connection before its answer ended")
-            body.append(parser.feed(data))
+            body.add(parser.feed(data))
         assert parser.answer is not None
-        parser.answer.body = b"".join(body)
+        parser.answer.body = body.joined()
         return parser.answer, parser.keep_alive
 
     def _receive(self, timeout: float) -> bytes:

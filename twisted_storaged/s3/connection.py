@@ -11,7 +11,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from twisted_storaged.s3.body import BodyStream
-from twisted_storaged.s3.wire import Answer, AnswerParser, ConnectionFailed
+from twisted_storaged.s3.wire import Answer, AnswerParser, Collected, ConnectionFailed
 from twisted_storaged.transports import Outbox, has_unsent, send
 
 #: Bytes that one read of the socket may bring, where there is no large body.
@@ -70,7 +70,7 @@ class Connection(Protocol):
         self._stream: BodyStream | None = None
         self._streamed = False
         self._until = inf
-        self._body: list[bytes] = []
+        self._body = Collected()
         self._unsent: Request = ()
         self.stale = False
         self.deadline: float | None = None
@@ -120,7 +120,10 @@ class Connection(Protocol):
         if self._stream is not None:
             self._stream.received(body, parser.ended)
         elif parser.answer is not None:
-            self._answered(parser, parser.answer, body)
+            try:
+                self._answered(parser, parser.answer, body)
+            except ConnectionFailed as error:
+                self.give_up(error)
 
     def _answered(self, parser: AnswerParser, answer: Answer, body: bytes) -> None:
         if self._streamed and answer.status < 300 and not parser.ended:
@@ -128,9 +131,9 @@ class Connection(Protocol):
             answer.stream = self._stream = BodyStream(self, body, parser)
             self._fire(answer)
             return
-        self._body.append(body)
+        self._body.add(body)
         if parser.ended:
-            answer.body = b"".join(self._body)
+            answer.body = self._body.joined()
             # First, so that whoever waits for the answer finds this connection free.
             self.end()
             self._fire(answer)
@@ -138,7 +141,7 @@ class Connection(Protocol):
     def end(self) -> None:
         """The answer is over: free for the next request, or closed."""
         parser, self._parser = self._parser, None
-        self._stream, self._body, self.deadline, self.stale = None, [], None, True
+        self._stream, self._body, self.deadline, self.stale = None, Collected(), None, True
         self.transport.bufferSize = READ_SIZE
         # An answer that came before the whole request had left: the rest would be taken for the next one.
         if parser is not None and parser.keep_alive and not has_unsent(self.transport):
@@ -170,7 +173,7 @@ class Connection(Protocol):
             waiting.callback(result)
 
     def _fail(self, error: ConnectionFailed) -> None:
-        self.deadline, self._parser, self._unsent, self._body = None, None, (), []
+        self.deadline, self._parser, self._unsent, self._body = None, None, (), Collected()
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.failed(Failure(error))

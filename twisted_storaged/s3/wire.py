@@ -13,10 +13,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from twisted_storaged.s3.body import BodyStream
 
+#: Bytes of a head, with the interim answers (1xx) before it.
 MAX_HEAD = 1 << 16
+#: Bytes of a body that is collected in memory: more than any list, range or error has.
+MAX_COLLECTED = 16 << 20
+#: Bytes of a line between chunks.
+_MAX_LINE = 4096
 
 #: A line end that is none, and NUL.
 _FORBIDDEN = re.compile(rb"\r(?!\n)|(?<!\r)\n|\x00")
+#: What int() takes is more: signs, underscores, digits of other scripts, and so many that it fails.
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_STATUS = re.compile(r"[1-9][0-9]{2}(?![0-9])")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?", re.DOTALL)
+#: The name of a field. RFC 9110, 5.1.
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CODE = re.compile(rb"<Code>([^<]*)</Code>")
 _MESSAGE = re.compile(rb"<Message>([^<]*)</Message>")
 
@@ -55,6 +66,25 @@ class Undecided(ConnectionFailed):
 
 class TimedOut(ConnectionFailed):
     """There was no whole answer by the time that the request had."""
+
+
+class Collected:
+    """The body of an answer that is collected in memory, as it comes; of a bounded size, whatever S3 sends."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def add(self, data: bytes) -> None:
+        """Take some more. Raises ConnectionFailed when it is too much."""
+        self._size += len(data)
+        if self._size > MAX_COLLECTED:
+            raise ConnectionFailed(f"the answer has a body of more than {MAX_COLLECTED} bytes")
+        self._pieces.append(data)
+
+    def joined(self) -> bytes:
+        """All of it."""
+        return b"".join(self._pieces)
 
 
 class Answer:
@@ -110,7 +140,9 @@ class AnswerParser:
         self._head_request = head_request
         self._buffer = b""
         self._left: int | None = 0
+        self._interim = 0
         self._chunked = False
+        self._chunk_ends = self._last_came = False
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes from the connection; returns those of them that are the body's.
@@ -139,30 +171,33 @@ class AnswerParser:
         return self.ended
 
     def _read_head(self, data: bytes) -> bytes:
-        end = data.find(b"\r\n\r\n")
-        if end < 0:
-            if len(data) > MAX_HEAD:
-                raise ConnectionFailed("the head of the answer does not end")
-            self._buffer = data
-            return b""
-        self._buffer = b""
-        version, status, headers = _parse_head(data[:end])
-        if status < 200:
-            return self._read_head(data[end + 4 :])
-        self.answer = Answer(status, headers)
-        self.keep_alive = version == "HTTP/1.1" and headers.get("connection", "").lower() != "close"
-        self._frame(status, headers)
-        return data[end + 4 :]
+        start, end = 0, data.find(b"\r\n\r\n")
+        while end >= 0:
+            version, status, headers = _parse_head(data[start:end])
+            if status >= 200:
+                self._buffer = b""
+                self.answer = Answer(status, headers)
+                self.keep_alive = version == "HTTP/1.1" and headers.get("connection", "").lower() != "close"
+                self._frame(status, headers)
+                return data[end + 4 :]
+            self._interim += end + 4 - start
+            start = end + 4
+            end = data.find(b"\r\n\r\n", start) if self._interim <= MAX_HEAD else -1
+        self._buffer = data[start:]
+        if self._interim + len(self._buffer) > MAX_HEAD:
+            raise ConnectionFailed("the head of the answer does not end")
+        return b""
 
     def _frame(self, status: int, headers: Mapping[str, str]) -> None:
         if self._head_request or status in (204, 304):
             self._left = 0
         elif headers.get("transfer-encoding", "").lower() == "chunked":
             self._chunked = True
-        elif headers.get("content-length", "").isdigit():
-            self._left = int(headers["content-length"])
         else:
-            raise ConnectionFailed("the answer does not say how long it is")
+            try:
+                self._left = number(headers.get("content-length", ""))
+            except ValueError:
+                raise ConnectionFailed("the answer does not say how long it is") from None
         self.ended = not self._chunked and self._left == 0
 
     def _read_length(self, data: bytes) -> bytes:
@@ -175,18 +210,43 @@ class AnswerParser:
 
     def _read_chunks(self, data: bytes) -> bytes:
         """Chunk by chunk; lists and errors come so, never large objects. RFC 9112, 7.1."""
-        body, data = [], self._buffer + data
+        assert self._left is not None
+        body, data, at = [], self._buffer + data, 0
         while not self.ended:
-            line, found, rest = data.partition(b"\r\n")
-            if not found:
+            piece = data[at : at + self._left]
+            body.append(piece)
+            at += len(piece)
+            self._left -= len(piece)
+            end = data.find(b"\r\n", at)
+            if self._left or end < 0:
                 break
-            size = _chunk_size(line)
-            if len(rest) < size + 2:
-                break
-            body.append(rest[:size])
-            data, self.ended = rest[size + 2 :], size == 0
-        self._buffer = data
+            self._read_line(data[at:end])
+            at = end + 2
+        self._buffer = data[at:]
+        if self.ended and self._buffer:
+            raise ConnectionFailed("more came than the answer said")
+        if len(self._buffer) > _MAX_LINE:
+            raise ConnectionFailed("a line between chunks is too long")
         return b"".join(body)
+
+    def _read_line(self, line: bytes) -> None:
+        """A line that is not of a chunk: the rest of the one after it, the size of the next, a trailer, or the end."""
+        if self._chunk_ends:
+            if line:
+                raise ConnectionFailed("a chunk is longer than it said")
+            self._chunk_ends = False
+        elif self._last_came:
+            self.ended = not line
+        else:
+            self._left = _chunk_size(line)
+            self._chunk_ends, self._last_came = self._left > 0, self._left == 0
+
+
+def number(text: str) -> int:
+    """A number of bytes in a header. Raises ValueError where it is not just digits."""
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(f"not a number of bytes: {text[:100]!r}")
+    return int(text)
 
 
 def _parse_head(head: bytes) -> tuple[str, int, dict[str, str]]:
@@ -195,17 +255,22 @@ def _parse_head(head: bytes) -> tuple[str, int, dict[str, str]]:
         head = _FORBIDDEN.sub(b" ", head)
     first, *lines = head.decode("latin-1").split("\r\n")
     version, _, rest = first.partition(" ")
-    if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
+    if not version.startswith("HTTP/1.") or not _STATUS.match(rest):
         raise ConnectionFailed(f"not an answer: {first[:100]!r}")
-    headers = {}
+    headers: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(":")
-        headers[name.lower()] = value.strip()
+        name, value = name.lower(), value.strip()
+        if not _NAME.fullmatch(name):
+            continue  # a client to which it went through would take it for the end of the head
+        if name == "content-length" and headers.get(name, value) != value:
+            raise ConnectionFailed("the answer has two lengths")
+        headers[name] = value
     return version, int(rest[:3]), headers
 
 
 def _chunk_size(line: bytes) -> int:
-    try:
-        return int(line.partition(b";")[0], 16)
-    except ValueError:
-        raise ConnectionFailed(f"not a chunk: {line[:100]!r}") from None
+    match = _CHUNK_SIZE.fullmatch(line)
+    if match is None:
+        raise ConnectionFailed(f"not a chunk: {line[:100]!r}")
+    return int(match[1], 16)
