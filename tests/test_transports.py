@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
 from tests.support import connected
-from twisted_storaged.transports import Outbox, has_unsent, send
+from twisted_storaged.transports import Outbox, has_unsent, queued_bytes, send
 
 MUCH = b"x" * (16 << 20)
 
@@ -116,3 +116,20 @@ class OutboxTests:
         assert len(clock.getDelayedCalls()) == 1
         clock.advance(0)
         assert pushed == ["a", "b", "c", "later"]
+
+
+class QueuedBytesTests:
+    """How much of what was written has not arrived."""
+
+    def test_counts_what_waits_here_and_in_the_kernel(self, peers: tuple[Any, socket.socket]) -> None:
+        """A peer that does not read leaves bytes in both."""
+        transport, _ = peers
+        assert queued_bytes(transport) == 0
+        send(transport, [MUCH])
+        here = len(transport.dataBuffer) + sum(map(len, transport._tempDataBuffer))
+        assert 0 < here < len(MUCH)
+        assert queued_bytes(transport) > here
+
+    def test_of_what_has_no_socket(self) -> None:
+        """Nothing is known of it."""
+        assert queued_bytes(object()) == 0

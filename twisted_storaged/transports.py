@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import sys
+import termios
 from collections.abc import Sequence
 from socket import socket
 from typing import Any, Protocol
@@ -49,6 +52,19 @@ def has_unsent(transport: Any) -> bool:
     """Whether some of what was written has not left yet, be it over TLS or not."""
     plain = getattr(transport, "transport", transport)
     return hasattr(plain, "dataBuffer") and bool(_unsent(plain))
+
+
+def queued_bytes(transport: Any) -> int:
+    """Bytes that were written and that the peer has not acknowledged: those that wait here, and in the kernel.
+
+    See tcp(7), SIOCOUTQ. Of a transport without a socket, 0.
+    """
+    plain = getattr(transport, "transport", transport)
+    if not isinstance(plain, Connection):
+        return 0
+    kept = len(plain.dataBuffer) - plain.offset + sum(map(len, plain._tempDataBuffer))
+    handle = plain.getHandle()
+    return kept + int.from_bytes(fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 def _unsent(transport: Any) -> Any:

@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 
 from tests.support import Consumer, connected, result
 from twisted_storaged.deferreds import ConsumerGone
+from twisted_storaged.s3 import connection as connection_module
 from twisted_storaged.s3.connection import READ_SIZE, Connection, Reading
 from twisted_storaged.s3.pool import KEEP_IDLE, Pool
 from twisted_storaged.s3.wire import MAX_COLLECTED, Answer, ConnectionFailed
@@ -204,6 +205,32 @@ class SilenceTests:
         with pytest.raises(ConnectionFailed, match="S3 was silent for 60 s"):
             result(asked)
         assert made.connection().transport.aborted
+
+    def test_a_body_that_is_leaving_gives_it_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """S3 that takes a body slowly is not silent; S3 that takes no more of it is."""
+        queued = [300_000]
+        monkeypatch.setattr(connection_module, "queued_bytes", lambda _: queued[0])
+        made = Made()
+        asked = made.ask()
+        for _ in range(4):
+            made.clock.pump([1] * 62)
+            assert not asked.called
+            queued[0] -= 50_000
+        made.clock.pump([1] * 130)
+        with pytest.raises(ConnectionFailed, match="S3 was silent"):
+            result(asked)
+
+    def test_a_body_that_is_leaving_has_no_more_time_than_the_request(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The deadline of the request ends it, however it goes on."""
+        queued = [300_000]
+        monkeypatch.setattr(connection_module, "queued_bytes", lambda _: queued[0])
+        made = Made()
+        asked = made.ask(until=100)
+        for _ in range(103):
+            queued[0] -= 10
+            made.clock.advance(1)
+        with pytest.raises(ConnectionFailed):
+            result(asked)
 
     def test_each_byte_gives_it_time(self) -> None:
         """A slow answer is an answer."""

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from twisted_storaged.s3.body import BodyStream
 from twisted_storaged.s3.wire import Answer, AnswerParser, Collected, ConnectionFailed
-from twisted_storaged.transports import Outbox, has_unsent, send
+from twisted_storaged.transports import Outbox, has_unsent, queued_bytes, send
 
 #: Bytes that one read of the socket may bring, where there is no large body.
 READ_SIZE = 1 << 16
@@ -72,6 +72,7 @@ class Connection(Protocol):
         self._until = inf
         self._body = Collected()
         self._unsent: Request = ()
+        self._queued: float = inf
         self.stale = False
         self.deadline: float | None = None
 
@@ -85,6 +86,7 @@ class Connection(Protocol):
         self._parser = AnswerParser(reading.head_request)
         self._streamed = reading.streamed
         self._until = reading.until
+        self._queued = inf
         waiting = self._waiting = Deferred(self._cancelled)
         self.touch()
         self._unsent = request
@@ -152,6 +154,14 @@ class Connection(Protocol):
     def hurry(self) -> bool:
         """Look whether S3 has sent a little that was not worth a look until now; returns whether that may be."""
         return self._stream is not None and self._stream.hurry()
+
+    def is_sending(self, now: float) -> bool:
+        """Whether some of the request has left since this was asked last, and there is time for the rest.
+
+        S3 is held to progress, not to taking all of a body in the time in which it must say something.
+        """
+        before, self._queued = self._queued, queued_bytes(self.transport)
+        return now < self._until and 0 < before > self._queued and (before < inf or self._queued > 0)
 
     def give_up(self, error: ConnectionFailed) -> None:
         """End it in the middle."""

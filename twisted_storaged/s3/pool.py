@@ -106,5 +106,7 @@ class Pool:
                 continue
             if connection.hurry():
                 connection.deadline = now + LOOK_EVERY
+            elif connection.is_sending(now):
+                connection.touch()
             else:
                 connection.give_up(ConnectionFailed(f"S3 was silent for {self._read_timeout:.0f} s"))
