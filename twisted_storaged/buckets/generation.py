@@ -15,7 +15,7 @@ from pathlib import Path
 
 from twisted_storaged.buckets.index import Index
 from twisted_storaged.buckets.private import write_durably
-from twisted_storaged.buckets.wal import read_wal
+from twisted_storaged.buckets.wal import Committed, WalState, read_wal, read_wal_index
 from twisted_storaged.errors import StartError
 
 #: What every refusal ends with.
@@ -73,11 +73,23 @@ class Generation:
         wal = read_wal(wal_path)
         if wal is None:
             raise _refused(wal_path, "is missing, empty or damaged, but the last daemon has not closed the index")
+        committed = self._committed(state, wal)
+        if committed is not None and wal.frames < committed.frames:
+            raise _refused(wal_path, f"is damaged: of {committed.frames} committed frames, {wal.frames} can be read")
+        if committed is not None and committed.is_counted:
+            return
         # The machine may lose its power while the last commit is on its way to the disk, and with it any part of that
-        # commit; whoever asked for it got no answer. A killed process cannot leave the log so.
-        excused = 0 if state.boot == self._boot else 1
+        # commit; whoever asked for it got no answer. A kill -9 or a full disk can leave the one of a start so.
+        excused = 1 if state.boot != self._boot or committed is not None else 0
         if wal.unreadable > excused:
             raise _refused(wal_path, f"is damaged: {wal.unreadable} commits in it cannot be read")
+
+    def _committed(self, state: State, wal: WalState) -> Committed | None:
+        """What the wal-index says of this log, if no loss of power came between."""
+        if state.boot != self._boot:
+            return None
+        committed = read_wal_index(self._index_path.with_name("index.sqlite-shm"))
+        return committed if committed is not None and committed.salts == wal.salts else None
 
     def open(self, index: Index) -> None:
         """Compare the index with the file, and note in both that a daemon has started on it. Durable when it returns.

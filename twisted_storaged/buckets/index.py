@@ -11,7 +11,7 @@ import os
 import sqlite3
 from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +65,7 @@ class Index(Lookup):
         Raises:
             sqlite3.Error: the file is not such an index, or cannot be used.
         """
+        self._path = path
         self._writer = _connect(path)
         prepare(self._writer)
         self._writer.execute(_CREATE_REPLACED)
@@ -150,10 +151,14 @@ class Index(Lookup):
         """Whether it names no object."""
         return self._writer.execute("SELECT 1 FROM objects LIMIT 1").fetchone() is None
 
-    def close(self) -> None:
-        """Close both connections; nothing is lost without it."""
-        super().close()
-        self._writer.close()
+    def close(self, *, keep_log: bool = False) -> None:
+        """Close both connections; nothing is lost without it.
+
+        With `keep_log`, its log and wal-index stay as they are: `index.state` says that they are needed.
+        """
+        with closing(_last_reader(self._path)) if keep_log else nullcontext():
+            super().close()
+            self._writer.close()
 
     def _change(self, key: str, entry: Entry | None, condition: Condition | None) -> Outcome:
         try:
@@ -207,6 +212,17 @@ class Index(Lookup):
         if row is not None:
             self._writer.execute(table.remove, (row,))
         return None
+
+
+def _last_reader(path: Path) -> sqlite3.Connection:
+    """A connection that cannot write: SQLite removes the log only when the last one that is closed can."""
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    try:
+        connection.execute("SELECT 1 FROM sqlite_schema").fetchall()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _connect(path: Path) -> sqlite3.Connection:

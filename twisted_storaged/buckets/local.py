@@ -132,7 +132,7 @@ class LocalBucket:
                 self._generation.check_files(has_contents=any(self._directory.names()))
                 touch(self._directory.index_path)
                 self._index = Index(self._directory.index_path)
-                opened.callback(self._index.close)
+                opened.callback(self._close_index, keep_log=True)
                 self._generation.open(self._index)
                 self._writes = Commits(self._index, self._directory.index_path, self._directory.objects_path)
                 opened.callback(self._writes.close)
@@ -146,18 +146,28 @@ class LocalBucket:
     @deferred
     async def stop(self) -> None:
         await self._threads.stop()
-        self._close_generation()
-        self._index.close()
+        self._close_index(keep_log=not self._close_generation())
         self._writes.close()
         self._directory.close()
 
-    def _close_generation(self) -> None:
-        """Note that the index needs its log no more; if another program reads it, the log stays, and is needed."""
+    def _close_index(self, *, keep_log: bool) -> None:
+        try:
+            self._index.close(keep_log=keep_log)
+        except sqlite3.Error as error:
+            self._log.warn("bucket {name}: the index cannot be closed: {error}", name=self.name, error=error)
+
+    def _close_generation(self) -> bool:
+        """Note that the index needs its log no more; if another program reads it, the log stays, and is needed.
+
+        Returns whether that is durable.
+        """
         try:
             if self._index.is_checkpointed():
                 self._generation.close()
+                return True
         except (OSError, sqlite3.Error) as error:
             self._log.warn("bucket {name}: the log of the index stays: {error}", name=self.name, error=error)
+        return False
 
     async def put(self, key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
         upload = LocalUpload(key, self._directory, self._run)

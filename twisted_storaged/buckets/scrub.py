@@ -126,12 +126,17 @@ class Scrub:
             self._damage(f"the index: {' '.join(fault.split())}")
 
     def _check_generation(self) -> None:
-        """What a start would refuse is damage. Beside a daemon, which has looked itself, the files are changing."""
+        """What a start would refuse is damage. Beside a daemon, which has looked itself, the files are changing.
+
+        Nothing else is looked at then: SQLite would note in the wal-index that what it cannot read of a damaged log was
+        never committed, and the next start would go by that.
+        """
         if not self._in_use:
             try:
                 Generation(self._path, boot_id()).check_files(has_contents=any(self._contents.names()))
             except StartError as error:
                 self._damage(str(error))
+                raise
 
     def _check_objects(self, index: Lookup) -> None:
         # The lookup is closed after the repair, which thereby is never the last to close the index.

@@ -3,6 +3,10 @@
 SQLite reads its log up to the first frame whose checksum is wrong, and says nothing of what comes after: that is right
 where the machine lost its power while it wrote, and hides lost commits where a bit was flipped. This module reads and
 changes nothing. https://sqlite.org/walformat.html
+
+The wal-index beside it (`-shm`) counts the frames that were committed. It is memory that is shared, so that it outlives
+a kill -9, and it is written after the fsync of a commit and before anybody is told of it. Until the machine loses its
+power it is exact: a commit that it does not count was answered to nobody, and may be torn.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from typing import NamedTuple
 
 _HEADER = struct.Struct(">8I")
 _FRAME = struct.Struct(">6I")
+#: The wal-index begins with two copies of this: changes since it was made, whether it is, committed frames, salts.
+_WAL_INDEX = struct.Struct("=8xIBxxxI12x8s8x")
 #: The first word of a log; its lowest bit tells the byte order that checksums are computed in.
 _MAGIC = 0x377F0682
 
@@ -25,6 +31,39 @@ class WalState(NamedTuple):
 
     readable: int
     unreadable: int
+    #: The number of frames up to the last commit that SQLite will find.
+    frames: int
+    #: What tells this round of the log from others.
+    salts: bytes
+
+
+class Committed(NamedTuple):
+    """What the wal-index says: how many frames of the log were committed, in the round with these salts.
+
+    `is_counted` tells that whoever wrote the index has committed since it was made; else the number is what was found
+    in the log then.
+    """
+
+    frames: int
+    salts: bytes
+    is_counted: bool
+
+
+def read_wal_index(path: Path) -> Committed | None:
+    """What the wal-index at `path` says; None if there is none, or it cannot be relied on.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            first, second = file.read(_WAL_INDEX.size), file.read(_WAL_INDEX.size)
+    except FileNotFoundError:
+        return None
+    if len(first) < _WAL_INDEX.size or first != second:
+        return None
+    changes, is_made, frames, salts = _WAL_INDEX.unpack(first)
+    return Committed(frames, salts, changes > 0) if is_made else None
 
 
 def read_wal(path: Path) -> WalState | None:
@@ -53,9 +92,9 @@ def _count(frames: Iterator[bytes], salts: tuple[int, ...], checksum: _Checksum)
     """Count the commits up to the first frame that is not valid, and those after it that were written by the same log:
     what an earlier round of it left behind has other salts.
     """
-    readable = unreadable = 0
+    readable = unreadable = last = 0
     intact = True
-    for frame in frames:
+    for number, frame in enumerate(frames, 1):
         if len(frame) < _FRAME.size:
             break
         _, pages, *frame_salts, sum1, sum2 = _FRAME.unpack_from(frame)
@@ -66,8 +105,11 @@ def _count(frames: Iterator[bytes], salts: tuple[int, ...], checksum: _Checksum)
             intact = ours and checksum.sums == (sum1, sum2)
         # A frame that ends a transaction tells how many pages the database then has.
         if ours and pages:
-            readable, unreadable = (readable + 1, unreadable) if intact else (readable, unreadable + 1)
-    return WalState(readable, unreadable)
+            if intact:
+                readable, last = readable + 1, number
+            else:
+                unreadable += 1
+    return WalState(readable, unreadable, last, struct.pack(">2I", *salts))
 
 
 class _Checksum:
