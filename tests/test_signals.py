@@ -7,6 +7,7 @@ from signal import SIGINT, SIGTERM, getsignal, signal
 from typing import Any
 
 import pytest
+from twisted.application.service import Service
 
 from twisted_storaged.signals import StopSignals
 
@@ -37,6 +38,20 @@ def _kept_handlers() -> Iterator[None]:
         signal(number, handler)
 
 
+def running() -> Service:
+    """A service that runs."""
+    service = Service()
+    service.startService()
+    return service
+
+
+def serving(reactor: FakeReactor, service: Service) -> None:
+    """Install the handlers around a service."""
+    signals = StopSignals(reactor, lambda status: pytest.fail(f"ended with {status}"))
+    signals.install()
+    signals.service = service
+
+
 def deliver(number: int) -> None:
     """Call the handler of a signal, as the interpreter does."""
     handler: Any = getsignal(number)
@@ -51,23 +66,27 @@ class StopSignalsTests:
         """Before anything is open, the process ends at once, with status 0."""
         reactor = FakeReactor()
         ended: list[int] = []
-        StopSignals(reactor, lambda: False, ended.append).install()
+        signals = StopSignals(reactor, ended.append)
+        signals.install()
         deliver(number)
-        assert ended == [0]
+        signals.service = Service()
+        deliver(number)
+        assert ended == [0, 0]
         assert reactor.stops == 0
 
     def test_while_serving(self, number: int) -> None:
         """The reactor is stopped once, however many signals follow; also when the service is no longer open."""
-        reactor, is_open = FakeReactor(), [True, False, False]
-        StopSignals(reactor, lambda: is_open.pop(0)).install()
+        reactor, service = FakeReactor(), running()
+        serving(reactor, service)
         for _ in range(3):
             deliver(number)
+            service.running = 0
         assert reactor.stops == 1
 
     def test_the_reactor_does_not_take_the_handlers_back(self, number: int) -> None:
         """Twisted's handlers, which it installs when it starts, are replaced again."""
         reactor = FakeReactor()
-        StopSignals(reactor, lambda: True).install()
+        serving(reactor, running())
         signal(number, lambda *_: None)
         for call in reactor.when_running:
             call()

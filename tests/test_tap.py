@@ -11,7 +11,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.plugin import getPlugins
 from twisted.python.usage import UsageError
 
-from twisted_storaged import tap
+from twisted_storaged import assembly, tap
 from twisted_storaged.buckets.local import LocalSettings
 from twisted_storaged.buckets.s3settings import S3Settings
 from twisted_storaged.errors import StartError
@@ -113,7 +113,7 @@ class MakeServiceTests:
                 )
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tap, "Registry", Registry)
+            patch.setattr(assembly, "Registry", Registry)
             tap.makeService(options("--config", str(config)), MemoryReactorClock(), {})
         assert dict(seen) == {"primary": S3Settings("b"), "fast": LocalSettings(Path("/x")).path}
 

@@ -7,17 +7,21 @@ from collections.abc import Callable
 from signal import SIGINT, SIGTERM, signal
 from typing import Any
 
+from twisted.application.service import IService
+
 
 class StopSignals:
-    """The handlers of the signals that stop the daemon."""
+    """The handlers of the signals that stop the daemon.
 
-    def __init__(self, reactor: Any, is_open: Callable[[], bool], end: Callable[[int], object] = os._exit) -> None:
-        """`is_open` tells whether the service has opened what it must close again before the process ends.
+    Attributes:
+        service: what must be stopped before the process ends, once it runs; None while it is being made.
+    """
 
-        `end` ends the process at once, with a status.
-        """
+    service: IService | None = None
+
+    def __init__(self, reactor: Any, end: Callable[[int], object] = os._exit) -> None:
+        """`end` ends the process at once, with a status."""
         self._reactor = reactor
-        self._is_open = is_open
         self._end = end
         self._stopping = False
 
@@ -38,7 +42,7 @@ class StopSignals:
         """Stop once; further signals change nothing, as the daemon takes a bounded time to stop."""
         if self._stopping:
             return
-        if not self._is_open():
+        if self.service is None or not self.service.running:
             # Whatever this interrupts might catch an exception (a Deferred does), and start after all. A start is as
             # safe against ending here as it is against kill -9, and twistd removes a pid file that is stale.
             self._end(0)
