@@ -18,7 +18,7 @@ from pathlib import Path
 
 from twisted_storaged.buckets.directory import Contents, boot_id
 from twisted_storaged.buckets.generation import Generation, write_copied
-from twisted_storaged.buckets.layout import check
+from twisted_storaged.buckets.lookup import connect_to_read
 from twisted_storaged.buckets.private import make_folder, sync_folder, touch
 from twisted_storaged.errors import StartError
 
@@ -42,7 +42,7 @@ def back_up(path: Path, target: Path) -> int:
     try:
         if not contents.is_in_use():
             Generation(path, boot_id()).check_files(has_contents=any(contents.names()))
-        with closing(_read_only(contents.index_path)) as index:
+        with closing(connect_to_read(contents.index_path)) as index:
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.partial-", dir=target.parent))
             count = _copy(index, contents, Contents(partial))
@@ -55,12 +55,6 @@ def back_up(path: Path, target: Path) -> int:
             raise StartError(f"{path} cannot be backed up: {error}") from error
         raise
     return count
-
-
-def _read_only(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
-    check(connection)
-    return connection
 
 
 def _copy(index: sqlite3.Connection, contents: Contents, copy: Contents) -> int:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from twisted_storaged.buckets.checksums import Row, listed_checksum, packed_checksum, row_checksum
 from twisted_storaged.buckets.layout import prepare, transaction
-from twisted_storaged.buckets.lookup import Entry, Found, Lookup, details_of, find, is_corrupt
+from twisted_storaged.buckets.lookup import Entry, Found, Lookup, connect_to_read, details_of, find, is_corrupt
 from twisted_storaged.buckets.objects import Condition
 from twisted_storaged.errors import BucketError, DamagedObject, PreconditionFailed, StorageError
 
@@ -156,7 +156,8 @@ class Index(Lookup):
 
         With `keep_log`, its log and wal-index stay as they are: `index.state` says that they are needed.
         """
-        with closing(_last_reader(self._path)) if keep_log else nullcontext():
+        # SQLite removes the log only when the last connection that is closed can write.
+        with closing(connect_to_read(self._path)) if keep_log else nullcontext():
             super().close()
             self._writer.close()
 
@@ -212,17 +213,6 @@ class Index(Lookup):
         if row is not None:
             self._writer.execute(table.remove, (row,))
         return None
-
-
-def _last_reader(path: Path) -> sqlite3.Connection:
-    """A connection that cannot write: SQLite removes the log only when the last one that is closed can."""
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
-    try:
-        connection.execute("SELECT 1 FROM sqlite_schema").fetchall()
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -202,13 +202,22 @@ def look_up(path: Path) -> Lookup:
     Raises:
         sqlite3.Error: it is not there, is none, or cannot be read.
     """
+    return Lookup(connect_to_read(path))
+
+
+def connect_to_read(path: Path) -> sqlite3.Connection:
+    """A connection to an index that cannot write it.
+
+    Raises:
+        sqlite3.Error: it is not there, is none, or cannot be read.
+    """
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
     try:
         check(connection)
     except BaseException:
         connection.close()
         raise
-    return Lookup(connection)
+    return connection
 
 
 def is_corrupt(error: Exception) -> bool:
