@@ -17,16 +17,14 @@ SCRIPTS = Path(sysconfig.get_path("scripts"))
 @contextmanager
 def storaged(place: Place) -> Iterator[Server]:
     """It, in front of S3."""
-    with running(_command(place, _s3_options(place)), place.port, place.s3.environment) as pid:
+    with running(_command(place, s3_options(place)), place.port, place.s3.environment) as pid:
         yield Server(pid, place.port, storaged_path)
 
 
 @contextmanager
 def storaged_unverified(place: Place) -> Iterator[Server]:
     """The same, with reads that are not verified."""
-    with running(
-        _command(place, _s3_options(place, "verify_reads = false\n")), place.port, place.s3.environment
-    ) as pid:
+    with running(_command(place, s3_options(place, "verify_reads = false\n")), place.port, place.s3.environment) as pid:
         yield Server(pid, place.port, storaged_path)
 
 
@@ -35,17 +33,14 @@ def storaged_with_tls(place: Place) -> Iterator[Server]:
     """The same, for clients that come over TLS."""
     key, certificate = make_certificate(place.folder)
     bind = f"ssl:{place.port}:interface=127.0.0.1:privateKey={key}:certKey={certificate}"
-    with running(_command(place, _s3_options(place), bind), place.port) as pid:
+    with running(_command(place, s3_options(place), bind), place.port) as pid:
         yield Server(pid, place.port, storaged_path, tls=True)
 
 
 @contextmanager
 def storaged_embedded(place: Place) -> Iterator[Server]:
     """It, with its objects in `place.folder / "data"`."""
-    config = place.folder / "storaged.toml"
-    config.write_text(_slots(place))
-    options = [f"--config={config}", f"--data={place.folder / 'data'}"]
-    with running(_command(place, options), place.port) as pid:
+    with running(_command(place, embedded_options(place)), place.port) as pid:
         yield Server(pid, place.port, storaged_path)
 
 
@@ -81,8 +76,15 @@ def _command(place: Place, options: Sequence[str], bind: str = "") -> list[str]:
     return [*twistd, f"--bind={bind or f'127.0.0.1:{place.port}'}", *options]
 
 
-def _s3_options(place: Place, settings: str = "") -> list[str]:
-    """Write the files that put a storaged in front of S3; gives the options that name them."""
+def embedded_options(place: Place) -> list[str]:
+    """Write the configuration of a storaged whose objects are in `place.folder / "data"`; returns its options."""
+    config = place.folder / "storaged.toml"
+    config.write_text(_slots(place))
+    return [f"--config={config}", f"--data={place.folder / 'data'}"]
+
+
+def s3_options(place: Place, settings: str = "") -> list[str]:
+    """Write the configuration and the secrets of a storaged in front of S3; returns the options that name them."""
     config, secrets, s3 = place.folder / "storaged.toml", place.folder / "secrets.toml", place.s3
     where = f'[s3]\nbucket = "{BUCKET}"\nendpoint = "{s3.endpoint}"\nregion = "{s3.region}"\nuse_path_style = true\n'
     config.write_text(_slots(place) + where + settings)
