@@ -74,6 +74,14 @@ class StartTests:
         assert isinstance(caught.value, SystemExit)
         assert isinstance(caught.value.code, str)
 
+    @pytest.mark.parametrize("endpoint", ["tcp:x", "tcp:1:2:3:4:5", "unix:\\", "nonsense:1"])
+    def test_an_endpoint_that_twisted_cannot_parse(self, endpoint: str) -> None:
+        """An endpoint description that Twisted cannot parse ends the start with one line."""
+        running = Running()
+        service = StorageService(endpoint, running.server.site, Registry([]), running.server.slots, running.reactor)
+        with pytest.raises(StartError, match=r"^cannot listen on "):
+            service.startService()
+
 
 class StopTests:
     """Stopping."""

@@ -66,7 +66,8 @@ class StorageService(Service):
         try:
             endpoint = serverFromString(self._reactor, self._endpoint)
             endpoint.listen(self._site).addCallbacks(self._listening, failures.append)
-        except (ValueError, TypeError, OSError) as error:
+        # A RuntimeError: the description ends in a backslash.
+        except (ValueError, TypeError, RuntimeError, OSError) as error:
             raise StartError(f"cannot listen on {self._endpoint}: {error}") from error
         if failures:
             raise StartError(f"cannot listen on {self._endpoint}: {failures[0].value}")
