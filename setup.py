@@ -42,7 +42,15 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["twisted_storaged", "twisted_storaged.*"]), "twisted.plugins"],
     package_data={"twisted_storaged": ["py.typed"]},
-    install_requires=["awscrt>=0.28", "boto3>=1.40", "http-sf>=1.4", "tomli>=2", "treq>=24.9", "twisted[tls]>=26.10"],
+    install_requires=[
+        "awscrt>=0.28",
+        "boto3>=1.40",
+        "http-sf>=1.4",
+        "msgspec>=0.20",
+        "tomli>=2.2",
+        "treq>=24.9",
+        "twisted[tls]>=26.10",
+    ],
     extras_require={"test": TEST, "benchmarks": BENCHMARKS, "examples": EXAMPLES, "dev": [*DEV, *TEST]},
     zip_safe=False,
     classifiers=[

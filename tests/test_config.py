@@ -1,18 +1,49 @@
-"""The configuration."""
+"""The configuration: its keys, and the settings that they become."""
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from msgspec import Struct
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.protocol import Factory
+from twisted.internet.testing import MemoryReactor
 
+from tests.daemon import ROOT
 from twisted_storaged.buckets.local import LocalSettings
+from twisted_storaged.buckets.s3conditions import CLAIMS
 from twisted_storaged.buckets.s3settings import S3Settings, Upkeep
-from twisted_storaged.config import Config, Overrides, load_config
-from twisted_storaged.secrets import Credentials
-from twisted_storaged.tables import ConfigError
+from twisted_storaged.config import (
+    SECTIONS,
+    Config,
+    LocalSection,
+    Overrides,
+    PolicySection,
+    S3Section,
+    StoragedSection,
+    endpoint_description,
+    is_local,
+    load_config,
+    reference_table,
+)
+from twisted_storaged.config_file import ConfigError, Credentials, Key, describe, read_secrets
 
 ENVIRON = {"HOME": "/home/me"}
+
+#: What an engine gives out as the secret of an access key.
+SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+
+#: A secret of the operator's own making, which does not look like one.
+PASSWORD = "hunter2"
 
 
 def load(tmp_path: Path, content: str, secrets: dict[str, Credentials] | None = None, **overrides: object) -> Config:
@@ -183,35 +214,45 @@ class ErrorsTests:
     @pytest.mark.parametrize(
         ("content", "error"),
         [
-            ("[storaged]\nbnid = 'x'", "[storaged] has an unknown key 'bnid'"),
-            ("[storaged]\nput_slots = 0", "[storaged] put_slots is 0: expected a whole number of at least 1"),
-            ("[storaged]\nstate = 3", "[storaged] state is 3: expected a text that is not empty"),
-            ("[storaged]\nreap_interval = 0", "[storaged] reap_interval is 0: expected a whole number of at least 1"),
-            ("[storaged]\ns3_deadline = 1.5", "[storaged] s3_deadline is 1.5: expected a whole number of at least 1"),
+            ("[storaged]\nbnid = 'x'", "[storaged] has an unknown key 'bnid': expected bind, allow_network, "),
+            (
+                "[storaged]\ns3_deadline = '2 min'",
+                "[storaged] s3_deadline is '2 min': expected a positive integer (sec",
+            ),
+            ('[storaged]\nstate = "a\\u0000"', "[storaged] state is 'a\\x00': expected a non-empty path"),
+            ("[storaged]\nput_slots = 0", "[storaged] put_slots is 0: expected a positive integer"),
+            ("[storaged]\nstate = 3", "[storaged] state is 3: expected a non-empty path"),
+            ("[storaged]\nreap_interval = 0", "[storaged] reap_interval is 0: expected a positive integer (seconds)"),
+            ("[storaged]\ns3_deadline = 1.5", "[storaged] s3_deadline is 1.5: expected a positive integer (seconds)"),
             ("[storaged]\nallow_network = 'yes'", "[storaged] allow_network is 'yes': expected true or false"),
             ("storaged = 3", "[storaged] is 3: expected a table"),
-            ("[s3]", "[s3] bucket is missing: expected a text that is not empty"),
-            ("[s3]\nbucket = ''", "[s3] bucket is '': expected a text that is not empty"),
+            ("[s3]", "[s3] bucket is missing: expected a non-empty string"),
+            ("[s3]\nbucket = ''", "[s3] bucket is '': expected a non-empty string"),
             ("[s3]\nbucket = 'b'\nendpoint = 's3.example'", "[s3] endpoint is 's3.example': expected a URL that"),
             ("[s3]\nbucket = 'b'\nuse_path_style = 1", "[s3] use_path_style is 1: expected true or false"),
             (
                 "[s3]\nbucket = 'b'\nconditional_writes = 'some'",
-                '[s3] conditional_writes is \'some\': expected "auto" or "all" or "put_object" or "none"',
+                '[s3] conditional_writes is \'some\': expected "all", "auto", "none" or "put_object"',
             ),
-            ("[s3]\nbucket = 'b'\nget_resumes = -1", "[s3] get_resumes is -1: expected a whole number, or 0"),
+            ("[s3]\nbucket = 'b'\nget_resumes = -1", "[s3] get_resumes is -1: expected a non-negative integer"),
             ("[s3]\nbucket = 'b'\nverify_reads = 'no'", "[s3] verify_reads is 'no': expected \"auto\", true or false"),
             ("[s3]\nbucket = 'b'\naccess_key_id = 'x'", "[s3] secret_access_key is missing"),
-            ("[s3]\nbucket = 'b'\nbuckett = 'x'", "[s3] has an unknown key 'buckett'"),
+            ("[s3]\nbuckett = 'b'", "[s3] has an unknown key 'buckett': expected kind, bucket, "),
+            ("[s3]\nregion = 1\nbuckett = 'b'", "[s3] has an unknown key 'buckett': expected kind, bucket, "),
+            ("[s3]\nbucket = 'b'\nbuckett = 'x'", "[s3] has an unknown key 'buckett': expected kind, bucket, "),
             ("[s3]\nbucket = 'b'\n[buckets.primary]\nbucket = 'c'", "[s3] and [buckets.primary] are both there"),
-            ("[buckets.x]\nkind = 'gcs'", '[buckets.x] kind is \'gcs\': expected "s3" or "local"'),
+            ("[buckets.x]\nkind = 'gcs'", '[buckets.x] kind is \'gcs\': expected "local" or "s3"'),
             ("[buckets.x]\nkind = 'local'", "[buckets.x] path is missing"),
-            ("[buckets.x]\nkind = 'local'\npath = '/p'\nregion = 'r'", "[buckets.x] has an unknown key 'region'"),
+            (
+                "[buckets.x]\nkind = 'local'\npath = '/p'\nregion = 'r'",
+                "[buckets.x] has an unknown key 'region': expected kind or path",
+            ),
             ("[buckets]\nx = 1", "[buckets.x] is 1: expected a table"),
             ("[policy]\nprefix = 'a'", "policy is a table: expected [[policy]] sections"),
             ("s3 = 'hunter2'", "[s3] is a string: expected a table"),
             ("[[s3]]\nsecret_access_key = 'hunter2'", "[s3] is an array: expected a table"),
             ("[buckets]\nx = 'hunter2'", "[buckets.x] is a string: expected a table"),
-            ("[s3]\nbucket = {secret_access_key = 'hunter2'}", "[s3] bucket is a table: expected a text"),
+            ("[s3]\nbucket = {secret_access_key = 'hunter2'}", "[s3] bucket is a table: expected a non-empty string"),
             ("[s3]\nbucket = 'b'\nendpoint = 'http://me:hunter2@s3.example'", "[s3] endpoint is not shown: expected"),
             ("[s3]\nbucket = 'b'\nendpoint = 'ftp://me:hunter2@s3.example'", "[s3] endpoint is not shown: expected"),
             ("[[policy]]\nmax_put = 1", "[[policy]] prefix is missing"),
@@ -220,7 +261,10 @@ class ErrorsTests:
                 "[[policy]]\nprefix = 'a'\nbucket = 'nope'",
                 "[[policy]] bucket is 'nope': expected the name of a bucket: primary",
             ),
-            ("[[policy]]\nprefix = 'a'\nmax = 1", "[[policy]] has an unknown key 'max'"),
+            (
+                "[[policy]]\nprefix = 'a'\nmax = 1",
+                "[[policy]] has an unknown key 'max': expected prefix, max_put or ",
+            ),
             ("[[policy]]\nprefix = 'a'\n[[policy]]\nprefix = 'a'", "[[policy]] prefix is 'a' twice"),
             ("[storaged]\nbind = '0.0.0.0:80'", "[storaged] bind is '0.0.0.0:80': expected a loopback address"),
             ("[storaged]\nbind = ':80'", "[storaged] bind is ':80': expected a loopback address"),
@@ -247,3 +291,366 @@ class ErrorsTests:
         """Two places for one bucket."""
         with pytest.raises(ConfigError, match="--data is '/d': expected none"):
             load(tmp_path, '[s3]\nbucket = "b"', data=Path("/d"))
+
+
+def written(value: object) -> str:
+    """A value as TOML, on one line."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool | int | float):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(written, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{written(key)} = {written(one)}' for key, one in value.items())}}}"
+    return str(value)
+
+
+def document(values: dict[str, Any]) -> str:
+    """A TOML document."""
+    return "\n".join(f"{written(key)} = {written(value)}" for key, value in values.items())
+
+
+CREDENTIAL_KEYS = ["access_key_id", "secret_access_key"]
+KNOWN = sorted({key.name for definition in SECTIONS.values() for key in describe(definition)})
+SECTION_NAMES = ["storaged", "s3", "buckets"]
+SENSIBLE = ["auto", "local", "s3", "none", "http://s3.example", "1 GiB", "127.0.0.1:1", "primary", "/a", 1, 60, True]
+
+SHORT_SECRETS = st.sampled_from([PASSWORD, 48151623])
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+scalars = st.sampled_from(SENSIBLE) | texts | st.integers() | st.floats() | st.booleans() | st.dates() | st.datetimes()
+
+
+def shapes(leaves: st.SearchStrategy[Any], names: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
+    """Values with these leaves, and these names in tables."""
+    return st.recursive(
+        leaves, lambda some: st.lists(some, max_size=3) | st.dictionaries(names, some, max_size=3), max_leaves=6
+    )
+
+
+def documents(leaves: st.SearchStrategy[Any], names: st.SearchStrategy[str]) -> st.SearchStrategy[dict[str, Any]]:
+    """What an operator may write: sections in their places, or anything else there."""
+    values = shapes(leaves, names)
+    section = st.dictionaries(names, values, max_size=5)
+    places = {
+        "storaged": section | values,
+        "s3": section | values,
+        "buckets": st.dictionaries(names, section | values, max_size=3) | values,
+        "policy": st.lists(section | values, max_size=3) | values,
+    }
+    return st.fixed_dictionaries({}, optional=places)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("config")
+
+
+def error_of(folder: Path, content: bytes) -> str:
+    """The error that a configuration file with this content leads to, if any."""
+    path = folder / "x.toml"
+    path.write_bytes(content)
+    return error_in(lambda: load_config(Overrides(config=path), {}, ENVIRON))
+
+
+def error_of_secrets(folder: Path, content: bytes) -> str:
+    """The error that a secrets file with this content leads to, if any."""
+    path = folder / "secrets.toml"
+    path.touch(0o600)
+    path.write_bytes(content)
+    return error_in(lambda: read_secrets(path))
+
+
+def error_in(reading: Callable[[], object]) -> str:
+    """The one line of the error, which carries no other error that could have more in it; nothing without an error."""
+    error: ConfigError | None = None
+    try:
+        reading()
+    except ConfigError as caught:
+        error = caught
+    if error is None:
+        return ""
+    assert error.__context__ is None
+    assert len(str(error).splitlines()) == 1
+    return str(error)
+
+
+class AnyDocumentTests:
+    """Files with any content."""
+
+    @given(st.binary() | st.text().map(lambda text: text.encode("utf-8", "surrogatepass")))
+    @example(b"x = " + b"[" * 10_000)
+    @example(b"x = " + b"9" * 5000)
+    @example(b"[storaged]\nput_slots = -0x" + b"f" * 5000)
+    @example(b"[[policy]]\nprefix = ''\nmax_put = '" + b"9" * 5000 + b" B'")
+    def test_any_bytes_are_sound_or_refused(self, folder: Path, content: bytes) -> None:
+        """A file is either taken or refused with a line that names it."""
+        for path, error in (("x", error_of(folder, content)), ("secrets", error_of_secrets(folder, content))):
+            assert error == "" or error.startswith(f"{folder}/{path}.toml: ")
+
+    @given(documents(scalars, st.sampled_from(KNOWN) | texts))
+    def test_any_toml_is_sound_or_refused(self, folder: Path, values: dict[str, Any]) -> None:
+        """Values of any type in any place are either taken or refused with a line that names file and section."""
+        content = document(values).encode("utf-8")
+        error = error_of(folder, content)
+        assert "is not TOML" not in error
+        assert error == "" or re.match(rf"{folder}/x.toml: (\[|policy)", error)
+        error = error_of_secrets(folder, content)
+        assert error == "" or error.startswith(f"{folder}/secrets.toml: [")
+
+    @given(
+        documents(
+            scalars | st.sampled_from([SECRET, f"key={SECRET}", f"http://{SECRET}"]), st.sampled_from([*KNOWN, SECRET])
+        ),
+        st.integers(0, 2000),
+    )
+    def test_a_secret_in_any_place_is_not_shown(self, folder: Path, values: dict[str, Any], cut: int) -> None:
+        """The secret of an access key is in no error, wherever it was written, also if the rest is not TOML."""
+        content = document(values).encode("utf-8")
+        for wrong in (content, content[: cut % (len(content) + 1)], content.replace(b"=", b"==", 1)):
+            assert SECRET not in error_of(folder, wrong)
+            assert SECRET not in error_of_secrets(folder, wrong)
+
+    @given(
+        st.sampled_from([PASSWORD, 48151623, 4815.1623]).flatmap(
+            lambda secret: st.tuples(
+                st.just(str(secret)),
+                st.sampled_from(SECTION_NAMES),
+                st.sampled_from([*CREDENTIAL_KEYS, "secret", "password"]),
+                shapes(st.just(secret), st.sampled_from(KNOWN)),
+            )
+        )
+    )
+    def test_a_value_of_a_credential_is_not_shown(self, folder: Path, place: tuple[str, str, str, Any]) -> None:
+        """The value of a key for credentials, or of an unknown one, is in no error, whatever its shape."""
+        secret, section, key, value = place
+        for values in ({section: {key: value}}, {section: {"bucket": "b", key: value}}, {section: {"x": {key: value}}}):
+            content = document(values).encode("utf-8")
+            assert secret not in error_of(folder, content).replace(str(folder), "")
+            assert secret not in error_of_secrets(folder, content).replace(str(folder), "")
+
+    @given(shapes(st.just(PASSWORD), st.sampled_from(KNOWN)), st.sampled_from(KNOWN))
+    def test_what_a_table_or_an_array_holds_is_not_shown(self, folder: Path, value: object, key: str) -> None:
+        """What is in a table or an array instead of a value, or stands in the place of a section, is in no error."""
+        values: dict[str, Any]
+        for held in ([value], {"x": value}):
+            for values in (
+                {"storaged": {key: held}},
+                {"s3": {key: held}},
+                {"policy": [{key: held}]},
+                {"buckets": {"x": {"kind": "local", key: held}}},
+            ):
+                assert PASSWORD not in error_of(folder, document(values).encode("utf-8"))
+        for placed in (PASSWORD, [value]):
+            for values in (
+                {"storaged": placed},
+                {"s3": placed},
+                {"policy": PASSWORD},
+                {"policy": [placed]},
+                {"buckets": placed},
+                {"buckets": {"x": placed}},
+            ):
+                assert PASSWORD not in error_of(folder, document(values).encode("utf-8"))
+
+    @given(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "s3": shapes(SHORT_SECRETS, st.sampled_from([*KNOWN, PASSWORD, "48151623"])),
+                "buckets": SHORT_SECRETS
+                | st.dictionaries(texts, shapes(SHORT_SECRETS, st.sampled_from([*KNOWN, PASSWORD, "48151623"]))),
+            },
+        ),
+        st.integers(0, 1000),
+    )
+    def test_nothing_of_the_secrets_file_is_shown(self, folder: Path, values: dict[str, Any], cut: int) -> None:
+        """No value of the secrets file is in an error, nor a key that has a digit in it."""
+        content = document(values).encode("utf-8")
+        for wrong in (content, content[: cut % (len(content) + 1)], content.replace(b"=", b"==", 1)):
+            error = error_of_secrets(folder, wrong).replace(str(folder), "")
+            assert PASSWORD not in error
+            assert "48151623" not in error
+
+
+class EndpointDescriptionTests:
+    """The Twisted endpoint description of `bind`."""
+
+    @pytest.mark.parametrize(
+        ("bind", "description"),
+        [
+            ("127.0.0.1:3211", "tcp:3211:interface=127.0.0.1"),
+            ("localhost:80", "tcp:80:interface=localhost"),
+            ("[::1]:3211", r"tcp6:3211:interface=\:\:1"),
+            (":3211", "tcp:3211"),
+            ("tcp:3211", "tcp:3211"),
+            ("tcp:3211:interface=127.0.0.1", "tcp:3211:interface=127.0.0.1"),
+            ("unix:/run/storaged.sock", "unix:/run/storaged.sock"),
+            ("ssl:443:privateKey=k.pem:interface=127.0.0.1", "ssl:443:privateKey=k.pem:interface=127.0.0.1"),
+        ],
+    )
+    def test_host_and_port_or_a_description(self, bind: str, description: str) -> None:
+        """`host:port` is translated; a description is taken as it is."""
+        assert endpoint_description(bind) == description
+
+
+class IsLocalTests:
+    """Without authentication, only this host may reach the daemon."""
+
+    @pytest.mark.parametrize(
+        "description",
+        [
+            "tcp:3211:interface=127.0.0.1",
+            "tcp:1:127.0.0.1",
+            "tcp:1:interface=127.8.9.1",
+            "tcp:interface=localhost:port=1",
+            r"tcp6:1:interface=\:\:1",
+            "unix:/x",
+            "unix:address=/x:mode=600",
+            "ssl:1:privateKey=a:interface=127.0.0.1",
+        ],
+    )
+    def test_loopback_and_unix_sockets(self, description: str) -> None:
+        """Loopback addresses and unix sockets cannot be reached from elsewhere."""
+        assert is_local(description)
+
+    @pytest.mark.parametrize(
+        "description",
+        [
+            "tcp:1",
+            "tcp:1:interface=0.0.0.0",
+            "tcp:1:interface=10.0.0.1",
+            "tcp:1:interface=example.org",
+            "tcp:1:interface=",
+            "tcp:1:",
+            "tcp6:1",
+            "ssl:1:privateKey=127.0.0.1",
+            r"ssl:1:interface=127.0.0.1:privateKey=a\\:interface=0.0.0.0",
+            "systemd:domain=INET:index=0",
+            "nonsense",
+        ],
+    )
+    def test_all_else_might_be(self, description: str) -> None:
+        """An address that other hosts can or may reach is not local."""
+        assert not is_local(description)
+
+    @given(
+        st.lists(
+            st.sampled_from(
+                [
+                    "interface",
+                    "port",
+                    "=",
+                    ":",
+                    "\\",
+                    "1",
+                    "127.0.0.1",
+                    "0.0.0.0",
+                    "localhost",
+                    "\\:\\:1",
+                    "backlog",
+                    "",
+                ]
+            )
+        ).map("".join),
+        st.sampled_from(["tcp:", "tcp6:", "unix:"]),
+    )
+    @settings(max_examples=300)
+    def test_twisted_reads_it_in_the_same_way(self, rest: str, kind: str) -> None:
+        """Whatever the description, Twisted listens on a loopback address if it is held to be local."""
+        if not is_local(kind + rest):
+            return
+        reactor = MemoryReactor()
+        try:
+            serverFromString(reactor, kind + rest).listen(Factory())
+        except (ValueError, TypeError, RuntimeError):  # the service says that it cannot listen
+            return
+        for _, _, _, interface in reactor.tcpServers:
+            assert interface in ("127.0.0.1", "localhost", "::1")
+
+
+#: The first section of each kind in etc/storaged.toml.
+ANNOTATED: Mapping[str, type[Struct]] = {
+    "[storaged]": StoragedSection,
+    "[s3]": S3Section,
+    "[buckets.fast]": LocalSection,
+    "[[policy]]": PolicySection,
+}
+
+
+def annotated_keys() -> Iterator[tuple[str, str, str]]:
+    """Section, line and comment of each key in etc/storaged.toml, whether it is commented out or not."""
+    section, comment = "", ""
+    for line in (ROOT / "etc" / "storaged.toml").read_text("utf-8").splitlines():
+        if line.startswith("# "):
+            comment += line[1:]
+        elif re.match(r"#?\[", line):
+            section, comment = line.removeprefix("#"), ""
+        else:
+            if line:
+                yield section, line, comment
+            comment = ""
+
+
+class ReferenceTests:
+    """Each key is explained to the operator in the words of its definition."""
+
+    @pytest.mark.parametrize("section", ANNOTATED)
+    def test_annotated_file(self, section: str) -> None:
+        """etc/storaged.toml has each key, with its explanation, unit and default."""
+        assert set(ANNOTATED.values()) == set(SECTIONS.values())
+        found = [(line, comment) for name, line, comment in annotated_keys() if name == section]
+        for key in describe(ANNOTATED[section]):
+            line, comment = next(pair for pair in found if re.match(rf"#?{key.name} = ", pair[0]))
+            assert comment.strip().startswith(key.explanation)
+            assert key.unit in comment
+            if key.has_default:
+                assert line == f"#{key.name} = {key.default}"
+
+    @pytest.mark.parametrize("section", ANNOTATED)
+    def test_annotated_file_has_no_other_keys(self, section: str) -> None:
+        """etc/storaged.toml has no key that does not exist, commented out or not."""
+        names = {key.name for key in describe(ANNOTATED[section])}
+        found = {line.lstrip("#").split(" = ")[0] for name, line, _ in annotated_keys() if name == section}
+        assert found == names
+
+    def test_table(self) -> None:
+        """The table has a line for each key, with its values, unit, default and explanation."""
+        lines = reference_table().splitlines()
+        assert (
+            "| `reap_interval` | a positive integer | seconds | `3600` | "
+            "Time between two rounds of aborting the uploads that killed daemons left in the journal. |"
+        ) in lines
+        keys: list[Key] = [key for definition in SECTIONS.values() for key in describe(definition)]
+        assert sum(line.startswith("| `") for line in lines) == len(keys)
+        assert all(line.count("|") == 6 for line in lines if line.startswith("| `"))
+
+    def test_command(self) -> None:
+        """`python -m twisted_storaged.config` prints the table."""
+        command = [sys.executable, "-m", "twisted_storaged.config"]
+        printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60).stdout
+        assert printed.decode("utf-8") == reference_table()
+
+    def test_documentation(self) -> None:
+        """The configuration page of the documentation has the line of each key."""
+        page = ROOT / "docs" / "configuration.md"
+        if page.exists():
+            lines = page.read_text("utf-8").splitlines()
+            assert [
+                line for line in reference_table().splitlines() if line.startswith("| `") and line not in lines
+            ] == []
+
+    @pytest.mark.parametrize("word", CLAIMS)
+    def test_conditional_writes(self, tmp_path: Path, word: str) -> None:
+        """`conditional_writes` takes each word that a bucket of S3 knows."""
+        bucket = load(tmp_path, f'[s3]\nbucket = "b"\nconditional_writes = "{word}"').buckets["primary"]
+        assert isinstance(bucket, S3Settings)
+        assert bucket.conditional_writes == word
+
+    @pytest.mark.parametrize(
+        ("text", "settings"),
+        [("", LocalSettings(Path("/home/me/.local/share/storaged"))), ('[s3]\nbucket = "b"', S3Settings("b"))],
+    )
+    def test_defaults_are_those_of_the_settings(self, tmp_path: Path, text: str, settings: object) -> None:
+        """A key that is left out has the default that its definition names."""
+        assert load(tmp_path, text).buckets["primary"] == settings

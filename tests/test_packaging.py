@@ -12,7 +12,7 @@ import pytest
 
 from tests.daemon import ROOT
 from twisted_storaged.config import Overrides, load_config
-from twisted_storaged.secrets import read_secrets
+from twisted_storaged.config_file import read_secrets
 
 PACKAGED = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "twisted", "twisted_storaged")
 

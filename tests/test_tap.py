@@ -27,7 +27,7 @@ def options(*arguments: str) -> tap.Options:
 @pytest.fixture(autouse=True)
 def _no_default_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the machine has at the default path is not this test's."""
-    monkeypatch.setattr("twisted_storaged.secrets.DEFAULT_SECRETS", tmp_path / "default.toml")
+    monkeypatch.setattr("twisted_storaged.config_file.DEFAULT_SECRETS", tmp_path / "default.toml")
 
 
 class PluginTests:

@@ -18,9 +18,9 @@ from twisted_storaged.buckets.local import LocalBucket, LocalSettings
 from twisted_storaged.buckets.registry import Registry
 from twisted_storaged.buckets.s3 import S3Bucket
 from twisted_storaged.config import BucketSettings, Config, Overrides, load_config
+from twisted_storaged.config_file import read_secrets
 from twisted_storaged.namespace import Namespace
 from twisted_storaged.scrub import make_scrub
-from twisted_storaged.secrets import read_secrets
 from twisted_storaged.service import StorageService
 from twisted_storaged.web.resources import make_tree
 from twisted_storaged.web.site import StorageSite

@@ -1,57 +1,181 @@
-"""The configuration: a TOML file and the command line, to frozen dataclasses. The file may be shared with others."""
+"""The configuration: each key there is, defined once; and how the file and the command line become settings.
+
+`python -m twisted_storaged.config` prints the reference of all keys, as Markdown. How a file is read, and the secrets
+file, are in `config_file`. The configuration file may be shared: sections that are not defined here are left alone.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
 
 from twisted_storaged.admission import DEFAULT_PUT_SLOTS
 from twisted_storaged.buckets.local import LocalSettings
-from twisted_storaged.buckets.s3conditions import CLAIMS
 from twisted_storaged.buckets.s3settings import (
     DEFAULT_ABANDONED_AFTER,
     DEFAULT_DEADLINE,
     DEFAULT_REAP_INTERVAL,
+    ConditionalWrites,
     S3Settings,
     Upkeep,
 )
-from twisted_storaged.endpoints import DEFAULT_BIND, endpoint_description, is_local
-from twisted_storaged.policy import PRIMARY, Policy, Rule
-from twisted_storaged.secrets import Credentials, take_credentials
-from twisted_storaged.tables import (
-    ANY_TEXT,
-    COUNT,
-    FLAG,
-    FLAG_OR_AUTO,
-    NUMBER,
-    SIZE,
-    TEXT,
+from twisted_storaged.config_file import (
+    AccessKeyId,
     ConfigError,
-    Table,
-    described,
-    one_of,
+    Credentials,
+    FilePath,
+    NonNegative,
+    Positive,
+    Seconds,
+    SecretAccessKey,
+    Section,
+    Size,
+    Text,
+    describe,
     read_toml,
+    shown_name,
+    shown_value,
 )
+from twisted_storaged.policy import DEFAULT_MAX_PUT, PRIMARY, VECTORS_MAX_PUT, VECTORS_PREFIX, Policy, Rule
 
-#: What stands for the file in errors about the command line.
+BucketSettings = S3Settings | LocalSettings
+
+#: Stands for the file in errors about the command line.
 COMMAND_LINE = Path("command line")
 
 
-BucketSettings = S3Settings | LocalSettings
+class StoragedSection(Struct, frozen=True, kw_only=True):
+    """The section of the daemon itself."""
+
+    bind: Annotated[
+        Text, Meta(description="Where to listen: host:port, or the description of a Twisted server endpoint.")
+    ] = "127.0.0.1:3211"
+    allow_network: Annotated[
+        bool,
+        Meta(description="Whether bind may be an address that other hosts can reach; clients are not authenticated."),
+    ] = False
+    put_slots: Annotated[
+        Positive, Meta(description="How many PUTs may be in progress at once; the next one is refused with 503.")
+    ] = DEFAULT_PUT_SLOTS
+    state: Annotated[
+        FilePath | None,
+        Meta(description="Folder of the journal of multipart uploads to S3; several daemons may share it."),
+        Meta(extra={"unset": "the data folder, see `--data`"}),
+    ] = None
+    reap_interval: Annotated[
+        Seconds,
+        Meta(description="Time between two rounds of aborting the uploads that killed daemons left in the journal."),
+    ] = DEFAULT_REAP_INTERVAL
+    abandoned_after: Annotated[
+        Seconds,
+        Meta(description="Age at which an upload without parts, whose id no daemon knows, is taken to be abandoned."),
+    ] = DEFAULT_ABANDONED_AFTER
+    s3_deadline: Annotated[
+        Seconds, Meta(description="Time for one request to S3, including its retries; then the client gets 504.")
+    ] = DEFAULT_DEADLINE
+
+
+class S3Section(Struct, frozen=True, kw_only=True):
+    """The section of a bucket in S3."""
+
+    kind: Annotated[
+        Literal["s3", "local"], Meta(description="Whether the bucket is in S3 or a folder of this host, see below.")
+    ] = "s3"
+    bucket: Annotated[Text, Meta(description="Name of the bucket in S3.")]
+    prefix: Annotated[str, Meta(description="Only keys under this prefix are used; clients do not see it.")] = (
+        S3Settings.prefix
+    )
+    endpoint: Annotated[
+        Annotated[
+            str,
+            # The endpoint is in log lines and in the upload journal, and what stands before an @ is a password.
+            Meta(pattern=r"\Ahttps?://[^@]*\Z"),
+            Meta(extra={"expected": "a URL that starts with http:// or https://, without user and password"}),
+        ]
+        | None,
+        Meta(description="URL of the S3 engine.", extra={"unset": "AWS, as boto3 finds it"}),
+    ] = None
+    region: Annotated[
+        Text | None,
+        Meta(description="Region of the bucket.", extra={"unset": "boto3's, else us-east-1"}),
+    ] = None
+    use_path_style: Annotated[
+        bool | None,
+        Meta(description="Whether URLs are ENDPOINT/BUCKET/KEY (true) or BUCKET.ENDPOINT/KEY (false)."),
+        Meta(extra={"unset": "boto3's choice"}),
+    ] = None
+    access_key_id: AccessKeyId = None
+    secret_access_key: SecretAccessKey = None
+    conditional_writes: Annotated[
+        ConditionalWrites,
+        Meta(description="Which writes with If-None-Match or If-Match are allowed; others are refused with 501."),
+    ] = S3Settings.conditional_writes
+    get_resumes: Annotated[
+        NonNegative,
+        Meta(description="How many times one GET is resumed after S3 broke it off.", extra={"unit": "times"}),
+    ] = S3Settings.get_resumes
+    verify_reads: Annotated[
+        Literal["auto"] | bool,
+        Meta(description="Whether GETs of whole objects are verified against a checksum while they are read."),
+    ] = "auto"
+    lists_in_order: Annotated[
+        bool, Meta(description="Whether the engine lists keys in the order of their bytes, as AWS, Ceph and Swift do.")
+    ] = S3Settings.lists_in_order
+
+
+class LocalSection(Struct, frozen=True, kw_only=True):
+    """The section of an embedded bucket."""
+
+    kind: Annotated[Literal["local"], Meta(description="The bucket is a folder of this host.")]
+    path: Annotated[FilePath, Meta(description="Folder of the bucket; it is created if it does not exist.")]
+
+
+class PolicySection(Struct, frozen=True, kw_only=True):
+    """One rule; what it leaves out is as the next shorter prefix has it by default."""
+
+    prefix: Annotated[str, Meta(description="The keys that the rule is for; the longest prefix of a key wins.")]
+    max_put: Annotated[
+        Size | None,
+        Meta(description="Largest body of a PUT.", extra={"unit": "bytes"}),
+        Meta(
+            extra={
+                "unset": f'`"{DEFAULT_MAX_PUT >> 20} MiB"`; under `{VECTORS_PREFIX}`, `"{VECTORS_MAX_PUT >> 30} GiB"`'
+            }
+        ),
+    ] = None
+    bucket: Annotated[
+        Text | None,
+        Meta(description="Name of the bucket that holds these keys.", extra={"unset": f'`"{PRIMARY}"`'}),
+    ] = None
+
+
+#: The sections of the configuration file, as the reference names them.
+SECTIONS: Mapping[str, type[Struct]] = {
+    "`[storaged]`": StoragedSection,
+    '`[s3]`, or `[buckets.NAME]` with `kind = "s3"`': S3Section,
+    '`[buckets.NAME]` with `kind = "local"`': LocalSection,
+    "`[[policy]]`": PolicySection,
+}
 
 
 @dataclass(frozen=True)
 class Config:
-    """All that makeService goes by.
+    """The settings of a daemon.
 
     Attributes:
         endpoint: the Twisted endpoint description to listen on.
-        put_slots: how many PUTs may be under way at once.
+        put_slots: how many PUTs may be in progress at once.
         policy: rules by key prefix.
         buckets: settings by name; `primary` is always among them.
-        upkeep: what holds for all buckets of S3.
+        upkeep: what all buckets of S3 share.
     """
 
     endpoint: str
@@ -63,7 +187,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the command line says, which goes before the file; None where it says nothing."""
+    """Settings of the command line, which take precedence over the file's; None where there is none."""
 
     config: Path | None = None
     data: Path | None = None
@@ -71,40 +195,33 @@ class Overrides:
 
 
 def load_config(overrides: Overrides, secrets: Mapping[str, Credentials], environ: Mapping[str, str]) -> Config:
-    """The configuration.
+    """The configuration, with credentials by bucket name that take precedence over the file's.
 
     Raises:
-        ConfigError: what is wrong first, with its place.
+        ConfigError: the first thing that is wrong, with its place.
     """
     file = overrides.config or COMMAND_LINE
     document = read_toml(overrides.config) if overrides.config else {}
-    storaged = Table(document.get("storaged", {}), file, "[storaged]")
-    put_slots = storaged.take("put_slots", COUNT, DEFAULT_PUT_SLOTS)
-    endpoint = _endpoint(storaged, overrides.bind)
-    upkeep = _upkeep(storaged, overrides.data or default_data(environ))
-    storaged.done()
+    section = Section(document.get("storaged", {}), file, "[storaged]")
+    storaged = section.read(StoragedSection)
+    endpoint = _endpoint(section, storaged, overrides.bind)
+    data = overrides.data or default_data(environ)
+    upkeep = Upkeep(
+        state=Path(storaged.state) if storaged.state else data,
+        reap_interval=storaged.reap_interval,
+        deadline=storaged.s3_deadline,
+        abandoned_after=storaged.abandoned_after,
+    )
     buckets = _buckets(document, file, secrets)
     if PRIMARY not in buckets:
-        buckets[PRIMARY] = LocalSettings(overrides.data or default_data(environ))
+        buckets[PRIMARY] = LocalSettings(data)
     elif overrides.data is not None:
-        raise ConfigError(
-            f"--data is {str(overrides.data)!r}: expected none, as {file} says where the primary bucket is"
-        )
-    return Config(endpoint, put_slots, _policy(document, file, buckets), buckets, upkeep)
-
-
-def _upkeep(storaged: Table, data: Path) -> Upkeep:
-    state = storaged.take("state", TEXT)
-    return Upkeep(
-        Path(state) if state else data,
-        storaged.take("reap_interval", COUNT, DEFAULT_REAP_INTERVAL),
-        storaged.take("s3_deadline", COUNT, DEFAULT_DEADLINE),
-        storaged.take("abandoned_after", COUNT, DEFAULT_ABANDONED_AFTER),
-    )
+        raise ConfigError(f"--data is {str(overrides.data)!r}: expected none, as {file} defines the primary bucket")
+    return Config(endpoint, storaged.put_slots, _policy(document, file, buckets), buckets, upkeep)
 
 
 def default_data(environ: Mapping[str, str]) -> Path:
-    """Where the embedded bucket is when nobody says: systemd's state directory, else the user's.
+    """The folder of the embedded bucket if none is configured: systemd's state directory, else the user's data folder.
 
     See systemd.exec(5), StateDirectory=, and the XDG Base Directory Specification.
     """
@@ -115,96 +232,129 @@ def default_data(environ: Mapping[str, str]) -> Path:
     return Path(data_home).expanduser() / "storaged"
 
 
-def _endpoint(storaged: Table, override: str | None) -> str:
-    in_file = storaged.take("bind", TEXT)
-    allow_network = storaged.take("allow_network", FLAG, False)
-    bind = override or in_file or DEFAULT_BIND
-    description = endpoint_description(bind)
-    if not allow_network and not is_local(description):
-        where = "--bind" if override else f"{storaged.file}: [storaged] bind"
-        raise ConfigError(
-            f"{where} is {bind!r}: expected a loopback address or a unix socket: there is no authentication, so that "
-            "any other needs [storaged] allow_network = true"
+def _endpoint(section: Section, storaged: StoragedSection, override: str | None) -> str:
+    description = endpoint_description(override or storaged.bind)
+    if not storaged.allow_network and not is_local(description):
+        expectation = (
+            "a loopback address or a unix socket: there is no authentication, so that any other needs "
+            "[storaged] allow_network = true"
         )
+        if override:
+            raise ConfigError(f"--bind is {override!r}: expected {expectation}")
+        raise section.refused("bind", storaged.bind, expectation)
     return description
 
 
 def _buckets(
     document: Mapping[str, object], file: Path, secrets: Mapping[str, Credentials]
 ) -> dict[str, BucketSettings]:
-    tables = dict(Table(document.get("buckets", {}), file, "[buckets]").tables())
+    sections = dict(Section(document.get("buckets", {}), file, "[buckets]").sections())
     if "s3" in document:
-        if PRIMARY in tables:
-            raise ConfigError(f"{file}: [s3] and [buckets.{PRIMARY}] are both there: expected one, they are the same")
-        tables[PRIMARY] = Table(document["s3"], file, "[s3]")
-    return {name: _bucket(table, secrets.get(name)) for name, table in tables.items()}
+        if PRIMARY in sections:
+            raise ConfigError(
+                f"{file}: [s3] and [buckets.{PRIMARY}] are both there: expected one, as they define the same bucket"
+            )
+        sections[PRIMARY] = Section(document["s3"], file, "[s3]")
+    return {name: _bucket(section, secrets.get(name)) for name, section in sections.items()}
 
 
-def _bucket(table: Table, secret: Credentials | None) -> BucketSettings:
-    kind = table.take("kind", TEXT, "s3")
-    if kind == "s3":
-        settings: BucketSettings = _s3_bucket(table, secret)
-    elif kind == "local":
-        settings = LocalSettings(Path(table.need("path", TEXT)))
-    else:
-        raise table.error("kind", repr(kind), '"s3" or "local"')
-    table.done()
-    return settings
-
-
-def _s3_bucket(table: Table, secret: Credentials | None) -> S3Settings:
-    in_file = take_credentials(table)
+def _bucket(section: Section, secret: Credentials | None) -> BucketSettings:
+    if section.read_key(S3Section, "kind") == "local":
+        return LocalSettings(Path(section.read(LocalSection).path))
+    s3 = section.read(S3Section)
+    # Half a pair is an error also where the secrets file has a whole one.
+    in_file = section.credentials(s3.access_key_id, s3.secret_access_key)
     credentials = secret or in_file
     return S3Settings(
-        bucket=table.need("bucket", TEXT),
-        prefix=table.take("prefix", ANY_TEXT, ""),
-        endpoint=_endpoint_url(table),
-        region=table.take("region", TEXT),
-        use_path_style=table.take("use_path_style", FLAG),
+        bucket=s3.bucket,
+        prefix=s3.prefix,
+        endpoint=s3.endpoint,
+        region=s3.region,
+        use_path_style=s3.use_path_style,
         access_key_id=credentials.access_key_id if credentials else None,
         secret_access_key=credentials.secret_access_key if credentials else None,
-        conditional_writes=table.take("conditional_writes", one_of(*CLAIMS), "auto"),
-        lists_in_order=table.take("lists_in_order", FLAG, True),
-        get_resumes=table.take("get_resumes", NUMBER, 3),
-        verify_reads=table.take("verify_reads", FLAG_OR_AUTO),
+        conditional_writes=s3.conditional_writes,
+        get_resumes=s3.get_resumes,
+        verify_reads=None if s3.verify_reads == "auto" else s3.verify_reads,
+        lists_in_order=s3.lists_in_order,
     )
-
-
-def _endpoint_url(table: Table) -> str | None:
-    url = table.take("endpoint", TEXT)
-    if url is None:
-        return None
-    if "@" in url:
-        # The endpoint is in log lines and in the upload journal; and what is before the @ is a password.
-        raise table.error("endpoint", "not shown", "a URL without user and password: those are keys of their own")
-    if not url.startswith(("http://", "https://")):
-        raise table.error("endpoint", repr(url), "a URL that starts with http:// or https://")
-    return url
 
 
 def _policy(document: Mapping[str, object], file: Path, buckets: Mapping[str, BucketSettings]) -> Policy:
     entries = document.get("policy", [])
     if not isinstance(entries, list):
-        raise ConfigError(f"{file}: policy is {described(entries)}: expected [[policy]] sections")
-    policy = Policy()
+        raise ConfigError(f"{file}: policy is {shown_value(entries, strings=False)}: expected [[policy]] sections")
     rules: dict[str, Rule] = {}
     for entry in entries:
-        rule = _rule(Table(entry, file, "[[policy]]"), policy, buckets)
+        section = Section(entry, file, "[[policy]]")
+        rule = section.read(PolicySection)
+        if rule.bucket is not None and rule.bucket not in buckets:
+            names = ", ".join(map(shown_name, sorted(buckets)))
+            raise section.refused("bucket", rule.bucket, f"the name of a bucket: {names}")
         if rule.prefix in rules:
-            raise ConfigError(f"{file}: [[policy]] prefix is {rule.prefix!r} twice: expected one section per prefix")
-        rules[rule.prefix] = rule
+            raise ConfigError(
+                f"{file}: [[policy]] prefix is {shown_value(rule.prefix)} twice: expected one section per prefix"
+            )
+        default = Policy().rule_for(rule.prefix)
+        rules[rule.prefix] = Rule(
+            prefix=rule.prefix,
+            max_put=default.max_put if rule.max_put is None else rule.max_put,
+            bucket=default.bucket if rule.bucket is None else rule.bucket,
+        )
     return Policy(rules.values())
 
 
-def _rule(table: Table, policy: Policy, buckets: Mapping[str, BucketSettings]) -> Rule:
-    """A rule; what a section does not say stays as it is by default."""
-    prefix = table.take("prefix", ANY_TEXT)
-    if prefix is None:
-        raise table.error("prefix", "missing", ANY_TEXT.expected)
-    default = policy.rule_for(prefix)
-    bucket = table.take("bucket", TEXT, default.bucket)
-    if bucket != PRIMARY and bucket not in buckets:
-        raise table.error("bucket", repr(bucket), f"the name of a bucket: {', '.join(sorted({PRIMARY, *buckets}))}")
-    rule = replace(default, prefix=prefix, max_put=table.take("max_put", SIZE, default.max_put), bucket=bucket)
-    table.done()
-    return rule
+_HOST_PORT = re.compile(r"(?P<host>\[[^\]]+\]|[^:\[\]]*):(?P<port>[0-9]+)")
+_DESCRIPTIONS = {"tcp", "tcp6", "ssl", "unix"}
+
+
+def endpoint_description(bind: str) -> str:
+    """The Twisted endpoint description of `bind`: `host:port`, or a description already.
+
+    https://docs.twisted.org/en/stable/core/howto/endpoints.html#servers
+    """
+    match = _HOST_PORT.fullmatch(bind)
+    if match is None or match["host"] in _DESCRIPTIONS:
+        return bind
+    host = match["host"].strip("[]")
+    kind = "tcp6" if ":" in host else "tcp"
+    interface = host.replace(":", r"\:")
+    return f"{kind}:{match['port']}" + (f":interface={interface}" if host else "")
+
+
+def is_local(description: str) -> bool:
+    """Whether an endpoint description is certain to be a unix socket or a loopback address."""
+    kind, *arguments = _fields(description)
+    if kind == "unix":
+        return True
+    if kind not in ("tcp", "tcp6", "ssl"):
+        return False
+    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    positional = [argument for argument in arguments if "=" not in argument]
+    interface = named.get("interface", positional[1] if kind != "ssl" and len(positional) > 1 else "")
+    try:
+        return interface == "localhost" or ip_address(interface).is_loopback
+    except ValueError:
+        return False
+
+
+def _fields(description: str) -> list[str]:
+    """The fields between colons; a backslash makes the character after it an ordinary one."""
+    raw = re.findall(r"(?:\A|:)((?:[^:\\]|\\.)*)", description, re.DOTALL)
+    return [re.sub(r"\\(.)", r"\1", field, flags=re.DOTALL) for field in raw]
+
+
+def reference_table() -> str:
+    """The reference of the configuration file, in Markdown: a heading and a table for each kind of section."""
+    lines: list[str] = []
+    for title, definition in SECTIONS.items():
+        lines += [f"### {title}", "", "| Key | Value | Unit | Default | Explanation |", "|---|---|---|---|---|"]
+        for key in describe(definition):
+            default = f"`{key.default}`" if key.has_default else key.default
+            lines.append(f"| `{key.name}` | {key.values} | {key.unit} | {default} | {key.explanation} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference_table())

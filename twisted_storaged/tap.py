@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from twisted.application.service import Service
 from twisted.python import usage
 
+from twisted_storaged.config_file import DEFAULT_SECRETS
 from twisted_storaged.reactor import install, warn_of_wall_clock
-from twisted_storaged.secrets import DEFAULT_SECRETS
 from twisted_storaged.signals import StopSignals
 
 

@@ -40,6 +40,7 @@ from twisted_storaged.buckets.s3conditions import (
     PUT_ABSENT,
     PUT_SAME,
 )
+from twisted_storaged.buckets.s3settings import ConditionalWrites
 from twisted_storaged.buckets.walk import Walk
 from twisted_storaged.errors import (
     BodyLost,
@@ -93,7 +94,7 @@ CLAIMED = {
 }
 #: Engines that look and then write: what a probe of moto finds, in threads of one process, is chance; what it finds of
 #: Swift is not, but a bucket for each test would try that chance often. `test_s3conditions` probes it.
-CLAIMED_BY_HAND = {"moto": "all", "swift": "none", "swift-3": "none"}
+CLAIMED_BY_HAND: dict[str, ConditionalWrites] = {"moto": "all", "swift": "none", "swift-3": "none"}
 
 
 def expect_failure(request: pytest.FixtureRequest, what: str) -> None:

@@ -192,7 +192,7 @@ class RefusalToStartTests:
     def test_a_bad_config(self, tmp_path: Path) -> None:
         """The last line names the place; there is no traceback to read it out of."""
         log = self.refused(Daemon(tmp_path, config="[storaged]\nput_slots = 'four'\n"))
-        expected = f"{tmp_path}/lakehouse.toml: [storaged] put_slots is 'four': expected a whole number of at least 1"
+        expected = f"{tmp_path}/lakehouse.toml: [storaged] put_slots is 'four': expected a positive integer"
         assert log.splitlines()[-1] == expected
         assert "Traceback" not in log
 

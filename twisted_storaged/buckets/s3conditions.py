@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from twisted_storaged.buckets.objects import Condition
+from twisted_storaged.buckets.s3settings import ConditionalWrites
 from twisted_storaged.errors import BucketError, BucketTimedOut, ConditionUnsupported
 from twisted_storaged.s3.wire import TimedOut
 
@@ -37,7 +38,7 @@ Claims = frozenset[Conditional]
 NO_CLAIMS: Claims = frozenset()
 
 #: What `conditional_writes` may be, and what that claims; "auto" is to be found out.
-CLAIMS: Mapping[str, Claims | None] = {
+CLAIMS: Mapping[ConditionalWrites, Claims | None] = {
     "auto": None,
     "all": frozenset({PUT_ABSENT, PUT_SAME, COMPLETE_ABSENT, COMPLETE_SAME, DELETE_SAME}),
     "put_object": frozenset({PUT_ABSENT, PUT_SAME}),

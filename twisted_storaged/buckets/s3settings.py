@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import boto3
 from botocore.config import Config
@@ -28,6 +28,9 @@ READ_AHEAD_BUDGET = 48 << 20
 #: Ranges that one GET may have of them, where there is room: ten that are fetched while one is sent.
 READ_AHEAD_WIDTH = 11
 
+#: What the setting of this name may be.
+ConditionalWrites = Literal["auto", "all", "put_object", "none"]
+
 
 @dataclass(frozen=True)
 class S3Settings:
@@ -41,7 +44,7 @@ class S3Settings:
     access_key_id: str | None = None
     secret_access_key: str | None = field(default=None, repr=False)
     #: Which conditional writes it may be asked for: see `s3conditions.CLAIMS`.
-    conditional_writes: str = "auto"
+    conditional_writes: ConditionalWrites = "auto"
     #: How often a GET that broke off goes on where it was.
     get_resumes: int = 3
     #: Whether whole reads are verified: see `s3verify.Verifier`.
