@@ -11,7 +11,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.plugin import getPlugins
 from twisted.python.usage import UsageError
 
-from twisted_storaged import assembly, tap
+from twisted_storaged import __version__, assembly, tap
 from twisted_storaged.buckets.local import LocalSettings
 from twisted_storaged.buckets.s3settings import S3Settings
 from twisted_storaged.errors import StartError
@@ -43,8 +43,15 @@ class PluginTests:
 class OptionsTests:
     """The command line."""
 
+    def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """`twistd storaged --version` prints storaged's version, not Twisted's, and ends with status 0."""
+        with pytest.raises(SystemExit) as ended:
+            options("--version")
+        assert ended.value.code == 0
+        assert capsys.readouterr().out == f"storaged {__version__}\n"
+
     def test_an_argument_too_many(self) -> None:
-        """Is a usage error."""
+        """A word that is no option is a usage error."""
         with pytest.raises(UsageError):
             options("extra")
 

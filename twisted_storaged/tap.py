@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from twisted.application.service import Service
 from twisted.python import usage
 
+from twisted_storaged import __version__
 from twisted_storaged.config_file import DEFAULT_SECRETS
 from twisted_storaged.reactor import install, warn_of_wall_clock
 from twisted_storaged.signals import StopSignals
@@ -33,7 +35,12 @@ class Options(usage.Options):
     ]
 
     def parseArgs(self) -> None:
-        """There are no arguments beside the options."""
+        """Take no arguments beside the options."""
+
+    def opt_version(self) -> None:
+        """Display storaged's version and exit."""
+        sys.stdout.write(f"storaged {__version__}\n")
+        sys.exit(0)
 
     def postOptions(self) -> None:
         """Refuse what makes no sense alone."""
