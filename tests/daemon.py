@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import ClassVar
 from uuid import uuid4
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +24,13 @@ _LISTENS = re.compile(r"listens on ([\d.]+):(\d+)")
 
 
 class Daemon:
-    """`with Daemon(folder) as daemon:` runs one on a free port; on the embedded bucket, unless a config says else."""
+    """`with Daemon(folder) as daemon:` runs one on a free port; on the embedded bucket, unless a config says else.
+
+    Attributes:
+        COMMAND: what its options are appended to.
+    """
+
+    COMMAND: ClassVar = [str(TWISTD), "-n", "--pidfile=", "storaged"]
 
     def __init__(self, folder: Path, *options: str, config: str | None = None, launcher: Sequence[str] = ()) -> None:
         """`launcher` is a command that becomes the one that is appended to it."""
@@ -64,7 +71,7 @@ class Daemon:
 
     def spawn(self, bind: str = "tcp:0:interface=127.0.0.1") -> subprocess.Popen[bytes]:
         """Start it, and do not wait."""
-        command = [*self._launcher, str(TWISTD), "-n", "--pidfile=", "storaged", "--bind", bind, *self._options]
+        command = [*self._launcher, *self.COMMAND, "--bind", bind, *self._options]
         environ = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
