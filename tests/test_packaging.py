@@ -1,64 +1,219 @@
-"""What is installed, and what is in the files that operators copy."""
+"""What is built and installed, and what is in the files that operators copy."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import tomli
+from packaging.requirements import Requirement
 
 from tests.daemon import ROOT
+from twisted_storaged import __version__
 from twisted_storaged.config import Overrides, load_config
 from twisted_storaged.config_file import read_secrets
 
-PACKAGED = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "twisted", "twisted_storaged")
+#: All that a checkout has, except for Git's own files.
+SOURCES = (
+    ".ci",
+    "CHANGELOG.md",
+    "LICENSE",
+    "MANIFEST.in",
+    "README.md",
+    "benchmarks",
+    "changes",
+    "docs",
+    "etc",
+    "examples",
+    "pyproject.toml",
+    "setup.py",
+    "tests",
+    "twisted",
+    "twisted_storaged",
+)
+#: Among them, what running things leaves behind.
+LEFTOVERS = ("__pycache__", "build", "_build", "dropin.cache")
+
+
+class Distributions(NamedTuple):
+    """What `python -m build` makes, and the files that it was made of."""
+
+    sdist: Path
+    wheel: Path
+    sources: set[str]
+
+    def sdist_names(self) -> set[str]:
+        """The names of the files in the sdist, relative to its one folder."""
+        with tarfile.open(self.sdist) as archive:
+            return {name.partition("/")[2] for name in archive.getnames()}
+
+    def wheel_names(self) -> set[str]:
+        """The names of the files in the wheel."""
+        with zipfile.ZipFile(self.wheel) as archive:
+            return set(archive.namelist())
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The names in the wheel, built from a copy: building leaves traces."""
-    folder = tmp_path_factory.mktemp("wheel")
-    for name in PACKAGED:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, folder / name)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--wheel-dir",
-        str(folder / "dist"),
-        str(folder),
-    ]
-    subprocess.run(command, check=True, timeout=300)
-    (built,) = (folder / "dist").glob("*.whl")
-    return zipfile.ZipFile(built).namelist()
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
+    """The sdist, and the wheel that is built from the sdist; of a copy, as building leaves files behind."""
+    folder = tmp_path_factory.mktemp("build")
+    copy = folder / "storaged"
+    copy.mkdir()
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns(*LEFTOVERS))
+        else:
+            shutil.copy(ROOT / name, copy / name)
+    sources = {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}
+    for name in ("benchmarks/build/program", "docs/_build/index.html", "tests/__pycache__/conftest.cpython-311.pyc"):
+        (copy / name).parent.mkdir()
+        (copy / name).touch()
+    command = [sys.executable, "-m", "build", "--outdir", str(folder / "dist"), str(copy)]
+    built = subprocess.run(command, timeout=300, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (sdist,), (wheel,) = ((folder / "dist").glob(pattern) for pattern in ("*.tar.gz", "*.whl"))
+    return Distributions(sdist, wheel, sources)
+
+
+class SdistTests:
+    """What a distributor builds from."""
+
+    def test_has_all_of_a_checkout(self, distributions: Distributions) -> None:
+        """Tests, docs, examples, benchmarks, news fragments and .ci/run are in the sdist, beside the packages."""
+        assert distributions.sources - distributions.sdist_names() == set()
+
+    def test_has_nothing_that_was_built(self, distributions: Distributions) -> None:
+        """Compiled benchmarks, rendered docs and bytecode stay out of the sdist."""
+        names = distributions.sdist_names()
+        assert {name for name in names if not set(Path(name).parts).isdisjoint(LEFTOVERS)} == set()
 
 
 class WheelTests:
     """What pip installs."""
 
-    def test_has_the_plugin(self, wheel: list[str]) -> None:
-        """Without it there is no `twistd storaged`."""
-        assert "twisted/plugins/twisted_storaged_plugin.py" in wheel
+    def test_has_the_version(self, distributions: Distributions) -> None:
+        """The one version is that of the package."""
+        assert distributions.wheel.name == f"storaged-{__version__}-py3-none-any.whl"
 
-    def test_leaves_twisted_alone(self, wheel: list[str]) -> None:
+    def test_has_the_plugin(self, distributions: Distributions) -> None:
+        """The wheel has the plugin, without which there is no `twistd storaged`."""
+        assert "twisted/plugins/twisted_storaged_plugin.py" in distributions.wheel_names()
+
+    def test_leaves_twisted_alone(self, distributions: Distributions) -> None:
         """An __init__.py of ours would overwrite Twisted's at install, and remove it at uninstall."""
-        assert [name for name in wheel if name.startswith("twisted/")] == ["twisted/plugins/twisted_storaged_plugin.py"]
+        names = [name for name in distributions.wheel_names() if name.startswith("twisted/")]
+        assert names == ["twisted/plugins/twisted_storaged_plugin.py"]
         assert not (ROOT / "twisted" / "__init__.py").exists()
         assert not (ROOT / "twisted" / "plugins" / "__init__.py").exists()
 
-    def test_has_every_module(self, wheel: list[str]) -> None:
-        """And the mark that it is typed."""
+    def test_has_every_module(self, distributions: Distributions) -> None:
+        """The wheel has all modules of the package, and the file that says that it is typed."""
         modules = {str(path.relative_to(ROOT)) for path in (ROOT / "twisted_storaged").rglob("*.py")}
         assert modules | {"twisted_storaged/py.typed"} == {
-            name for name in wheel if name.startswith("twisted_storaged/")
+            name for name in distributions.wheel_names() if name.startswith("twisted_storaged/")
         }
+
+
+class Environment:
+    """A virtual environment that has the packages of this one, except for storaged, which can be installed into it.
+
+    The packages are links, so that nothing is downloaded; Twisted is a copy, as an install adds a file to it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=60)
+        (site_packages,) = folder.glob("lib/python*/site-packages")
+        # twisted/test is not imported, and half of Twisted; the plugin is there where storaged is installed.
+        ignored = shutil.ignore_patterns("__pycache__", "test", "dropin.cache", "twisted_storaged_plugin.py")
+        for source in {Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")}:
+            for path in source.iterdir():
+                if path.name == "twisted":
+                    shutil.copytree(path, site_packages / path.name, ignore=ignored)
+                elif not path.name.startswith(("__", "storaged-", "twisted_storaged")) and path.suffix != ".pth":
+                    (site_packages / path.name).symlink_to(path)
+
+    def pip(self, *arguments: str) -> None:
+        """Run this environment's pip on the other one."""
+        python = str(self.folder / "bin" / "python")
+        subprocess.run([sys.executable, "-m", "pip", "--quiet", "--python", python, *arguments], check=True, timeout=60)
+
+    def output(self, *command: str) -> str:
+        """What a command of the environment writes to stdout."""
+        path = str(self.folder / "bin" / command[0])
+        ended = subprocess.run(
+            [path, *command[1:]], cwd=self.folder, env={}, timeout=60, capture_output=True, text=True, check=True
+        )
+        return ended.stdout
+
+    def twistd_commands(self) -> set[str]:
+        """The commands that twistd has plugins for."""
+        text = self.output("python", "-c", "from twisted.scripts.twistd import run; run()", "--help")
+        return {line.split()[0] for line in text.partition("Commands:")[2].splitlines() if line.strip()}
+
+
+class InstallTests:
+    """An environment that the wheel is installed into."""
+
+    @pytest.fixture
+    def environment(self, tmp_path: Path, distributions: Distributions) -> Environment:
+        """With the wheel; pip finds all that it depends on in the environment, in versions that it takes."""
+        environment = Environment(tmp_path / "environment")
+        environment.pip("install", "--no-index", str(distributions.wheel))
+        return environment
+
+    def test_all_is_there_and_gone_again(self, environment: Environment) -> None:
+        """An install adds the command, the plugin and etc/; an uninstall removes them, and leaves Twisted as it was."""
+        assert environment.output("storaged", "--version") == f"storaged {__version__}\n"
+        assert environment.output("python", "-m", "twisted_storaged", "--version") == f"storaged {__version__}\n"
+        assert {"storaged", "web"} <= environment.twistd_commands()
+        share = environment.folder / "share" / "storaged"
+        assert {path.name: path.read_text("utf-8") for path in share.iterdir()} == {
+            path.name: path.read_text("utf-8") for path in (ROOT / "etc").iterdir()
+        }
+        environment.pip("uninstall", "--yes", "storaged")
+        commands = environment.twistd_commands()
+        assert "web" in commands
+        assert "storaged" not in commands
+        assert not (environment.folder / "bin" / "storaged").exists()
+        assert not share.exists()
+
+
+class DependenciesTests:
+    """pyproject.toml."""
+
+    PROJECT = tomli.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+    @pytest.mark.parametrize("requirement", [*map(Requirement, PROJECT["dependencies"])], ids=lambda it: it.name)
+    def test_the_installed_versions_are_allowed(self, requirement: Requirement) -> None:
+        """The tests run with versions that the package allows; so what is allowed has been tried."""
+        assert version(requirement.name) in requirement.specifier
+
+    def test_twisted_has_an_upper_bound(self) -> None:
+        """The next major version of Twisted is not allowed before the tests have passed with it.
+
+        storaged uses private names of Twisted (see runtime/private_names.py), which any version may change.
+        """
+        (twisted,) = (it for it in map(Requirement, self.PROJECT["dependencies"]) if it.name.lower() == "twisted")
+        major = int(version("twisted").partition(".")[0])
+        assert version("twisted") in twisted.specifier
+        assert f"{major + 1}.0.0" not in twisted.specifier
+
+    def test_dev_has_all_extras(self) -> None:
+        """`pip install '.[dev]'` installs what any of the tests, benchmarks, examples and tools needs."""
+        extras = {
+            name: {extra for it in map(Requirement, needs) if it.name == "storaged" for extra in it.extras}
+            for name, needs in self.PROJECT["optional-dependencies"].items()
+        }
+        assert {"dev"} | extras["dev"] == set(extras)
 
 
 class ExamplesOfFilesTests:
