@@ -11,9 +11,9 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from twisted_storaged.buckets.directory import Directory
-from twisted_storaged.buckets.index import Index
-from twisted_storaged.buckets.layout import add_functions
+from twisted_storaged.buckets.local.files import DataFolder
+from twisted_storaged.buckets.local.index_schema import add_functions
+from twisted_storaged.buckets.local.index_writes import IndexWriter
 
 #: How a column is made of a number, which goes from 0 up; not every layout has all of them.
 _COLUMNS = {
@@ -33,8 +33,8 @@ _NUMBERS = "WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM 
 
 def fill(folder: Path, prefix: str, keys: int) -> None:
     """Make the bucket, and so many keys under the prefix."""
-    directory = Directory(folder)
-    Index(directory.index_path).close()
+    directory = DataFolder(folder)
+    IndexWriter(directory.index_path).close()
     with closing(sqlite3.connect(directory.index_path)) as connection, connection:
         add_functions(connection)
         there = [name for _, name, *_ in connection.execute("PRAGMA table_info(objects)")]

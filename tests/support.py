@@ -21,13 +21,12 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
-from twisted_storaged.buckets.budget import DeliveryBudget
-from twisted_storaged.buckets.buffers import Buffers
-from twisted_storaged.buckets.delivery import Chunk, ObjectReader
-from twisted_storaged.buckets.digests import Digesting
-from twisted_storaged.buckets.interface import IBucket, IObjectReader
-from twisted_storaged.buckets.multipart import InThreads, Uploader
-from twisted_storaged.buckets.objects import (
+from twisted_storaged.buckets.local.reader import Chunk, FileReader
+from twisted_storaged.buckets.s3.session import Upkeep
+from twisted_storaged.buckets.upload import BodyDigests, ThreadedSink, Uploader
+from twisted_storaged.errors import DamagedObject, ObjectNotFound, PreconditionFailed
+from twisted_storaged.interfaces import IBucket, IObjectReader
+from twisted_storaged.model import (
     NO_OPTIONS,
     ByteRange,
     Condition,
@@ -39,10 +38,9 @@ from twisted_storaged.buckets.objects import (
     PutOptions,
     Span,
 )
-from twisted_storaged.buckets.s3settings import Upkeep
-from twisted_storaged.buckets.share import Share
-from twisted_storaged.deferreds import deferred
-from twisted_storaged.errors import DamagedObject, ObjectNotFound, PreconditionFailed
+from twisted_storaged.runtime.budgets import DeliveryBudget, FairShare
+from twisted_storaged.runtime.buffers import BufferPool
+from twisted_storaged.runtime.concurrency import deferred
 
 #: The reactor that pytest-twisted runs, as something with all its interfaces.
 reactor: Any = _reactor
@@ -254,9 +252,9 @@ class MemoryBucket:
 
     @deferred
     async def put(self, key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
-        uploader = Uploader(Buffers(self._part_size, keep=0), Share(2, 2, 2))
-        upload = InThreads(_MemoryUpload(self, key, options), self.run)
-        info = await uploader.store(body, upload, Digesting(options, self.run))
+        uploader = Uploader(BufferPool(self._part_size, keep=0), FairShare(2, 2, 2))
+        upload = ThreadedSink(_MemoryUpload(self, key, options), self.run)
+        info = await uploader.store(body, upload, BodyDigests(options, self.run))
         self.digests[key] = info.digests
         return info
 
@@ -273,7 +271,7 @@ class MemoryBucket:
         info = await self.head(key)
         span = Span(0, info.size) if wanted is None else wanted.within(info.size)
         source = BytesSource(self.objects[key])
-        return ObjectReader(info, span, source, self.delivering, self.run)
+        return FileReader(info, span, source, self.delivering, self.run)
 
     def list(self, query: ListQuery, token: str | None = None) -> Deferred[ListPage]:
         if self.failing is not None:

@@ -21,13 +21,11 @@ from twisted.web.http_headers import Headers
 from tests.buckets.test_contract import ODD_KEYS
 from tests.support import BytesBody, Consumer, MemoryBucket, reactor, result
 from twisted_storaged.admission import PutSlots
-from twisted_storaged.buckets.registry import Registry
+from twisted_storaged.api.resources import make_tree
 from twisted_storaged.client import Busy, ListedObject, NotFound, StorageClient, StorageFailed, TooLarge
 from twisted_storaged.errors import BucketError
-from twisted_storaged.namespace import Namespace
-from twisted_storaged.policy import DEFAULT_MAX_PUT, Policy
-from twisted_storaged.web.resources import make_tree
-from twisted_storaged.web.site import StorageSite
+from twisted_storaged.routing import DEFAULT_MAX_PUT, Namespace, Policy, Registry
+from twisted_storaged.server.site import StorageSite
 
 
 class Served:

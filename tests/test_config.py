@@ -19,9 +19,9 @@ from twisted.internet.protocol import Factory
 from twisted.internet.testing import MemoryReactor
 
 from tests.daemon import ROOT
-from twisted_storaged.buckets.local import LocalSettings
-from twisted_storaged.buckets.s3conditions import CLAIMS
-from twisted_storaged.buckets.s3settings import S3Settings, Upkeep
+from twisted_storaged.buckets.local.bucket import LocalSettings
+from twisted_storaged.buckets.s3.conditional import CAPABILITIES_BY_SETTING
+from twisted_storaged.buckets.s3.session import S3Settings, Upkeep
 from twisted_storaged.config import (
     SECTIONS,
     Config,
@@ -640,7 +640,7 @@ class ReferenceTests:
                 line for line in reference_table().splitlines() if line.startswith("| `") and line not in lines
             ] == []
 
-    @pytest.mark.parametrize("word", CLAIMS)
+    @pytest.mark.parametrize("word", CAPABILITIES_BY_SETTING)
     def test_conditional_writes(self, tmp_path: Path, word: str) -> None:
         """`conditional_writes` takes each word that a bucket of S3 knows."""
         bucket = load(tmp_path, f'[s3]\nbucket = "b"\nconditional_writes = "{word}"').buckets["primary"]

@@ -9,10 +9,10 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.testing import MemoryReactorClock
 
+from tests.server.wire import Connection, Server, put
 from tests.support import MemoryBucket, result
-from tests.web.wire import Connection, Server, put
-from twisted_storaged.buckets.registry import Registry
 from twisted_storaged.errors import StartError
+from twisted_storaged.routing import Registry
 from twisted_storaged.service import CLOSE_SECONDS, DRAIN_SECONDS, StorageService
 
 BIND = "tcp:1:interface=127.0.0.1"

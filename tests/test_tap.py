@@ -11,11 +11,12 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.plugin import getPlugins
 from twisted.python.usage import UsageError
 
-from twisted_storaged import __version__, assembly, tap
-from twisted_storaged.buckets.local import LocalSettings
-from twisted_storaged.buckets.s3settings import S3Settings
+from twisted_storaged import __version__, tap
+from twisted_storaged import service as assembly
+from twisted_storaged.buckets.local.bucket import LocalSettings
+from twisted_storaged.buckets.s3.session import S3Settings
 from twisted_storaged.errors import StartError
-from twisted_storaged.scrub import ScrubService
+from twisted_storaged.service import ScrubService
 
 
 def options(*arguments: str) -> tap.Options:

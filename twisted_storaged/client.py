@@ -21,7 +21,7 @@ from twisted.web.client import ResponseDone
 from twisted.web.iweb import IBodyProducer, IResponse
 from zope.interface import implementer
 
-from twisted_storaged.deferreds import deferred
+from twisted_storaged.runtime.concurrency import deferred
 
 
 class StorageFailed(Exception):

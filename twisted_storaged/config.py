@@ -18,8 +18,8 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from twisted_storaged.admission import DEFAULT_PUT_SLOTS
-from twisted_storaged.buckets.local import LocalSettings
-from twisted_storaged.buckets.s3settings import (
+from twisted_storaged.buckets.local.bucket import LocalSettings
+from twisted_storaged.buckets.s3.session import (
     DEFAULT_ABANDONED_AFTER,
     DEFAULT_DEADLINE,
     DEFAULT_REAP_INTERVAL,
@@ -44,7 +44,7 @@ from twisted_storaged.config_file import (
     shown_name,
     shown_value,
 )
-from twisted_storaged.policy import DEFAULT_MAX_PUT, PRIMARY, VECTORS_MAX_PUT, VECTORS_PREFIX, Policy, Rule
+from twisted_storaged.routing import DEFAULT_MAX_PUT, PRIMARY, VECTORS_MAX_PUT, VECTORS_PREFIX, Policy, Rule
 
 BucketSettings = S3Settings | LocalSettings
 

@@ -20,7 +20,7 @@ from msgspec import Meta, Struct, inspect
 from msgspec.structs import FieldInfo, fields
 
 from twisted_storaged.errors import StartError
-from twisted_storaged.policy import PRIMARY
+from twisted_storaged.routing import PRIMARY
 
 DEFAULT_SECRETS = Path("/etc/lakehouse/secrets-go.toml")
 

@@ -1,8 +1,11 @@
-"""The one service: its buckets open, then it listens, and when it stops it drains. In that order, and back."""
+"""The services that `twistd storaged` runs: the daemon itself, a scrub, and a backup. This is where they are assembled
+from the configuration."""
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Service
@@ -15,11 +18,21 @@ from twisted.python.failure import Failure
 
 from twisted_storaged import __version__
 from twisted_storaged.admission import PutSlots
-from twisted_storaged.buckets.registry import Registry
-from twisted_storaged.deferreds import deferred
-from twisted_storaged.errors import StartError
-from twisted_storaged.heap import HeapTrimmer
-from twisted_storaged.web.site import StorageSite
+from twisted_storaged.api.resources import make_tree
+from twisted_storaged.buckets.local.backup import back_up
+from twisted_storaged.buckets.local.bucket import LocalBucket, LocalSettings
+from twisted_storaged.buckets.local.scrub import Scrub
+from twisted_storaged.buckets.s3.bucket import S3Bucket
+from twisted_storaged.config import BucketSettings, Config, Overrides, load_config
+from twisted_storaged.config_file import read_secrets
+from twisted_storaged.errors import StartError, WorkEnded
+from twisted_storaged.interfaces import IBucket
+from twisted_storaged.routing import Namespace, Registry
+from twisted_storaged.runtime.concurrency import deferred
+from twisted_storaged.runtime.process import HeapTrimmer
+from twisted_storaged.server.site import StorageSite
+
+# The one service: its buckets open, then it listens, and when it stops it drains. In that order, and back.
 
 #: Seconds that requests under way have to end by themselves when the daemon stops; and, after that, the uploads
 #: behind those that were dropped to abort, and the buckets to close.
@@ -100,3 +113,135 @@ def _shown(address: IAddress) -> str:
     if isinstance(address, IPv4Address | IPv6Address):
         return f"{address.host}:{address.port}"
     return str(address)
+
+
+# `twistd storaged --scrub`: every embedded bucket is read and verified, instead of served.
+
+
+class ScrubService(Service):
+    """A service that ends the process when it has been started, and its work done: the reactor never runs."""
+
+    name = "storaged"
+    _log = Logger()
+
+    def __init__(self, folders: Mapping[str, Path], *, repair_checksums: bool = False) -> None:
+        """Scrub the buckets in these folders, by their names; and give objects the checksums that they lack, if so."""
+        self._folders = folders
+        self._repair_checksums = repair_checksums
+
+    def startService(self) -> None:
+        """Scrub, blocking.
+
+        Raises:
+            WorkEnded: that was it; with status 1 if anything is damaged, else 0.
+            StartError: a bucket is not there, or cannot be read.
+        """
+        super().startService()
+        sound = [self._scrub(name, path) for name, path in self._folders.items()]
+        raise WorkEnded(0 if all(sound) else 1)
+
+    def _scrub(self, name: str, path: Path) -> bool:
+        def tell(line: str) -> None:
+            self._log.info("scrub of {name}: {line}", name=name, line=line)
+
+        def complain(line: str) -> None:
+            self._log.error("scrub of {name}: {line}", name=name, line=line)
+
+        tell(f"reads {path}")
+        scrub = Scrub(path, complain, repair_checksums=self._repair_checksums)
+        scrub.run()
+        tell(str(scrub.report))
+        return scrub.report.is_sound
+
+
+def make_scrub(config: Config, *, repair_checksums: bool) -> ScrubService:
+    """A scrub of all embedded buckets of a configuration.
+
+    Raises:
+        StartError: it has none.
+    """
+    folders = {name: settings.path for name, settings in config.buckets.items() if isinstance(settings, LocalSettings)}
+    if not folders:
+        raise StartError("--scrub: the configuration has no embedded bucket, and others look after themselves")
+    return ScrubService(folders, repair_checksums=repair_checksums)
+
+
+# `twistd storaged --backup DIR`: every embedded bucket is copied, beside a daemon, instead of served.
+
+
+class BackupService(Service):
+    """A service that ends the process when it has been started, and its work done: the reactor never runs."""
+
+    name = "storaged"
+    _log = Logger()
+
+    def __init__(self, folders: Mapping[Path, Path]) -> None:
+        """Copy each of these data folders to its new one."""
+        self._folders = folders
+
+    def startService(self) -> None:
+        """Make the copies, blocking.
+
+        Raises:
+            WorkEnded: all are made.
+            StartError: one could not be made.
+        """
+        super().startService()
+        for path, target in self._folders.items():
+            count = back_up(path, target)
+            self._log.info("{path} is backed up to {target}, with {n} files", path=path, target=target, n=count)
+        raise WorkEnded(0)
+
+
+def make_backup(config: Config, target: Path) -> BackupService:
+    """A backup of all embedded buckets of a configuration: of one to `target`, of several to folders in it, by name.
+
+    Raises:
+        StartError: there is none.
+    """
+    paths = {name: settings.path for name, settings in config.buckets.items() if isinstance(settings, LocalSettings)}
+    if not paths:
+        raise StartError("--backup: the configuration has no embedded bucket, and others look after themselves")
+    if len(paths) == 1:
+        return BackupService(dict.fromkeys(paths.values(), target))
+    return BackupService({path: target / name for name, path in paths.items()})
+
+
+# From a command line that has been parsed to the service that it asks for: the house is put together here.
+#
+# Apart from `tap`, as importing all of it, with boto3, takes most of a start, and a signal in this time must end it
+# well.
+
+
+def make_service(options: Mapping[str, Any], reactor: Any, environ: Mapping[str, str]) -> Service:
+    """The service that the command line asks for. Nothing is opened yet, and nothing listens.
+
+    Raises:
+        ConfigError: the command line, the configuration or the secrets cannot be gone by.
+        StartError: there is nothing to scrub.
+    """
+    overrides = Overrides(_path(options["config"]), _path(options["data"]), options["bind"])
+    config = load_config(overrides, read_secrets(_path(options["secrets"])), environ)
+    if options["scrub"]:
+        return make_scrub(config, repair_checksums=bool(options["repair-checksums"]))
+    if options["backup"]:
+        return make_backup(config, Path(options["backup"]))
+    return assemble(config, reactor)
+
+
+def assemble(config: Config, reactor: Any) -> StorageService:
+    """Put the house together."""
+    slots = PutSlots(config.put_slots)
+
+    def make_bucket(name: str, settings: BucketSettings) -> IBucket:
+        if isinstance(settings, LocalSettings):
+            return LocalBucket(name, settings, reactor, slots.limit, config.upkeep.delivering)
+        return S3Bucket(name, settings, reactor, slots.limit, config.upkeep)
+
+    registry = Registry(make_bucket(name, settings) for name, settings in config.buckets.items())
+    tree = make_tree(Namespace(config.policy, registry), slots)
+    return StorageService(config.endpoint, StorageSite(tree, reactor), registry, slots, reactor)
+
+
+def _path(option: str | None) -> Path | None:
+    return Path(option) if option else None

@@ -12,8 +12,8 @@ from twisted.python import usage
 
 from twisted_storaged import __version__
 from twisted_storaged.config_file import DEFAULT_SECRETS
-from twisted_storaged.reactor import install, warn_of_wall_clock
-from twisted_storaged.signals import StopSignals
+from twisted_storaged.runtime.process import StopSignals
+from twisted_storaged.runtime.reactor import install, warn_of_wall_clock
 
 
 class Options(usage.Options):
@@ -70,6 +70,6 @@ def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mappin
 
 
 def _assembled(options: Mapping[str, Any], reactor: Any, environ: Mapping[str, str]) -> Service:
-    from twisted_storaged.assembly import make_service  # noqa: PLC0415 (it takes long: see there)
+    from twisted_storaged.service import make_service  # noqa: PLC0415 (importing boto3 and all else takes long)
 
     return make_service(options, reactor, environ)

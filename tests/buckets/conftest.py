@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from tests.buckets.embedded import make
+from tests.buckets.local.embedded import make
 from tests.engines.scripted import Scripted, scripted
 from tests.support import UPKEEP, reactor
-from twisted_storaged.buckets.local import LocalBucket
-from twisted_storaged.buckets.s3 import S3Bucket
+from twisted_storaged.buckets.local.bucket import LocalBucket
+from twisted_storaged.buckets.s3.bucket import S3Bucket
 
 OnScripted = tuple[Scripted, Callable[..., S3Bucket]]
 

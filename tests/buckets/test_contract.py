@@ -18,30 +18,18 @@ from zope.interface.verify import verifyObject
 
 from tests.conftest import ALL_ENGINES, Engines
 from tests.support import UPKEEP, Body, BytesBody, Consumer, MemoryBucket, entries, is_common_prefix, reactor
-from twisted_storaged.buckets.interface import IBucket, IObjectReader
-from twisted_storaged.buckets.local import LocalBucket, LocalSettings
-from twisted_storaged.buckets.objects import (
-    NO_OPTIONS,
-    ByteRange,
-    Condition,
-    ListQuery,
-    Metadata,
-    ObjectInfo,
-    PutOptions,
-    Span,
-)
-from twisted_storaged.buckets.s3 import S3Bucket
-from twisted_storaged.buckets.s3conditions import (
-    CLAIMS,
+from twisted_storaged.buckets.local.bucket import LocalBucket, LocalSettings
+from twisted_storaged.buckets.s3.bucket import S3Bucket
+from twisted_storaged.buckets.s3.conditional import (
+    CAPABILITIES_BY_SETTING,
     COMPLETE_ABSENT,
     COMPLETE_SAME,
     DELETE_SAME,
-    NO_CLAIMS,
+    NO_CAPABILITIES,
     PUT_ABSENT,
     PUT_SAME,
 )
-from twisted_storaged.buckets.s3settings import ConditionalWrites
-from twisted_storaged.buckets.walk import Walk
+from twisted_storaged.buckets.s3.session import ConditionalWrites
 from twisted_storaged.errors import (
     BodyLost,
     ConditionUnsupported,
@@ -51,6 +39,9 @@ from twisted_storaged.errors import (
     RangeNotSatisfiable,
     WriteConflict,
 )
+from twisted_storaged.interfaces import IBucket, IObjectReader
+from twisted_storaged.model import NO_OPTIONS, ByteRange, Condition, ListQuery, Metadata, ObjectInfo, PutOptions, Span
+from twisted_storaged.routing import ListChecker
 
 LIMIT = 1 << 30
 MiB = 1 << 20
@@ -82,14 +73,14 @@ CANNOT = {
     "moto": {"compare and swap, large"},
 }
 #: Which conditions a bucket claims to check in one step with a write; a bucket of S3, after it has tried.
-ALL_CONDITIONS = CLAIMS["all"] or frozenset()
+ALL_CONDITIONS = CAPABILITIES_BY_SETTING["all"] or frozenset()
 CLAIMED = {
     "memory": ALL_CONDITIONS,
     "local": ALL_CONDITIONS,
     "moto": ALL_CONDITIONS,
-    "rclone": NO_CLAIMS,
-    "swift": NO_CLAIMS,
-    "swift-3": NO_CLAIMS,
+    "rclone": NO_CAPABILITIES,
+    "swift": NO_CAPABILITIES,
+    "swift-3": NO_CAPABILITIES,
     "ceph": frozenset({PUT_ABSENT}),
 }
 #: Engines that look and then write: what a probe of moto finds, in threads of one process, is chance; what it finds of
@@ -553,7 +544,7 @@ class PageTests:
         """All entries; objects and common prefixes of a page are each in order."""
         found: list[str] = []
         token: str | None = None
-        walk = Walk()
+        walk = ListChecker()
         while True:
             page = await bucket.list(query, token)
             walk.take(page)

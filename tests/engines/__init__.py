@@ -20,7 +20,7 @@ import boto3
 from botocore.config import Config
 from moto.server import ThreadedMotoServer
 
-from twisted_storaged.buckets.s3settings import S3Settings
+from twisted_storaged.buckets.s3.session import S3Settings
 
 FOLDER = Path(__file__).parent
 READY_SECONDS = 120

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import Daemon
-from twisted_storaged.buckets.directory import Directory
-from twisted_storaged.buckets.index import Index
-from twisted_storaged.buckets.layout import add_functions
+from twisted_storaged.buckets.local.files import DataFolder
+from twisted_storaged.buckets.local.index_schema import add_functions
+from twisted_storaged.buckets.local.index_writes import IndexWriter
 
 MiB = 1 << 20
 SIZE = 256 * MiB
@@ -24,8 +24,8 @@ LIST_BUDGET = 32 * MiB
 
 def fill(folder: Path, prefix: str, count: int, suffix: str) -> None:
     """Put keys into the index of an embedded bucket, past everything; no list looks at contents."""
-    directory = Directory(folder)
-    Index(directory.index_path).close()
+    directory = DataFolder(folder)
+    IndexWriter(directory.index_path).close()
     directory.close()
     row = "printf('%s%08d%s', :prefix, n, :suffix) AS key, n AS size, printf('%032x', n) AS etag, 1e9 + n AS time"
     sums = "listed_checksum(key, size, etag, time), row_checksum(key, size, etag, time, NULL, NULL, NULL, NULL, NULL)"

@@ -18,8 +18,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule,
 
 from tests.conftest import ENGINES, Engines
 from tests.daemon import Daemon
-from twisted_storaged.buckets.objects import ByteRange
 from twisted_storaged.errors import RangeNotSatisfiable
+from twisted_storaged.model import ByteRange
 
 #: Engines that cannot do it in one step, by what is known of them; where storaged says otherwise, the test fails.
 CANNOT_CREATE = {"rclone", "swift"}

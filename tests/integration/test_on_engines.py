@@ -18,7 +18,7 @@ from tests.daemon import Daemon
 from tests.engines import Engine
 from tests.integration.test_daemon import ask, head, wait_for
 from tests.support import BytesBody, Consumer, reactor
-from twisted_storaged.buckets.s3 import MIN_PART_SIZE
+from twisted_storaged.buckets.s3.bucket import MIN_PART_SIZE
 from twisted_storaged.client import StorageClient
 
 MiB = 1 << 20

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import pytest
 
-from tests.buckets.embedded import flip
+from tests.buckets.local.embedded import flip
 from tests.daemon import ROOT, TWISTD, Daemon
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})

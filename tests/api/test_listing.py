@@ -1,0 +1,259 @@
+"""Lists: pages, common prefixes, and the two forms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+
+from tests.server.wire import Server, request
+from tests.support import MemoryBucket, entries, run_now
+from twisted_storaged.errors import BucketError
+from twisted_storaged.model import ListQuery
+from twisted_storaged.runtime.files import Spool
+
+NDJSON = "Accept: application/x-ndjson"
+KEYS = ["a", "a/1", "a/2", "b/x/y", "b/z", "c"]
+
+
+def server_with(*keys: str, page: int = 2, make_spool: Callable[[], Spool] = Spool) -> Server:
+    server = Server(MemoryBucket(page=page), make_spool=make_spool)
+    server.bucket.objects = dict.fromkeys(keys, b"")
+    return server
+
+
+def listed(server: Server, query: str = "", *headers: str) -> Any:
+    response = server.ask(request("GET", f"/storage/list?{query}", *headers))
+    assert response.status == 200, response.body
+    return json.loads(response.body)
+
+
+def names(document: Any) -> list[str]:
+    found = [item["key"] for item in document["objects"]] + document.get("common_prefixes", [])
+    return sorted(found, key=str.encode)
+
+
+class DocumentTests:
+    """The contract's one JSON document."""
+
+    def test_without_parameters_it_is_the_contract_s(self) -> None:
+        """And nothing else."""
+        assert list(listed(server_with(*KEYS))) == ["prefix", "objects"]
+
+    def test_common_prefixes(self) -> None:
+        """Keys with the delimiter after the prefix are one entry together."""
+        document = listed(server_with(*KEYS), "delimiter=/")
+        assert [item["key"] for item in document["objects"]] == ["a", "c"]
+        assert document["common_prefixes"] == ["a/", "b/"]
+        assert listed(server_with(*KEYS), "delimiter=/&prefix=b/")["common_prefixes"] == ["b/x/"]
+        assert listed(server_with(), "delimiter=/") == {"prefix": "", "objects": [], "common_prefixes": []}
+
+    def test_a_limit(self) -> None:
+        """And where to go on, while there is more."""
+        server = server_with(*KEYS)
+        document = listed(server, "limit=4")
+        assert (names(document), document["next_after"]) == (KEYS[:4], KEYS[3])
+        document = listed(server, f"limit=4&after={quote(KEYS[3])}")
+        assert (names(document), "next_after" in document) == (KEYS[4:], False)
+        assert "next_after" not in listed(server, "limit=6")
+
+    @given(
+        keys=st.sets(st.text("ab/é", min_size=1, max_size=5), max_size=20),
+        prefix=st.text("ab/", max_size=2).filter(lambda prefix: not prefix.startswith("/")),
+        delimiter=st.sampled_from([None, "/", "b"]),
+        limit=st.integers(1, 5),
+        page=st.integers(1, 4),
+    )
+    def test_pages_together_are_the_whole(
+        self, keys: set[str], prefix: str, delimiter: str | None, limit: int, page: int
+    ) -> None:
+        """No entry twice, none left out, none too many on a page."""
+        keys = {key for key in keys if not key.startswith("/")}
+        server = server_with(*keys, page=page)
+        found: list[str] = []
+        after: str | None = ""
+        while after is not None:
+            given = {"prefix": prefix, "limit": limit, "after": after} | ({"delimiter": delimiter} if delimiter else {})
+            document = listed(server, urlencode(given))
+            assert len(names(document)) <= limit
+            found += names(document)
+            after = document.get("next_after")
+        assert found == entries(keys, ListQuery(prefix, delimiter))
+
+    def test_many_prefixes_are_kept_in_a_file(self, tmp_path: Path) -> None:
+        """They come after the objects, in order, and nothing is left of the file."""
+        keys = [name for number in range(20) for name in (f"{number:02}", f"{number:02}/x")]
+        make_file = partial(TemporaryFile, dir=tmp_path, buffering=0)
+        server = server_with(*keys, make_spool=partial(Spool, run_now, 10, make_file))
+        for limit in (40, 21):
+            document = listed(server, f"delimiter=/&limit={limit}")
+            assert names(document) == entries(keys, ListQuery(delimiter="/"))[:limit]
+        assert list(tmp_path.iterdir()) == []
+
+    def test_no_room_for_prefixes(self) -> None:
+        """Is no short list: the answer breaks off, or is 507 where it has not begun."""
+        make_spool = partial(Spool, run_now, 1, partial(Path("/dev/full").open, "r+b", buffering=0))
+        connection = server_with("0", "1/x", make_spool=make_spool, page=1).connect()
+        listing = request("GET", "/storage/list?delimiter=/")
+        connection.send(listing)
+        assert connection.transport.aborted
+        assert server_with("1/x", make_spool=make_spool).ask(listing).status == 507
+
+    @pytest.mark.parametrize("limit", [3, 4])
+    def test_prefixes_that_are_made_meanwhile(self, limit: int) -> None:
+        """Do not push the answer past its limit: nothing is listed twice."""
+        server = server_with("a/1", "b/1", "d/1", "e/1")
+        list_, asked = server.bucket.list, []
+
+        def adds_more(query: ListQuery, token: str | None = None) -> object:
+            asked.append(token)
+            page = list_(query, token)
+            server.bucket.objects |= {f"{letter}/0": b"" for letter in ("0", "a-", "b-")}
+            return page
+
+        server.bucket.list = adds_more  # type: ignore[method-assign,assignment]
+        document = listed(server, f"delimiter=/&limit={limit}")
+        assert names(document) == ["a/", "b/", "d/", "e/"][:limit]
+        assert len(asked) == len(set(asked))
+
+    def test_a_client_that_left_is_noticed_on_every_page(self) -> None:
+        """Also where nothing is written of it: common prefixes come after all objects."""
+        server = server_with(*(f"{number:02}/x" for number in range(20)))
+        list_, coming = server.bucket.list, []
+
+        def later(query: ListQuery, token: str | None = None) -> object:
+            page: Deferred[None] = Deferred()
+            coming.append(page)
+            return page.addCallback(lambda _: list_(query, token))
+
+        server.bucket.list = later  # type: ignore[method-assign,assignment]
+        connection = server.connect()
+        connection.send(request("GET", "/storage/list?delimiter=/"))
+        for _ in range(3):
+            coming[-1].callback(None)
+        connection.lose()
+        asked = len(coming)
+        while not coming[-1].called:
+            coming[-1].callback(None)
+        assert len(coming) == asked + 1  # the one that is fetched while another is looked at
+
+    def test_what_a_first_page_satisfies(self) -> None:
+        """Is no reason to ask for a second; and of the last page no more is asked than is wanted."""
+        server = server_with(*KEYS, page=3)
+        list_, asked = server.bucket.list, []
+        server.bucket.list = lambda query, token=None: asked.append(query.page_limit) or list_(query, token)  # type: ignore[func-returns-value,method-assign]
+        for limit, pages in ((1, [2]), (2, [3]), (3, [4, 1]), (4, [5, 2]), (6, [7, 4])):
+            asked.clear()
+            listed(server, f"limit={limit}")
+            assert asked == pages
+
+    def test_a_page_asks_for_no_more_than_it_needs(self) -> None:
+        """One more than the limit says whether there are more."""
+        server = server_with(*KEYS)
+        list_, asked = server.bucket.list, []
+        server.bucket.list = lambda query, token=None: asked.append(query) or list_(query, token)  # type: ignore[func-returns-value,method-assign]
+        listed(server, "limit=1")
+        assert {query.page_limit for query in asked} == {2}
+
+    def test_odd_keys_are_quoted(self) -> None:
+        """As JSON has it."""
+        assert names(listed(server_with('a"b\\c', "é😀"))) == ['a"b\\c', "é😀"]
+
+
+class LinesTests:
+    """NDJSON."""
+
+    def lines(self, server: Server, query: str = "") -> list[dict[str, Any]]:
+        response = server.ask(request("GET", f"/storage/list?{query}", NDJSON))
+        assert response.headers["content-type"] == "application/x-ndjson"
+        assert response.body == b"" or response.body.endswith(b"\n")
+        return [json.loads(line) for line in response.body.splitlines()]
+
+    def test_one_object_per_line(self) -> None:
+        """With what the document says of it."""
+        server = server_with(*KEYS)
+        assert self.lines(server) == listed(server)["objects"]
+        assert self.lines(server_with()) == []
+
+    def test_entries_are_in_one_order(self) -> None:
+        """Objects and common prefixes, and at the end where to go on."""
+        assert [next(iter(line.items())) for line in self.lines(server_with(*KEYS, page=9), "delimiter=/&limit=3")] == [
+            ("key", "a"),
+            ("common_prefix", "a/"),
+            ("common_prefix", "b/"),
+            ("next_after", "b/"),
+        ]
+
+    def test_trouble_in_the_middle_drops_the_connection(self) -> None:
+        """A list that is short by half must not look whole; at the beginning it is an answer."""
+        server = server_with(*KEYS)
+        list_ = server.bucket.list
+
+        def fails_later(query: ListQuery, token: str | None = None) -> object:
+            server.bucket.failing = None if token is None else BucketError("down")
+            return list_(query, token)
+
+        server.bucket.list = fails_later  # type: ignore[method-assign,assignment]
+        connection = server.connect()
+        connection.send(request("GET", "/storage/list", NDJSON))
+        assert connection.transport.aborted
+        server.bucket.list = list_  # type: ignore[method-assign]
+        assert server.ask(request("GET", "/storage/list", NDJSON)).status == 500
+
+
+class BadInputTests:
+    """One line that says what is wrong."""
+
+    @pytest.mark.parametrize(
+        ("query", "line"),
+        [
+            *((f"limit={limit}", "limit is not a number from 1 on") for limit in ("x", "", "-1", "0", "1.5", "9" * 19)),
+            ("delimiter=", "delimiter is empty"),
+            ("delimiter=%FF", "delimiter is not UTF-8"),
+            ("after=/a", "key starts with /"),
+            ("prefix=a/../b", "key contains .. component"),
+        ],
+    )
+    def test_is_refused(self, query: str, line: str) -> None:
+        """Before anything is listed."""
+        response = server_with().ask(request("GET", f"/storage/list?{query}"))
+        assert (response.status, response.line) == (400, line)
+
+
+class BucketTests:
+    """One bucket alone, by its name."""
+
+    @pytest.mark.parametrize("path", ["/storage/list?bucket=other&", "/buckets/other/list?"])
+    def test_lists(self, path: str) -> None:
+        """What it has, and nothing else."""
+        other = MemoryBucket("other")
+        server = Server(others=[other])
+        server.bucket.objects["a"], other.objects["b/1"] = b"", b""
+        document = json.loads(server.ask(request("GET", path + "delimiter=/")).body)
+        assert names(document) == ["b/"]
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/storage/list?bucket=none",
+            "/storage/list?bucket=",
+            "/buckets/none/list",
+            "/buckets/%FF/list",
+            "/buckets//list?bucket=primary",
+            "/buckets//objects/k?bucket=primary",
+            "/buckets/none/objects/k?bucket=primary",
+        ],
+    )
+    def test_unknown(self, path: str) -> None:
+        """404, and which is no secret."""
+        response = Server().ask(request("GET", path))
+        assert (response.status, response.line) == (404, "no such bucket")

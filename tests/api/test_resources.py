@@ -1,0 +1,486 @@
+"""The wire contract, row by row, over a bucket in memory."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.buckets.local.embedded import logged
+from tests.server.wire import Server, chunk, chunked_put, put, request
+from tests.support import MemoryBucket
+from tests.test_model import BROKEN
+from twisted_storaged.errors import (
+    BucketError,
+    BucketTimedOut,
+    DamagedObject,
+    OutcomeUnknown,
+    OutOfSpace,
+    UnverifiableObject,
+)
+from twisted_storaged.model import ListQuery
+from twisted_storaged.routing import DEFAULT_MAX_PUT, VECTORS_MAX_PUT, Policy, Rule
+from twisted_storaged.runtime import write_buffer as outgoing
+
+KEYS = [
+    ("a", "a"),
+    ("a/b//c/", "a/b//c/"),
+    ("a%2Fb", "a/b"),
+    ("a%20b", "a b"),
+    ("a+b", "a+b"),
+    ("a%2Bb", "a+b"),
+    ("a%3Fb%23c", "a?b#c"),
+    ("a%2520b", "a%20b"),
+    ("%C3%A4", "ä"),
+    ("a?query=1", "a"),
+    ("a?x/y", "a"),
+    ("put/get", "put/get"),
+    (".", "."),
+    ("a;b=c,d&e", "a;b=c,d&e"),
+    ("a:b@c", "a:b@c"),
+    ("x" * 1024, "x" * 1024),
+    ("%41" * 1024, "A" * 1024),
+]
+
+OTHER_VERBS = [("GET", "/storage/get/a"), ("GET", "/storage/list"), ("DELETE", "/storage/delete/a")]
+
+
+class PutTests:
+    """PUT /storage/put/{key}."""
+
+    def test_stores_the_body(self) -> None:
+        """And says what it stored."""
+        server = Server()
+        response = server.ask(put("a/b", b"hello"))
+        assert response.status == 200
+        assert response.headers["content-type"] == "application/json"
+        etag = server.bucket.info("a/b").etag
+        assert json.loads(response.body) == {"status": "ok", "key": "a/b", "size": 5, "etag": etag}
+        assert list(json.loads(response.body)) == ["status", "key", "size", "etag"]
+        assert server.bucket.objects == {"a/b": b"hello"}
+
+    @pytest.mark.parametrize(("path", "key"), KEYS)
+    def test_key_is_the_path_decoded_once(self, path: str, key: str) -> None:
+        """Slashes and all; a query is never part of it."""
+        server = Server()
+        assert server.ask(put(path, b"x")).status == 200
+        assert list(server.bucket.objects) == [key]
+
+    @pytest.mark.parametrize("verb", ["put", "get", "delete"])
+    @pytest.mark.parametrize(("raw", "message"), [(b"", "empty key"), *BROKEN])
+    def test_broken_keys_are_refused(self, verb: str, raw: bytes, message: str) -> None:
+        """With the same words for every verb, as text."""
+        path = "/storage/" + verb + "/" + "".join(f"%{byte:02X}" for byte in raw)
+        method = {"get": "GET", "put": "PUT", "delete": "DELETE"}[verb]
+        response = Server().ask(request(method, path))
+        assert (response.status, response.line) == (400, message)
+        assert response.headers["content-type"].startswith("text/plain")
+
+    @pytest.mark.parametrize("path", ["a%", "a%4", "a%zz", "%%41"])
+    def test_bad_escapes_are_refused(self, path: str) -> None:
+        """What they mean is anybody's guess."""
+        response = Server().ask(put(path))
+        assert (response.status, response.line) == (400, "key has a % that is not followed by two hex digits")
+
+    def test_an_overwrite_replaces(self) -> None:
+        """The last one that was answered counts."""
+        server = Server()
+        server.ask(put("a", b"one"))
+        server.ask(put("a", b"two"))
+        assert server.bucket.objects == {"a": b"two"}
+
+    def test_chunked_body(self) -> None:
+        """Its length is known when it ends."""
+        server = Server()
+        response = server.ask(chunked_put("a") + chunk(b"hello ") + chunk(b"world") + chunk(b""))
+        assert json.loads(response.body)["size"] == 11
+        assert server.bucket.objects == {"a": b"hello world"}
+
+    def test_trouble_of_the_bucket_is_internal(self) -> None:
+        """The client hears no more than that."""
+        server = Server()
+        server.bucket.failing = BucketError("secret access key hunter2 did not work")
+        response = server.ask(put("a", b"x"))
+        assert (response.status, response.line) == (500, "internal")
+        assert server.slots.free == 4
+
+    @pytest.mark.parametrize(
+        ("error", "status", "line", "retry"),
+        [
+            (BucketTimedOut("PutObject: not done in 120 s"), 504, "bucket timed out", "5"),
+            (OutcomeUnknown("a reply was lost"), 504, "outcome unknown: read the object before trying again", None),
+            (OutOfSpace("No space left on device: /srv/secret"), 507, "out of space", None),
+            (UnverifiableObject("'a' has no checksum"), 502, "object cannot be verified", None),
+        ],
+    )
+    def test_trouble_that_clients_can_do_something_about(
+        self, error: BucketError, status: int, line: str, retry: str | None
+    ) -> None:
+        """Try again, or delete something; for each verb. The cause is in the log and not in the answer."""
+        server = Server()
+        server.bucket.failing = error
+        for asked in (put("a", b"x"), *(request(*one) for one in OTHER_VERBS)):
+            response = server.ask(asked)
+            assert (response.status, response.line) == (status, line)
+            assert response.headers.get("retry-after") == retry
+        assert server.slots.free == 4
+
+    def test_a_defect_is_internal_too(self) -> None:
+        """And shows no traceback."""
+        server = Server()
+        server.bucket.failing = ZeroDivisionError("oops")
+        response = server.ask(put("a", b"x"))
+        assert (response.status, response.line) == (500, "internal")
+
+
+class RefusalTests:
+    """What a PUT can be refused for when its headers are in."""
+
+    @pytest.mark.parametrize(
+        ("key", "cap"), [("a", DEFAULT_MAX_PUT), ("_vectors/a", VECTORS_MAX_PUT), ("x_vectors/a", DEFAULT_MAX_PUT)]
+    )
+    def test_a_declared_length_over_the_cap(self, key: str, cap: int) -> None:
+        """413, for the cap of its own prefix; a body of the cap itself is read."""
+        server = Server()
+        response = server.ask(put(key, length=cap + 1))
+        assert (response.status, response.line) == (413, "payload too large")
+        assert response.headers["retry-after"] == "5"
+        connection = server.connect()
+        connection.send(put(key, length=cap))
+        assert connection.received() == b""
+        connection.lose()
+
+    def test_no_free_slot(self) -> None:
+        """The fifth of five is refused at once, and takes nobody's slot."""
+        server = Server()
+        others = [server.connect() for _ in range(4)]
+        for number, other in enumerate(others):
+            other.send(put(f"a{number}", length=10))
+        response = server.ask(put("a", b"x"))
+        assert (response.status, response.line) == (503, "storaged: put concurrency cap reached")
+        assert response.headers["retry-after"] == "5"
+        for other in others:
+            other.send(b"0123456789")
+            assert other.response().status == 200
+        assert len(server.bucket.objects) == 4
+        assert server.ask(put("a", b"x")).status == 200
+
+    def test_the_order_is_key_length_slot(self) -> None:
+        """Each is asked only when the one before is fine."""
+        server = Server(put_slots=1)
+        holder = server.connect()
+        holder.send(put("a", length=10))
+        too_long = DEFAULT_MAX_PUT + 1
+        assert server.ask(put("/a", length=too_long)).status == 400
+        assert server.ask(put("a", length=too_long)).status == 413
+        assert server.ask(put("a", length=1)).status == 503
+        holder.lose()
+
+    def test_get_and_delete_need_no_slot(self) -> None:
+        """Four PUTs do not stop anybody from reading."""
+        server = Server(put_slots=1)
+        server.bucket.objects["b"] = b"x"
+        holder = server.connect()
+        holder.send(put("a", length=10))
+        assert server.ask(request("GET", "/storage/get/b")).status == 200
+        assert server.ask(request("GET", "/storage/list?prefix=")).status == 200
+        assert server.ask(request("DELETE", "/storage/delete/b")).status == 204
+        holder.lose()
+
+    def test_a_chunked_body_meets_the_cap_as_it_comes(self) -> None:
+        """413, nothing stored, the slot free."""
+        server = Server(policy=Policy([Rule("", 10)]))
+        connection = server.connect()
+        connection.send(chunked_put("a") + chunk(b"0123456789"))
+        assert connection.received() == b""
+        connection.send(chunk(b"x"))
+        response = connection.response()
+        assert (response.status, response.line) == (413, "payload too large")
+        assert response.headers["retry-after"] == "5"
+        assert server.bucket.objects == {}
+        assert server.slots.free == 4
+
+    def test_a_chunked_body_of_the_cap_is_stored(self) -> None:
+        """The cap is inclusive."""
+        server = Server(policy=Policy([Rule("", 10)]))
+        assert server.ask(chunked_put("a") + chunk(b"0123456789") + chunk(b"")).status == 200
+
+    def test_the_end_of_a_body_over_the_cap_does_not_save_it(self) -> None:
+        """Also when both came in one read."""
+        server = Server(policy=Policy([Rule("", 10)]))
+        assert server.ask(chunked_put("a") + chunk(b"0123456789x") + chunk(b"")).status == 413
+        assert server.bucket.objects == {}
+
+
+class GetTests:
+    """GET /storage/get/{key}."""
+
+    def test_sends_the_object(self) -> None:
+        """With what is known of it."""
+        server = Server()
+        server.bucket.objects["a b"] = b"hello"
+        response = server.ask(request("GET", "/storage/get/a%20b"))
+        assert (response.status, response.body) == (200, b"hello")
+        assert response.headers["content-length"] == "5"
+        assert response.headers["content-type"] == "application/octet-stream"
+        assert response.headers["etag"] == f'"{server.bucket.info("a b").etag}"'
+        assert response.headers["last-modified"] == "Tue, 14 Nov 2023 22:13:20 GMT"
+
+    def test_empty_object(self) -> None:
+        """Is there, and empty."""
+        server = Server()
+        server.ask(put("a"))
+        response = server.ask(request("GET", "/storage/get/a"))
+        assert (response.status, response.body, response.headers["content-length"]) == (200, b"", "0")
+
+    def test_head_is_get_without_the_bytes(self) -> None:
+        """Which are not read either."""
+        server = Server()
+        server.bucket.objects["a"] = b"hello"
+        response = server.ask(request("HEAD", "/storage/get/a"))
+        assert (response.status, response.body, response.headers["content-length"]) == (200, b"", "5")
+
+    def test_no_such_object(self) -> None:
+        """404."""
+        response = Server().ask(request("GET", "/storage/get/a"))
+        assert (response.status, response.line) == (404, "not found")
+
+    def test_trouble_before_the_first_byte(self) -> None:
+        """Is an answer."""
+        server = Server()
+        server.bucket.failing = BucketError("down")
+        response = server.ask(request("GET", "/storage/get/a"))
+        assert (response.status, response.line) == (500, "internal")
+
+    def test_damage_before_the_first_byte_is_named_in_the_log(self) -> None:
+        """Once, with the request that met it; a bucket does not log what it raises."""
+        server = Server()
+        server.bucket.failing = DamagedObject("'a' is damaged")
+        with logged() as lines:
+            server.ask(request("GET", "/storage/get/a"))
+        (line,) = lines
+        assert "/storage/get/a" in line
+        assert "'a' is damaged" in line
+
+    def test_damage_after_the_first_byte_is_named_in_the_log(self) -> None:
+        """Where the client sees no more than a connection that ends."""
+        server = Server()
+        server.bucket.objects["a"] = b"x" * 10
+        info = server.bucket.info("a")
+        server.bucket.info = lambda key: info._replace(size=11)  # type: ignore[method-assign]
+        connection = server.connect()
+        with logged() as lines:
+            connection.send(request("GET", "/storage/get/a"))
+        (line,) = lines
+        assert "/storage/get/a" in line
+        assert "DamagedObject" in line
+
+
+class ListTests:
+    """GET /storage/list?prefix=."""
+
+    def test_lists_what_starts_with_the_prefix(self) -> None:
+        """In the order of UTF-8 bytes, with size, ETag and time."""
+        server = Server(MemoryBucket(page=2))
+        for key in ["b", "a/2", "a/1", "a/é", "a/😀", "a/\uffff", "a"]:
+            server.bucket.objects[key] = key.encode()
+        response = server.ask(request("GET", "/storage/list?prefix=a/"))
+        document = json.loads(response.body)
+        assert response.headers["content-type"] == "application/json"
+        assert list(document) == ["prefix", "objects"]
+        assert document["prefix"] == "a/"
+        assert [item["key"] for item in document["objects"]] == ["a/1", "a/2", "a/é", "a/\uffff", "a/😀"]
+        assert document["objects"][0] == {
+            "key": "a/1",
+            "size": 3,
+            "etag": server.bucket.info("a/1").etag,
+            "last_modified": "2023-11-14T22:13:20Z",
+        }
+
+    @pytest.mark.parametrize("query", ["", "?prefix=", "?other=1"])
+    def test_without_a_prefix_everything(self, query: str) -> None:
+        """An empty prefix is allowed."""
+        server = Server()
+        server.bucket.objects = {"a": b"", "b": b""}
+        assert len(json.loads(server.ask(request("GET", f"/storage/list{query}")).body)["objects"]) == 2
+
+    def test_nothing_there(self) -> None:
+        """An empty list, not null and not 404."""
+        response = Server().ask(request("GET", "/storage/list?prefix=x"))
+        assert (response.status, json.loads(response.body)) == (200, {"prefix": "x", "objects": []})
+
+    def test_prefix_is_decoded_as_a_query(self) -> None:
+        """Where + is a space."""
+        server = Server()
+        server.bucket.objects = {"a b/+": b""}
+        document = json.loads(server.ask(request("GET", "/storage/list?prefix=a+b%2F%2B")).body)
+        assert (document["prefix"], len(document["objects"])) == ("a b/+", 1)
+
+    @pytest.mark.parametrize(("raw", "message"), BROKEN)
+    def test_broken_prefixes_are_refused(self, raw: bytes, message: str) -> None:
+        """By the rules of keys."""
+        query = "".join(f"%{byte:02X}" for byte in raw)
+        response = Server().ask(request("GET", f"/storage/list?prefix={query}"))
+        assert (response.status, response.line) == (400, message)
+
+    def test_pages_leave_as_fast_as_the_client_takes_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One page is sent, one is fetched ahead, and no more."""
+        monkeypatch.setattr(outgoing, "PUSH_FROM", 0)  # as pages that are large
+        server = Server(MemoryBucket(page=1))
+        server.bucket.objects = {"a": b"", "b": b"", "c": b"", "d": b""}
+        page, asked = server.bucket.list, []
+        server.bucket.list = lambda *where: asked.append(where) or page(*where)  # type: ignore[func-returns-value,method-assign]
+        connection = server.connect()
+        connection.full_after_each_write()
+        connection.send(request("GET", "/storage/list"))
+        for number, key in enumerate((b'"a"', b'"b"', b'"c"', b'"d"', b"]}")):
+            written = connection.received()
+            assert key in written
+            assert written.count(b'"key"') <= 1
+            assert len(asked) == min(number + 2, 4)
+            connection.channel.resumeProducing()
+
+    def test_trouble_in_the_middle_drops_the_connection(self) -> None:
+        """So that half a list cannot look whole."""
+        server = Server(MemoryBucket(page=1))
+        server.bucket.objects = {"a": b"", "b": b""}
+        page, calls = server.bucket.list, []
+
+        def fails_later(query: ListQuery, token: str | None = None) -> object:
+            calls.append(token)
+            server.bucket.failing = BucketError("down") if len(calls) > 1 else None
+            return page(query, token)
+
+        server.bucket.list = fails_later  # type: ignore[method-assign,assignment]
+        connection = server.connect()
+        connection.send(request("GET", "/storage/list"))
+        assert connection.transport.aborted
+        assert b"0\r\n\r\n" not in connection.received()
+
+
+class DeleteTests:
+    """DELETE /storage/delete/{key}."""
+
+    def test_removes_the_object(self) -> None:
+        """204, and the same again when there is nothing."""
+        server = Server()
+        server.bucket.objects = {"a": b""}
+        for _ in range(2):
+            response = server.ask(request("DELETE", "/storage/delete/a"))
+            assert (response.status, response.body) == (204, b"")
+        assert server.bucket.objects == {}
+
+    def test_trouble(self) -> None:
+        """Is not success."""
+        server = Server()
+        server.bucket.failing = BucketError("down")
+        assert server.ask(request("DELETE", "/storage/delete/a")).status == 500
+
+
+class PathsTests:
+    """All other paths and methods."""
+
+    def test_health(self) -> None:
+        """The process answers."""
+        response = Server().ask(request("GET", "/health"))
+        assert (response.status, json.loads(response.body)) == (200, {"status": "ok"})
+
+    @pytest.mark.parametrize(
+        "path",
+        ["/", "/storage", "/storage/", "/storage/copy/a", "/health/x", "/storage/list/x", "/x", "/STORAGE/get/a"],
+    )
+    def test_other_paths_are_not_found(self, path: str) -> None:
+        """404, as text."""
+        response = Server().ask(request("GET", path))
+        assert (response.status, response.line) == (404, "not found")
+
+    @pytest.mark.parametrize(
+        ("method", "path", "allow"),
+        [
+            ("GET", "/storage/put/a", "PUT"),
+            ("POST", "/storage/put/a", "PUT"),
+            ("PUT", "/storage/get/a", "GET, HEAD"),
+            ("DELETE", "/storage/get/a", "GET, HEAD"),
+            ("POST", "/storage/list", "GET"),
+            ("GET", "/storage/delete/a", "DELETE"),
+            ("PUT", "/health", "GET, HEAD"),
+            ("BREW", "/storage/get/a", "GET, HEAD"),
+        ],
+    )
+    def test_other_methods_are_not_allowed(self, method: str, path: str, allow: str) -> None:
+        """405, with what is."""
+        response = Server().ask(request(method, path))
+        assert (response.status, response.headers["allow"]) == (405, allow)
+
+    def test_two_requests_on_one_connection(self) -> None:
+        """Pipelined, too: answers come in order."""
+        server = Server()
+        connection = server.connect()
+        connection.send(
+            put("a", b"one") + request("GET", "/storage/get/a") + put("a", b"two") + request("GET", "/storage/get/a")
+        )
+        data = connection.received()
+        assert data.count(b"HTTP/1.1 200 OK") == 4
+        assert data.index(b"one") < data.index(b"two")
+
+
+class ObjectTests:
+    """One resource for each object: what the verb paths do, under one path."""
+
+    @pytest.mark.parametrize("root", ["/objects", "/buckets/primary/objects"])
+    @pytest.mark.parametrize(("path", "key"), KEYS)
+    def test_all_methods(self, root: str, path: str, key: str) -> None:
+        """On any key."""
+        server = Server()
+        data = put(path, b"hello").replace(b"/storage/put", root.encode())
+        assert json.loads(server.ask(data).body)["key"] == key
+        assert server.bucket.objects == {key: b"hello"}
+        assert server.ask(request("GET", f"{root}/{path}")).body == b"hello"
+        head = server.ask(request("HEAD", f"{root}/{path}"))
+        assert (head.status, head.headers["content-length"], head.body) == (200, "5", b"")
+        assert server.ask(request("DELETE", f"{root}/{path}")).status == 204
+        assert server.bucket.objects == {}
+
+    def test_other_methods(self) -> None:
+        """405 says which there are."""
+        response = Server().ask(request("POST", "/objects/a"))
+        assert (response.status, response.headers["allow"]) == (405, "GET, HEAD, PUT, DELETE")
+
+    @pytest.mark.parametrize(
+        "path", ["/objects", "/objects/", "/buckets", "/buckets/", "/buckets/primary", "/buckets/primary/x"]
+    )
+    def test_paths_without_an_object(self, path: str) -> None:
+        """There is no key, or nothing at all."""
+        response = Server().ask(request("GET", path))
+        assert (response.status, response.line) in [(400, "empty key"), (404, "not found")]
+
+    @pytest.mark.parametrize(
+        ("method", "path"),
+        [
+            ("PUT", "/storage/put/a?bucket=other"),
+            ("PUT", "/objects/a?bucket=other"),
+            ("PUT", "/buckets/other/objects/a"),
+        ],
+    )
+    def test_a_named_bucket(self, method: str, path: str) -> None:
+        """Whatever the policy says of the key; its cap holds all the same."""
+        other = MemoryBucket("other")
+        server = Server(others=[other], policy=Policy([Rule("a", 3)]))
+        data = put("a", b"abc").replace(b"/storage/put/a", path.encode())
+        assert server.ask(data).status == 200
+        assert (server.bucket.objects, other.objects) == ({}, {"a": b"abc"})
+        for get in ("/storage/get/a?bucket=other", "/buckets/other/objects/a"):
+            assert server.ask(request("GET", get)).body == b"abc"
+        assert server.ask(request("GET", "/storage/get/a")).status == 404
+        large = put("a", b"abcd").replace(b"/storage/put/a", path.encode())
+        assert server.ask(large).status == 413
+        assert server.ask(request("DELETE", "/storage/delete/a?bucket=other")).status == 204
+        assert other.objects == {}
+
+    @pytest.mark.parametrize(
+        "path", ["/storage/get/a?bucket=none", "/storage/get/a?bucket=", "/buckets/none/objects/a"]
+    )
+    def test_an_unknown_bucket(self, path: str) -> None:
+        """Is said to be."""
+        response = Server().ask(request("GET", path))
+        assert (response.status, response.line) == (404, "no such bucket")

@@ -1,0 +1,153 @@
+"""The embedded bucket's files."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from twisted_storaged.buckets.local import files as directory_module
+from twisted_storaged.buckets.local.files import ALIGNMENT, DataFolder
+from twisted_storaged.errors import StartError
+from twisted_storaged.runtime.buffers import PIECE
+
+
+class DirectoryTests:
+    """Contents under names of their own."""
+
+    def test_writes_anywhere_in_any_order(self, tmp_path: Path) -> None:
+        """Parts overlap."""
+        directory = DataFolder(tmp_path / "new" / "data")
+        content = directory.create()
+        content.write(bytearray(b"world"), 5)
+        content.write(bytearray(b"hello"), 0)
+        assert content.seal() == 10
+        descriptor = directory.open(content.name)
+        assert os.read(descriptor, 100) == b"helloworld"
+        os.close(descriptor)
+
+    @pytest.mark.parametrize("direct", [True, False])
+    def test_whole_blocks_and_the_rest(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: bool) -> None:
+        """Come together to one content, also on a file system that knows no O_DIRECT."""
+        if not direct:
+            monkeypatch.setattr(directory_module, "_DIRECT", os.O_DIRECTORY)
+        data = random.Random(0).randbytes(3 * PIECE + ALIGNMENT + 1)
+        parts = [(at, bytearray(data[at : at + PIECE + ALIGNMENT])) for at in range(0, len(data), PIECE + ALIGNMENT)]
+        content = DataFolder(tmp_path).create()
+        for offset, part in reversed(parts):
+            content.write(part, offset)
+        assert content.seal() == len(data)
+        assert next((tmp_path / "objects").glob("*/*")).read_bytes() == data
+
+    def test_whole_blocks_do_not_wait_for_the_fsync(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """They are written past the page cache; a rest is not."""
+        flags: list[int] = []
+        pwrite = os.pwrite
+
+        def recording_pwrite(descriptor: int, data: memoryview, offset: int) -> int:
+            flags.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT)
+            return pwrite(descriptor, data, offset)
+
+        monkeypatch.setattr(os, "pwrite", recording_pwrite)
+        content = DataFolder(tmp_path).create()
+        if len(content._descriptors) == 1:
+            pytest.skip("this file system knows no O_DIRECT")
+        content.write(bytearray(ALIGNMENT), 0)
+        content.write(bytearray(ALIGNMENT + 1), ALIGNMENT)
+        assert flags == [os.O_DIRECT, 0]
+
+    def test_closes_what_it_opened(self, tmp_path: Path) -> None:
+        """However it ends."""
+        directory = DataFolder(tmp_path)
+        before = os.listdir("/proc/self/fd")
+        directory.create().seal()
+        directory.create().discard()
+        assert os.listdir("/proc/self/fd") == before
+
+    def test_who_has_it_open_reads_on(self, tmp_path: Path) -> None:
+        """After it was removed, too."""
+        directory = DataFolder(tmp_path)
+        content = directory.create()
+        content.write(bytearray(b"old"), 0)
+        content.seal()
+        descriptor = directory.open(content.name)
+        directory.remove(content.name)
+        assert os.read(descriptor, 100) == b"old"
+        os.close(descriptor)
+        with pytest.raises(FileNotFoundError):
+            directory.open(content.name)
+
+    def test_discarding_leaves_nothing(self, tmp_path: Path) -> None:
+        """Also when it is done twice."""
+        directory = DataFolder(tmp_path)
+        content = directory.create()
+        content.discard()
+        content.discard()
+        assert list(directory.names()) == []
+        assert directory.pending() == {}
+
+    def test_unnamed(self, tmp_path: Path) -> None:
+        """Contents that nobody names are found, wherever names fall in the order."""
+        directory = DataFolder(tmp_path)
+        names = []
+        for _ in range(50):
+            content = directory.create()
+            content.seal()
+            names.append(content.name)
+        named = sorted([*names[:20], "0" * 32, "f" * 32])
+        assert list(directory.unnamed(iter(named))) == sorted(names[20:])
+
+    @pytest.mark.parametrize(
+        "stray", ["zzz", "core", "lost+found/", "00" * 15 + "0", "ff" * 16, "0" * 32 + "/", "00" * 17]
+    )
+    def test_strays_are_no_contents(self, tmp_path: Path, stray: str) -> None:
+        """A name that is not ours, or not in its place, does not make contents of others look unnamed."""
+        directory = DataFolder(tmp_path)
+        names = sorted(directory.create().name for _ in range(40))
+        path = tmp_path / "objects" / "00" / stray.rstrip("/")
+        if stray.endswith("/"):
+            path.mkdir()
+        else:
+            path.touch()
+        (tmp_path / "objects" / "Trash").mkdir()
+        assert list(directory.unnamed(iter(names))) == []
+        assert list(directory.names()) == names
+        assert sorted(directory.strays()) == sorted([path, tmp_path / "objects" / "Trash"])
+
+    def test_a_link_is_no_content(self, tmp_path: Path) -> None:
+        """A symbolic link with a name of ours is a stray."""
+        directory = DataFolder(tmp_path)
+        link = tmp_path / "objects" / "00" / ("00" * 16)
+        link.symlink_to("/etc/passwd")
+        assert list(directory.names()) == []
+        assert list(directory.strays()) == [link]
+
+    def test_a_note_while_a_content_is_written(self, tmp_path: Path) -> None:
+        """It is there before the content is, until the commit, and goes with a content that is removed."""
+        directory = DataFolder(tmp_path)
+        kept, dropped = directory.create(), directory.create()
+        assert set(directory.pending()) == {kept.name, dropped.name}
+        kept.seal()
+        dropped.discard()
+        assert set(directory.pending()) == {kept.name}
+        directory.committed(kept.name)
+        assert directory.pending() == {}
+
+    def test_one_daemon_per_directory(self, tmp_path: Path) -> None:
+        """The second is told which directory it is about."""
+        first = DataFolder(tmp_path)
+        with pytest.raises(StartError, match=f"{tmp_path} is in use by another storaged"):
+            DataFolder(tmp_path)
+        first.close()
+        DataFolder(tmp_path)
+
+    def test_contents_are_for_the_daemon_alone(self, tmp_path: Path) -> None:
+        """Other users of the host go through storaged."""
+        directory = DataFolder(tmp_path / "data")
+        content = directory.create()
+        content.seal()
+        assert (tmp_path / "data").stat().st_mode & 0o077 == 0
+        assert next((tmp_path / "data" / "objects").glob("*/*")).stat().st_mode & 0o077 == 0

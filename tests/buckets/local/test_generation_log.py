@@ -1,0 +1,131 @@
+"""What a start makes of the index's log after a kill: it goes by the wal-index, which says what was committed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from tests.buckets.local.embedded import flip, make
+from tests.buckets.local.test_generation import check, killed, stopped, with_the_last_commit_damaged
+from twisted_storaged.buckets.local import bucket as local
+from twisted_storaged.buckets.local.generation import Generation
+from twisted_storaged.buckets.local.scrub import Scrub
+from twisted_storaged.errors import StartError
+
+HEADER, FRAME_HEADER, PAGE = 32, 24, 4096
+FRAME = FRAME_HEADER + PAGE
+
+
+def wal(path: Path) -> Path:
+    return path / "index.sqlite-wal"
+
+
+def frames(path: Path) -> int:
+    return (wal(path).stat().st_size - HEADER) // FRAME
+
+
+def append_torn_commit(path: Path) -> None:
+    """SQLite writes the head of a frame and its page in two steps; this is a kill between them."""
+    with wal(path).open("r+b") as file:
+        salts = file.read(HEADER)[16:24]
+        file.seek(0, os.SEEK_END)
+        file.write(bytes([0, 0, 0, 1, 0, 0, 0, 20]) + salts + bytes(8))
+
+
+class CommittedTests:
+    """The log has all that was committed, or it is refused."""
+
+    @pytest.mark.parametrize("rest", [0, 1, FRAME_HEADER, FRAME_HEADER + 1])
+    @pytest_twisted.ensureDeferred
+    async def test_a_log_that_was_cut(self, tmp_path: Path, rest: int) -> None:
+        """Also where it was cut between two commits, and what is left is a sound log."""
+        path = await killed(tmp_path)
+        log = wal(path).read_bytes()
+        for number in range(frames(path)):
+            wal(path).write_bytes(log[: HEADER + number * FRAME + rest])
+            with pytest.raises(StartError, match="nothing was changed"):
+                make(path).start()
+
+    @pytest.mark.parametrize("place", range(FRAME_HEADER))
+    @pytest_twisted.ensureDeferred
+    async def test_a_bit_in_the_head_of_the_last_commit(self, tmp_path: Path, place: int) -> None:
+        """Without its salts it does not look as if it were of this log."""
+        path = await killed(tmp_path)
+        flip(wal(path), HEADER + (frames(path) - 1) * FRAME + place)
+        with pytest.raises(StartError, match="nothing was changed"):
+            make(path).start()
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_scrub_does_not_make_damage_acceptable(self, tmp_path: Path) -> None:
+        """Who opens a damaged log with SQLite lets the wal-index forget what was committed."""
+        path = await killed(tmp_path)
+        with_the_last_commit_damaged(path)
+        for _ in range(2):
+            scrub = Scrub(path, lambda line: None)
+            with pytest.raises(StartError, match="nothing was changed"):
+                scrub.run()
+            assert scrub.report.damaged
+            with pytest.raises(StartError, match="nothing was changed"):
+                make(path).start()
+
+
+class TornTests:
+    """A commit that was never answered does not make a sound folder unusable."""
+
+    @pytest_twisted.ensureDeferred
+    async def test_by_a_kill(self, tmp_path: Path) -> None:
+        """The head of a frame without its page is the last thing in the log."""
+        path = await killed(tmp_path)
+        append_torn_commit(path)
+        await (await check(path)).stop()
+        assert not any((path / "lost").iterdir())
+
+    @pytest_twisted.ensureDeferred
+    async def test_in_a_start(self, tmp_path: Path) -> None:
+        """The wal-index is new then, and counts what was found."""
+        path = await killed(tmp_path)
+        with closing(sqlite3.connect(path / "index.sqlite")) as connection:
+            connection.execute("SELECT count(*) FROM objects").fetchone()
+            shutil.copytree(path, tmp_path / "again")
+        append_torn_commit(tmp_path / "again")
+        await (await check(tmp_path / "again")).stop()
+
+
+class LogIsKeptTests:
+    """The log stays as long as `index.state` says that it is needed."""
+
+    @pytest.mark.parametrize("left", [killed, stopped])
+    @pytest_twisted.ensureDeferred
+    async def test_by_a_start_that_fails(self, tmp_path: Path, left: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The next one, once the cause is gone, finds everything."""
+        path = await left(tmp_path)
+
+        def fail(*_: object) -> None:
+            raise OSError("no space left")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(local, "sweep", fail)
+            for _ in range(2):
+                with pytest.raises(StartError, match="no space left"):
+                    make(path).start()
+        await (await check(path)).stop()
+
+    @pytest_twisted.ensureDeferred
+    async def test_by_a_stop_that_cannot_write_the_state(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As on a disk that is full."""
+        bucket = await check(await stopped(tmp_path))
+
+        def fail(_: Generation) -> None:
+            raise OSError("no space left")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Generation, "close", fail)
+            await bucket.stop()
+        await (await check(tmp_path / "stopped")).stop()

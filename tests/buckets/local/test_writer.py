@@ -1,0 +1,127 @@
+"""What comes with a body into an embedded bucket, and what keeps it out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+from awscrt.checksums import crc32c
+from twisted.internet.defer import Deferred, gatherResults
+
+from tests.buckets.local.embedded import contents, put, read
+from tests.support import Consumer, listed, result, run_now
+from twisted_storaged.buckets.local.bucket import LocalBucket
+from twisted_storaged.buckets.local.files import DataFolder
+from twisted_storaged.buckets.local.index_reads import Entry
+from twisted_storaged.buckets.local.index_schema import block_checksums, pack
+from twisted_storaged.buckets.local.writer import PART_SIZE, SMALL, LocalUpload
+from twisted_storaged.errors import DigestMismatch, ObjectNotFound, PreconditionFailed
+from twisted_storaged.model import Condition, ListQuery, PutOptions
+
+
+class OptionsTests:
+    """What comes with a body."""
+
+    TOLD = PutOptions(
+        metadata=(("content-type", "text/plain"), ("x-amz-meta-who", "é")),
+        wanted=frozenset({"sha-512"}),
+    )
+
+    @pytest.mark.parametrize("size", [0, SMALL, SMALL + 1, PART_SIZE * 2 + 1])
+    @pytest_twisted.ensureDeferred
+    async def test_metadata_and_digests_come_back(self, bucket: LocalBucket, size: int) -> None:
+        """In the answer to the PUT, in HEAD and in GET; not in lists."""
+        data = os.urandom(size)
+        expected = {"md5": hashlib.md5(data).digest(), "sha-256": hashlib.sha256(data).digest()}
+        info = await put(bucket, "a", data, self.TOLD._replace(expected=expected))
+        assert info.metadata == self.TOLD.metadata
+        assert info.digests == {**expected, "sha-512": hashlib.sha512(data).digest()}
+        reader = await bucket.get("a")
+        reader.close()
+        assert info == reader.info == await bucket.head("a")
+        assert (await bucket.list(ListQuery())).objects == [listed(info)]
+
+    @pytest.mark.parametrize("size", [3, SMALL + 1, PART_SIZE * 2 + 1])
+    @pytest_twisted.ensureDeferred
+    async def test_a_wrong_digest_changes_nothing(self, bucket: LocalBucket, tmp_path: Path, size: int) -> None:
+        """The old object stays, and no file of the new one."""
+        await put(bucket, "a", b"old")
+        with pytest.raises(DigestMismatch):
+            await put(bucket, "a", b"x" * size, PutOptions(expected={"sha-256": b"x" * 32}))
+        assert await read(bucket, "a") == b"old"
+        assert contents(tmp_path) == set()
+
+    @pytest.mark.parametrize("size", [3, SMALL + 1, PART_SIZE * 2 + 1])
+    @pytest_twisted.ensureDeferred
+    async def test_of_many_that_create_one_does(self, bucket: LocalBucket, tmp_path: Path, size: int) -> None:
+        """The others fail, and their files are gone by then."""
+
+        async def create(number: int) -> bytes | None:
+            data = b"%d" % number * size
+            try:
+                await put(bucket, "a", data, PutOptions(condition=Condition()))
+            except PreconditionFailed:
+                return None
+            return data
+
+        outcomes = await gatherResults([Deferred.fromCoroutine(create(number)) for number in range(8)])
+        (created,) = [data for data in outcomes if data is not None]
+        assert await read(bucket, "a") == created
+        assert len(contents(tmp_path)) == (size > SMALL)
+
+    @pytest_twisted.ensureDeferred
+    async def test_compare_and_swap_loses_nothing(self, bucket: LocalBucket) -> None:
+        """Eight clients, each adding one, again and again."""
+        await put(bucket, "a", b"0")
+
+        async def add_one() -> None:
+            while True:
+                reader = await bucket.get("a")
+                consumer = Consumer()
+                await reader.deliver(consumer)
+                condition = Condition(reader.info.etag)
+                try:
+                    await put(bucket, "a", b"%d" % (int(consumer.data) + 1), PutOptions(condition=condition))
+                except PreconditionFailed:
+                    continue
+                return
+
+        for _ in range(5):
+            await gatherResults([Deferred.fromCoroutine(add_one()) for _ in range(8)])
+        assert await read(bucket, "a") == b"40"
+
+    @pytest_twisted.ensureDeferred
+    async def test_delete_what_was_seen(self, bucket: LocalBucket) -> None:
+        """And not what came after."""
+        old = await put(bucket, "a", b"old")
+        new = await put(bucket, "a", b"new")
+        with pytest.raises(PreconditionFailed):
+            await bucket.delete("a", Condition(old.etag))
+        assert await read(bucket, "a") == b"new"
+        await bucket.delete("a", Condition(new.etag))
+        with pytest.raises(ObjectNotFound):
+            await bucket.head("a")
+
+
+class ChecksumTests:
+    """What the bytes are held against, for as long as they are kept."""
+
+    def test_parts_may_be_written_in_any_order(self, tmp_path: Path) -> None:
+        """The checksum is that of the whole."""
+        data = os.urandom(PART_SIZE * 2 + 5)
+        upload = LocalUpload("a", DataFolder(tmp_path), run_now)
+        result(upload.begin())
+        for number in (3, 1, 2):
+            result(upload.part(number, bytearray(data[(number - 1) * PART_SIZE : number * PART_SIZE])))
+        info = result(upload.complete())
+        assert upload.entry(info) == Entry(info, None, crc32c(data), pack(block_checksums(data)))
+
+    def test_a_small_one_has_one_too(self, tmp_path: Path) -> None:
+        """An empty one as well; known length or not."""
+        for data in (b"", b"abc"):
+            upload = LocalUpload("a", DataFolder(tmp_path / data.hex()), run_now)
+            info = result(upload.whole(bytearray(data)))
+            assert upload.entry(info) == Entry(info, data, crc32c(data))

@@ -1,0 +1,343 @@
+"""Conditional writes on S3: what is claimed, how that is found out, and what refusals mean."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred
+
+from tests.buckets.conftest import OnScripted
+from tests.buckets.test_contract import CLAIMED
+from tests.conftest import Engines
+from tests.engines.scripted import ERROR, Answer, Call, Scripted
+from tests.support import UPKEEP, Body, BytesBody, reactor, result
+from twisted_storaged.buckets.s3 import probe as s3probe
+from twisted_storaged.buckets.s3.bucket import S3Bucket
+from twisted_storaged.buckets.s3.conditional import (
+    CAPABILITIES_BY_SETTING,
+    COMPLETE_ABSENT,
+    COMPLETE_SAME,
+    DELETE_SAME,
+    NO_CAPABILITIES,
+    PUT_ABSENT,
+    PUT_SAME,
+    Capabilities,
+    ConditionalSupport,
+)
+from twisted_storaged.buckets.s3.probe import PROBE_KEY
+from twisted_storaged.errors import (
+    BucketError,
+    ConditionUnsupported,
+    ObjectNotFound,
+    OutcomeUnknown,
+    PreconditionFailed,
+    WriteConflict,
+)
+from twisted_storaged.model import Condition, ListQuery, ObjectInfo, PutOptions
+
+MiB = 1 << 20
+SMALL, LARGE = b"small", b"x" * (6 * MiB)
+ABSENT = Condition()
+
+Made = tuple[Scripted, Callable[[str], S3Bucket]]
+
+
+@pytest.fixture
+def made(on_scripted: OnScripted) -> Made:
+    """An endpoint that keeps all conditions, and what makes a bucket that claims such."""
+    endpoint, make_bucket = on_scripted
+    return endpoint, lambda claimed: make_bucket(conditional_writes=claimed)
+
+
+async def put(bucket: S3Bucket, data: bytes, condition: Condition, chunked: bool = False) -> ObjectInfo:
+    body = BytesBody(data, chunk=MiB, chunked=chunked)
+    return await bucket.put("k", body, 1 << 30, PutOptions(condition=condition))
+
+
+def _requiring(conditions: ConditionalSupport, condition: Condition, *operations: str) -> Deferred[Capabilities]:
+    return Deferred.fromCoroutine(conditions.require(condition, *operations))
+
+
+class ConditionsTests:
+    """Knowing what is claimed."""
+
+    def make(self) -> tuple[ConditionalSupport, list[Deferred[Capabilities]]]:
+        """Conditions that are to be found out, and the probes that are under way."""
+        probes: list[Deferred[Capabilities]] = []
+
+        def probe() -> Awaitable[Capabilities]:
+            probes.append(Deferred())
+            return probes[-1]
+
+        return ConditionalSupport(None, probe), probes
+
+    def test_is_found_out_once_for_all_who_ask(self) -> None:
+        """Also for those who ask meanwhile."""
+        conditions, probes = self.make()
+        asked = [_requiring(conditions, ABSENT, "PutObject") for _ in range(3)]
+        refused = _requiring(conditions, ABSENT, "CompleteMultipartUpload")
+        (probe,) = probes
+        probe.callback(frozenset({PUT_ABSENT}))
+        assert [result(one) for one in asked] == [{PUT_ABSENT}] * 3
+        with pytest.raises(ConditionUnsupported, match="CompleteMultipartUpload with if-none-match"):
+            result(refused)
+        result(_requiring(conditions, ABSENT, "PutObject"))
+        assert len(probes) == 1
+
+    def test_a_probe_that_fails_is_made_again(self) -> None:
+        """For the next who asks; those who waited are told."""
+        conditions, probes = self.make()
+        asked = [_requiring(conditions, ABSENT, "PutObject") for _ in range(2)]
+        probes[0].errback(ZeroDivisionError("no engine"))
+        for one in asked:
+            with pytest.raises(BucketError, match="could not be found out: no engine"):
+                result(one)
+        again = _requiring(conditions, ABSENT, "PutObject")
+        probes[1].callback(frozenset({PUT_ABSENT}))
+        result(again)
+
+    def test_one_of_several_operations_will_do(self) -> None:
+        """Where it is not known yet which it will be."""
+        conditions = ConditionalSupport(frozenset({PUT_SAME}), self.make)  # type: ignore[arg-type]
+        result(_requiring(conditions, Condition("e"), "PutObject", "CompleteMultipartUpload"))
+        with pytest.raises(ConditionUnsupported):
+            result(_requiring(conditions, ABSENT, "PutObject", "CompleteMultipartUpload"))
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Races of an endpoint whose faults do not hang on chance."""
+    monkeypatch.setattr(s3probe, "RACERS", 4)
+    monkeypatch.setattr(s3probe, "ROUNDS", 1)
+
+
+class ProbeTests:
+    """Trying an engine."""
+
+    @pytest.mark.parametrize("name", ["rclone", "swift", "ceph"])
+    @pytest_twisted.ensureDeferred
+    async def test_finds_what_engines_keep(self, all_engines: Engines, name: str) -> None:
+        """Not what they say; and leaves nothing."""
+        engine = all_engines.get(name)
+        made = engine.new_bucket()
+        bucket = S3Bucket("s3", engine.settings(made, "p/"), reactor, 4, UPKEEP)
+        bucket.start()
+        assert await bucket._probe() == CLAIMED[name]
+        assert (await bucket.list(ListQuery())).objects == []
+        if name != "rclone":  # which says 404 to this where there are none
+            assert "Uploads" not in engine.client().list_multipart_uploads(Bucket=made)
+        await bucket.stop()
+
+    @pytest_twisted.ensureDeferred
+    async def test_all_where_all_are_kept(self, made: Made) -> None:
+        """At the first conditional write, on keys of its own, once."""
+        endpoint, make = made
+        bucket = make("auto")
+        await bucket.put("k", BytesBody(SMALL), 100)
+        assert endpoint.names() == ["PutObject"]
+        await put(bucket, SMALL, Condition(endpoint.objects["k"][1]))
+        assert bucket._conditions._claims == CAPABILITIES_BY_SETTING["all"]
+        probed = {call.key for call in endpoint.calls if call.key != "k" and call.name != "ListObjectVersions"}
+        assert {key.startswith(PROBE_KEY) for key in probed} == {True}
+        assert (set(endpoint.objects), endpoint.uploads) == ({"k"}, {})
+        calls = len(endpoint.calls)
+        await bucket.delete("k", Condition(endpoint.objects["k"][1]))
+        assert len(endpoint.calls) == calls + 1
+
+    @pytest.mark.usefixtures("few")
+    @pytest.mark.parametrize("one", sorted(CAPABILITIES_BY_SETTING["all"] or ()), ids=str)
+    @pytest.mark.parametrize("fault", ["ignored", "refused", "not implemented"])
+    @pytest_twisted.ensureDeferred
+    async def test_what_is_not_kept_is_not_claimed(self, made: Made, one: tuple[str, str], fault: str) -> None:
+        """And all else is."""
+        endpoint, make = made
+        name, header = one
+
+        def script(call: Call) -> Answer | None:
+            if call.name == name and header in call.headers:
+                if fault == "ignored":
+                    call.headers.pop(header)
+                    return None
+                return Answer(501 if fault == "not implemented" else 412, ERROR % b"NotImplemented")
+            return None
+
+        endpoint.script = script
+        assert await make("auto")._probe() == (CAPABILITIES_BY_SETTING["all"] or NO_CAPABILITIES) - {one}
+        assert (endpoint.objects, endpoint.uploads) == ({}, {})
+
+    @pytest.mark.usefixtures("few")
+    @pytest.mark.parametrize("one", [PUT_ABSENT, PUT_SAME, COMPLETE_ABSENT, COMPLETE_SAME, DELETE_SAME], ids=str)
+    @pytest_twisted.ensureDeferred
+    async def test_a_look_followed_by_a_write_is_not_enough(self, made: Made, one: tuple[str, str]) -> None:
+        """Though every single answer is right."""
+        endpoint, make = made
+        endpoint.look_first = one
+        assert one not in await make("auto")._probe()
+
+    @pytest.mark.parametrize("answer", [Answer(403, ERROR % b"AccessDenied"), Answer(404, ERROR % b"NoSuchBucket")])
+    @pytest_twisted.ensureDeferred
+    async def test_that_fails_fails_the_write(self, made: Made, answer: Answer) -> None:
+        """As trouble; the next write tries again."""
+        endpoint, make = made
+        bucket = make("auto")
+        endpoint.script = lambda _: answer
+        for _ in range(2):
+            with pytest.raises(BucketError, match="could not be found out"):
+                await put(bucket, SMALL, ABSENT)
+        endpoint.script = lambda _: None
+        await put(bucket, SMALL, ABSENT)
+
+
+class ClaimedTests:
+    """The operator's word."""
+
+    @pytest.mark.parametrize(
+        ("claimed", "small", "large", "deletes"),
+        [("all", True, True, True), ("put_object", True, False, False), ("none", False, False, False)],
+    )
+    @pytest_twisted.ensureDeferred
+    async def test_is_taken(self, made: Made, claimed: str, small: bool, large: bool, deletes: bool) -> None:
+        """Without a probe; what is not claimed never reaches the engine."""
+        endpoint, make = made
+        bucket = make(claimed)
+        for data, allowed in ((SMALL, small), (LARGE, large)):
+            endpoint.reset()
+            if allowed:
+                await put(bucket, data, ABSENT)
+                await put(bucket, data, Condition(endpoint.objects["k"][1]))
+            else:
+                with pytest.raises(ConditionUnsupported):
+                    await put(bucket, data, ABSENT)
+                assert endpoint.calls == []
+        endpoint.reset()
+        endpoint.objects["k"] = b"x", "etag"
+        if deletes:
+            await bucket.delete("k", Condition("etag"))
+        else:
+            with pytest.raises(ConditionUnsupported):
+                await bucket.delete("k", Condition("etag"))
+        assert len(endpoint.calls) == deletes
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_body_is_not_read_for_nothing(self, made: Made) -> None:
+        """Where its length says that the condition cannot be had."""
+        _, make = made
+        body = Body(6 * MiB)
+        with pytest.raises(ConditionUnsupported):
+            await make("put_object").put("k", body, 1 << 30, PutOptions(condition=ABSENT))
+        assert not hasattr(body, "_consumer")
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_chunked_body_that_gets_too_long(self, made: Made) -> None:
+        """Is refused when it does, before anything is sent."""
+        endpoint, make = made
+        bucket = make("put_object")
+        with pytest.raises(ConditionUnsupported):
+            await put(bucket, LARGE, ABSENT, chunked=True)
+        assert endpoint.calls == []
+        await put(bucket, SMALL, ABSENT, chunked=True)
+        assert endpoint.names() == ["PutObject"]
+
+
+BOTH = pytest.mark.parametrize(("data", "name"), [(SMALL, "PutObject"), (LARGE, "CompleteMultipartUpload")])
+
+
+def first(name: str, answer: Answer) -> Callable[[Call], Answer | None]:
+    left = [answer]
+    return lambda call: left.pop() if call.name == name and left else None
+
+
+class RefusalTests:
+    """What the engine says."""
+
+    @BOTH
+    @pytest_twisted.ensureDeferred
+    async def test_that_another_write_is_under_way(self, made: Made, data: bytes, name: str) -> None:
+        """The client may come again."""
+        endpoint, make = made
+        endpoint.script = first(name, Answer(409, ERROR % b"ConditionalRequestConflict"))
+        with pytest.raises(WriteConflict):
+            await put(make("all"), data, ABSENT)
+        assert (endpoint.objects, endpoint.uploads) == ({}, {})
+
+    @BOTH
+    @pytest_twisted.ensureDeferred
+    async def test_that_there_is_nothing_to_compare_with(self, made: Made, data: bytes, name: str) -> None:
+        """The condition does not hold."""
+        endpoint, make = made
+        with pytest.raises(PreconditionFailed):
+            await put(make("all"), data, Condition("etag"))
+        assert (endpoint.objects, endpoint.uploads) == ({}, {})
+
+    @pytest_twisted.ensureDeferred
+    async def test_that_there_is_no_such_upload(self, made: Made) -> None:
+        """Is trouble, and says nothing of conditions."""
+        endpoint, make = made
+        endpoint.script = first("CompleteMultipartUpload", Answer(404, ERROR % b"NoSuchUpload"))
+        with pytest.raises(BucketError, match="NoSuchUpload"):
+            await put(make("all"), LARGE, Condition("etag"))
+
+
+class LostReplyTests:
+    """A write that was carried out, and whose reply did not come: the next try is refused for it."""
+
+    @pytest.mark.parametrize("lost", [Answer(drop=True, do_it_first=True), Answer(500, do_it_first=True)])
+    @BOTH
+    @pytest_twisted.ensureDeferred
+    async def test_is_no_refusal(self, made: Made, data: bytes, name: str, lost: Answer) -> None:
+        """The engine is asked whose object it is."""
+        endpoint, make = made
+        bucket = make("all")
+        endpoint.script = first(name, lost)
+        info = await put(bucket, data, ABSENT)
+        assert endpoint.objects["k"] == (data, info.etag)
+        assert "HeadObject" in endpoint.names()
+        endpoint.script = first(name, lost)
+        again = await put(bucket, data + b"2", Condition(info.etag))
+        assert endpoint.objects["k"] == (data + b"2", again.etag)
+
+    @BOTH
+    @pytest_twisted.ensureDeferred
+    async def test_of_somebody_elses_object_it_is(self, made: Made, data: bytes, name: str) -> None:
+        """Though one try was lost."""
+        endpoint, make = made
+        endpoint.objects["k"] = b"other", "etag"
+        endpoint.script = first(name, Answer(drop=True))
+        with pytest.raises(PreconditionFailed):
+            await put(make("all"), data, ABSENT)
+
+    @BOTH
+    @pytest_twisted.ensureDeferred
+    async def test_the_same_bytes_are_no_proof(self, made: Made, data: bytes, name: str) -> None:
+        """Where no try was lost, the object is somebody else's, whatever it is."""
+        _, make = made
+        bucket = make("all")
+        await put(bucket, data, ABSENT)
+        with pytest.raises(PreconditionFailed):
+            await put(bucket, data, ABSENT)
+
+    @pytest_twisted.ensureDeferred
+    async def test_of_a_delete(self, made: Made) -> None:
+        """Nothing proves that it was this delete by which the object is gone; without a lost reply, it was not."""
+        endpoint, make = made
+        bucket = make("all")
+        endpoint.objects["k"] = b"x", "etag"
+        endpoint.script = first("DeleteObject", Answer(drop=True, do_it_first=True))
+        with pytest.raises(OutcomeUnknown):
+            await bucket.delete("k", Condition("etag"))
+        with pytest.raises(PreconditionFailed):
+            await bucket.delete("missing", Condition("etag"))
+
+    @pytest_twisted.ensureDeferred
+    async def test_on_a_connection_that_was_kept(self, made: Made) -> None:
+        """A request that is sent again because the connection was old counts as one that may have been carried out."""
+        endpoint, make = made
+        bucket = make("all")
+        with suppress(ObjectNotFound):
+            await bucket.head("k")  # now there is one
+        endpoint.script = first("PutObject", Answer(drop=True, do_it_first=True))
+        info = await put(bucket, SMALL, ABSENT)
+        assert info.etag == endpoint.objects["k"][1]

@@ -1,0 +1,89 @@
+"""The memory for ranges that are fetched ahead."""
+
+from __future__ import annotations
+
+import random
+
+from twisted_storaged.buckets.s3.read_ahead import MIN_SEGMENTS, SegmentBudget, SegmentLease
+
+
+class SegmentBudgetTests:
+    """A number of segments that GETs share."""
+
+    def test_one_alone_has_as_many_as_it_may(self) -> None:
+        """One GET gets up to `most` segments, also where there are more."""
+        allowance = SegmentBudget(12, 10).enter(lambda _: None)
+        assert [allowance.take() for _ in range(12)] == [True] * 10 + [False] * 2
+
+    def test_who_finds_no_room_waits_for_it(self) -> None:
+        """A GET is let in when LEAST segments are free, in the order in which they came."""
+        budget, told = SegmentBudget(12, 10), []
+        first = budget.enter(lambda _: told.append(1))
+        assert [first.take() for _ in range(10)] == [True] * 10
+        budget.enter(lambda _: told.append(2))
+        third = budget.enter(lambda _: told.append(3))
+        fourth = budget.enter(lambda _: told.append(4))
+        assert told == [1, 2]
+        first.give_back()
+        assert told == [1, 2]
+        fourth.leave()
+        first.give_back()
+        assert told == [1, 2, 3]
+        assert [third.take() for _ in range(3)] == [True, True, False]
+
+    def test_those_inside_always_have_the_least(self) -> None:
+        """However much the others hold: no GET waits for the client of another."""
+        budget = SegmentBudget(6, 6)
+        greedy, modest = (budget.enter(lambda _: None) for _ in range(2))
+        while greedy.take():
+            pass
+        assert [modest.take() for _ in range(MIN_SEGMENTS)] == [True] * MIN_SEGMENTS
+
+    def test_the_bound_holds_at_every_moment(self) -> None:
+        """Over any sequence of GETs that come, take, give back and leave; and in the end, nothing is reserved."""
+        gets = RandomGets(SegmentBudget(12, 11), random.Random(4))
+        for _ in range(20_000):
+            gets.step()
+            assert gets.taken <= gets.budget.reserved <= 12
+        gets.leave()
+        assert gets.budget.reserved == 0
+
+
+class RandomGets:
+    """GETs that do with their allowances what chance says."""
+
+    def __init__(self, budget: SegmentBudget, source: random.Random) -> None:
+        self.budget = budget
+        self._source = source
+        self._all: set[SegmentLease] = set()
+        self._held: dict[SegmentLease, int] = {}
+
+    @property
+    def taken(self) -> int:
+        """Segments that they have together."""
+        return sum(self._held.values())
+
+    def step(self) -> None:
+        """Let one of them do something."""
+        kind = self._source.random()
+        if kind < 0.1 or not self._held:
+            self._all.add(self.budget.enter(self._ready))
+            return
+        allowance = self._source.choice(list(self._held))
+        if kind < 0.6:
+            self._held[allowance] += allowance.take()
+        elif kind < 0.9 and self._held[allowance]:
+            self._held[allowance] -= 1
+            allowance.give_back()
+        else:
+            del self._held[allowance]
+            self._all.remove(allowance)
+            allowance.leave()
+
+    def leave(self) -> None:
+        """Let all of them leave, those that wait included."""
+        for allowance in self._all:
+            allowance.leave()
+
+    def _ready(self, allowance: SegmentLease) -> None:
+        self._held[allowance] = 0

@@ -1,0 +1,196 @@
+"""Answers as bytes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twisted_storaged.protocol.http1 import (
+    MAX_COLLECTED,
+    MAX_HEAD,
+    BodyCollector,
+    ConnectionFailed,
+    Response,
+    ResponseParser,
+    parse_length,
+    request_head,
+)
+
+
+def parse(data: bytes, cuts: list[int] | None = None, head_request: bool = False) -> tuple[ResponseParser, bytes]:
+    """Feed an answer, cut where it is said."""
+    parser, body = ResponseParser(head_request), b""
+    edges = [0, *sorted({cut % (len(data) + 1) for cut in cuts or []}), len(data)]
+    for start, end in pairwise(edges):
+        if start < end:
+            body += parser.feed(data[start:end])
+    return parser, body
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+class AnswerParserTests:
+    """Reading one answer."""
+
+    @given(body=st.binary(max_size=200), chunks=st.integers(0, 5), cuts=st.lists(st.integers(0, 1000), max_size=6))
+    def test_however_it_arrives(self, body: bytes, chunks: int, cuts: list[int]) -> None:
+        """Cut anywhere, with a length or in chunks."""
+        if chunks:
+            size = len(body) // chunks + 1
+            pieces = [body[at : at + size] for at in range(0, len(body), size)]
+            framed = b"".join(b"%x;x=y\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+            head = b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nETag: "e"\r\n\r\n'
+        else:
+            framed = body
+            head = b'HTTP/1.1 200 OK\r\nContent-Length: %d\r\nETag: "e"\r\n\r\n' % len(body)
+        parser, got = parse(head + framed, cuts)
+        assert got == body
+        assert parser.ended
+        assert parser.answer is not None
+        assert (parser.answer.status, parser.answer.headers["etag"]) == (200, '"e"')
+        assert parser.keep_alive
+
+    @pytest.mark.parametrize("head", [b"204 No Content\r\n", b"304 Not Modified\r\nContent-Length: 7\r\n"])
+    def test_answers_without_a_body(self, head: bytes) -> None:
+        """End with their heads."""
+        parser, body = parse(b"HTTP/1.1 " + head + b"\r\n")
+        assert (parser.ended, body) == (True, b"")
+
+    def test_the_answer_to_a_head_request(self) -> None:
+        """Says a length, and has no body."""
+        parser, _ = parse(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n", head_request=True)
+        assert parser.ended
+
+    def test_a_100_continue_is_passed_over(self) -> None:
+        """Nobody asked for it, some send it."""
+        parser, body = parse(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
+        assert (parser.answer and parser.answer.status, body) == (200, b"x")
+
+    def test_many_interim_answers_in_one_read(self) -> None:
+        """More than the stack has room for, where each is a call inside the one before."""
+        parser, body = parse(b"HTTP/1.1 100\r\n\r\n" * 4000 + b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
+        assert (parser.answer and parser.answer.status, body) == (200, b"x")
+
+    @pytest.mark.parametrize("cut", range(len(CHUNKED), len(CHUNKED) + 40))
+    def test_trailers_are_passed_over(self, cut: int) -> None:
+        """The answer ends after them, and not before."""
+        parser, body = parse(CHUNKED + b"2\r\nhi\r\n0\r\nX-Trailer: a\r\nY: b\r\n\r\n", [cut])
+        assert (parser.ended, parser.keep_alive, body) == (True, True, b"hi")
+
+    def test_a_chunk_comes_out_as_it_comes_in(self) -> None:
+        """A large one is not kept until it is whole."""
+        parser, body = parse(CHUNKED + b"fffffff\r\n" + b"x" * 1000)
+        assert (parser.ended, body) == (False, b"x" * 1000)
+
+    @pytest.mark.parametrize(
+        ("head", "kept"),
+        [
+            (b"HTTP/1.1 200 OK\r\nConnection: close\r\n", False),
+            (b"HTTP/1.1 200 OK\r\nConnection: Keep-Alive\r\n", True),
+            (b"HTTP/1.0 200 OK\r\n", False),
+        ],
+    )
+    def test_whether_another_request_may_follow(self, head: bytes, kept: bool) -> None:
+        """As the engine says."""
+        assert parse(head + b"Content-Length: 0\r\n\r\n")[0].keep_alive == kept
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"HTTP/1.1 200 OK\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nxy",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            b"SSH-2.0-OpenSSH\r\n\r\n",
+            b"HTTP/1.1 abc\r\n\r\n",
+            b"x" * (MAX_HEAD + 1),
+            b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxy",
+            b"HTTP/1.1 2\xb22 OK\r\n\r\n",
+            b"HTTP/1.1 000 OK\r\n\r\n",
+            b"HTTP/1.1 100\r\n\r\n" * (MAX_HEAD // 16 + 1),
+            CHUNKED + b"-2\r\nhi\r\n0\r\n\r\n",
+            CHUNKED + b"1_0\r\n",
+            CHUNKED + b"f" * 16 + b"\r\n",
+            CHUNKED + b"2\r\nhi!\r\n0\r\n\r\n",
+            CHUNKED + b"2;" + b"x" * 5000,
+            CHUNKED + b"2\r\nhi\r\n0\r\n\r\n" + CHUNKED,
+        ],
+    )
+    def test_what_is_no_answer(self, data: bytes) -> None:
+        """Is a broken connection: nobody could tell where it ends."""
+        with pytest.raises(ConnectionFailed):
+            parse(data)
+
+
+class ForbiddenCharacterTests:
+    """Characters that end a line for somebody else."""
+
+    @pytest.mark.parametrize("character", ["\n", "\r", "\x00"])
+    def test_are_replaced(self, character: str) -> None:
+        """A line end inside a value does not go through as the beginning of another header."""
+        parser = ResponseParser()
+        head = f"HTTP/1.1 200 OK\r\nx-amz-meta-a: b{character}Set-Cookie: c\r\nContent-Length: 0\r\n\r\n"
+        parser.feed(head.encode("latin-1"))
+        assert parser.answer is not None
+        assert parser.answer.headers == {"x-amz-meta-a": "b Set-Cookie: c", "content-length": "0"}
+
+    @pytest.mark.parametrize("name", ["x-amz-meta-a b", "x-amz-meta-\xe9", "", " folded", "x "])
+    def test_a_field_whose_name_is_none_is_left_out(self, name: str) -> None:
+        """A client would take it for the end of the head, and find no length."""
+        parser = ResponseParser()
+        parser.feed(f"HTTP/1.1 200 OK\r\n{name}: v\r\nContent-Length: 0\r\n\r\n".encode("latin-1"))
+        assert parser.answer is not None
+        assert parser.answer.headers == {"content-length": "0"}
+
+
+class CollectedTests:
+    """Bodies that are collected in memory."""
+
+    def test_are_bounded(self) -> None:
+        """An S3 that never ends an error does not take the memory."""
+        collected, piece = BodyCollector(), bytes(1 << 20)
+        for _ in range(MAX_COLLECTED >> 20):
+            collected.add(piece)
+        with pytest.raises(ConnectionFailed):
+            collected.add(b"x")
+        assert len(collected.joined()) == MAX_COLLECTED
+
+
+class NumberTests:
+    """Numbers of bytes in headers."""
+
+    @pytest.mark.parametrize("text", ["", "-1", "+1", "1_0", " 1", "\xb2", "9" * 19, "9" * 5000])
+    def test_what_is_none(self, text: str) -> None:
+        """Whatever int() would make of it."""
+        with pytest.raises(ValueError, match="not a number of bytes"):
+            parse_length(text)
+
+    def test_what_is_one(self) -> None:
+        """Up to 18 digits."""
+        assert (parse_length("007"), parse_length("9" * 18)) == (7, 10**18 - 1)
+
+
+class AnswerTests:
+    """What an answer says."""
+
+    def test_names_the_error(self) -> None:
+        """As S3 does, in its body."""
+        answer = Response(404, {})
+        answer.body = b"<?xml?><Error><Code>NoSuchKey</Code><Message>It is not.</Message></Error>"
+        assert (answer.code, str(answer)) == ("NoSuchKey", "404 NoSuchKey It is not.")
+        assert str(Response(502, {})) == "502"
+
+
+class RequestHeadTests:
+    """What is sent."""
+
+    def test_is_http(self) -> None:
+        """Line by line."""
+        head = request_head("PUT", "/b/k?x=1", {"host": "h", "content-length": "3"})
+        assert head == b"PUT /b/k?x=1 HTTP/1.1\r\nhost: h\r\ncontent-length: 3\r\n\r\n"

@@ -1,1 +1,0 @@
-"""Tests of the same part of the package."""

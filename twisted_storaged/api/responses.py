@@ -1,0 +1,152 @@
+"""What answers look like: errors to statuses in one table, objects to headers. Lists are in `lists`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from json.encoder import encode_basestring as quoted
+from typing import NamedTuple
+
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web import http
+from twisted.web.http import OK, PARTIAL_CONTENT, datetimeToString
+
+from twisted_storaged import errors
+from twisted_storaged.model import ObjectInfo, Span
+from twisted_storaged.protocol.http_fields import content_range, repr_digest
+from twisted_storaged.protocol.metadata import metadata_headers
+from twisted_storaged.runtime.concurrency import ConsumerGone, forget_frames
+from twisted_storaged.server.request import StreamingRequest
+
+# By name, as each look into that module takes a detour through its deprecated names.
+
+
+#: Seconds that a client is told to wait before it tries again.
+RETRY_AFTER = 5
+
+Header = tuple[bytes, bytes]
+
+_TEXT = (b"Content-Type", b"text/plain; charset=utf-8")
+_JSON = (b"Content-Type", b"application/json")
+_RANGES = (b"Accept-Ranges", b"bytes")
+
+_log = Logger()
+
+
+class ErrorResponse(NamedTuple):
+    """How an error is told to the client; without a message, the error's own text is the message."""
+
+    status: int
+    message: str = ""
+    retry: bool = False
+
+
+ERROR_RESPONSES: Mapping[type[BaseException] | None, ErrorResponse] = {
+    errors.InvalidKey: ErrorResponse(http.BAD_REQUEST),
+    errors.InvalidRequest: ErrorResponse(http.BAD_REQUEST),
+    errors.DigestMismatch: ErrorResponse(http.BAD_REQUEST),
+    errors.UnknownBucket: ErrorResponse(http.NOT_FOUND, "no such bucket"),
+    errors.ObjectNotFound: ErrorResponse(http.NOT_FOUND, "not found"),
+    errors.BodyStalled: ErrorResponse(http.REQUEST_TIMEOUT, "body stalled"),
+    errors.PayloadTooLarge: ErrorResponse(http.REQUEST_ENTITY_TOO_LARGE, "payload too large", retry=True),
+    errors.PreconditionFailed: ErrorResponse(http.PRECONDITION_FAILED, "precondition failed"),
+    errors.RangeNotSatisfiable: ErrorResponse(http.REQUESTED_RANGE_NOT_SATISFIABLE, "range not satisfiable"),
+    errors.WriteConflict: ErrorResponse(http.CONFLICT, "another conditional write is under way", retry=True),
+    errors.ConditionUnsupported: ErrorResponse(http.NOT_IMPLEMENTED, "conditional write not supported by this bucket"),
+    errors.BucketTimedOut: ErrorResponse(http.GATEWAY_TIMEOUT, "bucket timed out", retry=True),
+    errors.UnverifiableObject: ErrorResponse(http.BAD_GATEWAY, "object cannot be verified"),
+    errors.BucketUnreachable: ErrorResponse(http.BAD_GATEWAY, "bucket unreachable", retry=True),
+    errors.WritesSuspended: ErrorResponse(http.SERVICE_UNAVAILABLE, "bucket takes no writes: see the log", retry=True),
+    errors.BucketBusy: ErrorResponse(http.SERVICE_UNAVAILABLE, "bucket busy", retry=True),
+    errors.OutcomeUnknown: ErrorResponse(http.GATEWAY_TIMEOUT, "outcome unknown: read the object before trying again"),
+    errors.OutOfSpace: ErrorResponse(http.INSUFFICIENT_STORAGE_SPACE, "out of space"),
+    errors.NoFreeSlot: ErrorResponse(http.SERVICE_UNAVAILABLE, "storaged: put concurrency cap reached", retry=True),
+}
+INTERNAL_ERROR = ErrorResponse(http.INTERNAL_SERVER_ERROR, "internal")
+
+
+def send_failure(failure: Failure, request: StreamingRequest) -> None:
+    """End a request whose handling failed. What the table does not know goes to the log, and as `internal` to the
+    client; where the answer has begun already, the connection is dropped, so that it cannot look whole."""
+    refusal = ERROR_RESPONSES.get(failure.type, INTERNAL_ERROR)
+    if failure.check(errors.BucketError) or (
+        refusal is INTERNAL_ERROR and not failure.check(errors.BodyLost, ConsumerGone)
+    ):
+        _log_failure(failure, request)
+    if request.startedWriting:
+        request.cut(type(failure.value).__name__)
+    elif not request.gone:
+        headers = [(b"Retry-After", b"%d" % RETRY_AFTER)] if refusal.retry else []
+        if isinstance(failure.value, errors.RangeNotSatisfiable):
+            headers.append((b"Content-Range", b"bytes */%d" % failure.value.size))
+        send_text(request, refusal.status, refusal.message or str(failure.value), headers)
+        request.finish()
+    forget_frames(failure.value)
+
+
+def send_text(request: StreamingRequest, status: int, line: str, headers: Iterable[Header] = ()) -> None:
+    """Answer with one line of text."""
+    _answer(request, status, [_TEXT, *headers], line.encode("utf-8") + b"\n")
+
+
+def send_json(request: StreamingRequest, document: object) -> None:
+    """Answer 200 with a JSON document."""
+    _answer(request, OK, [_JSON], json.dumps(document, separators=(",", ":")).encode("ascii"))
+
+
+def send_stored(request: StreamingRequest, info: ObjectInfo, headers: Iterable[Header]) -> None:
+    """Answer a PUT."""
+    line = f'{{"status":"ok","key":{quoted(info.key)},"size":{info.size},"etag":{quoted(info.etag)}}}'
+    _answer(request, OK, [_JSON, *headers], line.encode("utf-8"))
+
+
+def send_empty(request: StreamingRequest, status: int = http.NO_CONTENT, headers: Iterable[Header] = ()) -> None:
+    """Answer without a body."""
+    request.start_answer(status, headers)
+
+
+def send_not_modified(request: StreamingRequest, info: ObjectInfo) -> None:
+    """Answer 304, with what a cache is to know. RFC 9110, 15.4.5."""
+    cached = [(b"Cache-Control", value.encode("latin-1")) for name, value in info.metadata if name == "cache-control"]
+    send_empty(request, http.NOT_MODIFIED, [*_validators(info), *cached])
+
+
+def start_object_response(
+    request: StreamingRequest, info: ObjectInfo, span: Span | None, algorithm: str | None
+) -> None:
+    """Say what an object is, ahead of its bytes, or those of `span`; with its digest by `algorithm`, if known."""
+    headers = [*metadata_headers(info.metadata), *_validators(info), _RANGES]
+    if algorithm is not None:
+        headers += repr_digest(algorithm, info.digests)
+    if span is None:
+        request.start_answer(OK, headers, info.size)
+    else:
+        headers.append((b"Content-Range", content_range(span, info.size)))
+        request.start_answer(PARTIAL_CONTENT, headers, span.end - span.start)
+
+
+def _validators(info: ObjectInfo) -> list[Header]:
+    etag = b'"%s"' % info.etag.encode("latin-1")
+    return [(b"ETag", etag), (b"Last-Modified", _http_date(info.last_modified))]
+
+
+def _answer(request: StreamingRequest, status: int, headers: Iterable[Header], body: bytes) -> None:
+    request.start_answer(status, headers, len(body))
+    if request.method != b"HEAD":
+        request.write(body)
+
+
+@lru_cache(maxsize=256)
+def _http_date(seconds: float) -> bytes:
+    date: bytes = datetimeToString(seconds)
+    return date
+
+
+def _log_failure(failure: Failure, request: StreamingRequest) -> None:
+    what = f"{request.method!r} {request.path!r}"
+    if failure.check(errors.StorageError):
+        _log.error("{what}: {failure.type.__name__}: {failure.value}", what=what, failure=failure)
+    else:
+        _log.failure("{what} met a defect", failure=failure, what=what)

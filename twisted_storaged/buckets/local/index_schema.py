@@ -1,0 +1,233 @@
+"""The tables of the embedded bucket's index, the checksums in them, and how an older layout becomes this one."""
+
+from __future__ import annotations
+
+import sqlite3
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from struct import Struct, error
+from sys import byteorder
+from typing import NamedTuple
+
+from awscrt.checksums import combine_crc32c, crc32c
+
+# The tables of the embedded bucket's index, and how an index of an older layout becomes one of this.
+
+#: The layout of the tables below, kept in the database's user_version.
+LAYOUT = 4
+
+# A key is compared as the bytes of its UTF-8, which is the order that S3 lists in. The columns up to last_modified
+# are an ObjectInfo as lists have it, and listed_crc is their checksum; row_crc is that of the whole row with its
+# details. What only HEAD and GET want is beside it, so that a list does not read past it.
+# `row` is NULL where the content is a file, `details` where there are none, `checksum` where it is not known, and
+# `blocks` where those of the blocks are not known or the content is in the index.
+_OBJECTS = """
+    CREATE TABLE objects (
+        key TEXT PRIMARY KEY COLLATE BINARY,
+        size INTEGER NOT NULL,
+        etag TEXT NOT NULL,
+        last_modified REAL NOT NULL,
+        listed_crc INTEGER NOT NULL,
+        row INTEGER,
+        details INTEGER,
+        checksum INTEGER,
+        blocks INTEGER,
+        row_crc INTEGER NOT NULL
+    ) WITHOUT ROWID
+    """
+_CONTENTS = "CREATE TABLE contents (row INTEGER PRIMARY KEY, content BLOB NOT NULL)"
+_DETAILS = "CREATE TABLE details (row INTEGER PRIMARY KEY, metadata TEXT, digests TEXT)"
+_BLOCKS = "CREATE TABLE blocks (row INTEGER PRIMARY KEY, checksums BLOB NOT NULL, crc INTEGER NOT NULL)"
+
+# Layout 3 had the columns of this one up to `checksum`, without listed_crc. Rows are copied in the order of their
+# keys, as growing them in place would split every page.
+_COPY = """
+    INSERT INTO objects
+    SELECT key, size, etag, last_modified, listed_checksum(key, size, etag, last_modified), objects_3.row,
+        objects_3.details, checksum, NULL,
+        row_checksum(key, size, etag, last_modified, objects_3.row, objects_3.details, checksum, metadata, digests)
+    FROM objects_3 LEFT JOIN details ON details.row = objects_3.details ORDER BY key
+    """
+_FROM_3 = ("ALTER TABLE objects RENAME TO objects_3", _OBJECTS, _BLOCKS, _COPY, "DROP TABLE objects_3")
+# Layout 2 had neither details nor checksums.
+_FROM_2 = (
+    "ALTER TABLE objects ADD COLUMN details INTEGER",
+    "ALTER TABLE objects ADD COLUMN checksum INTEGER",
+    _DETAILS,
+    *_FROM_3,
+)
+#: Bytes of the log that are kept after a migration.
+_LOG_SIZE = 8 << 20
+
+#: What brings a database of each layout to this one; 0 is an empty database.
+_STEPS = {0: (_OBJECTS, _CONTENTS, _DETAILS, _BLOCKS), 2: _FROM_2, 3: _FROM_3, LAYOUT: ()}
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """Create the tables, or bring those of an older layout to this one; all of it or nothing, also when killed.
+
+    Raises:
+        sqlite3.Error: the database has another layout, is none, or cannot be read as a whole, or written.
+    """
+    steps = _steps(connection)
+    if steps:
+        add_functions(connection)
+        with transaction(connection):
+            for step in steps:
+                connection.execute(step)
+            connection.execute(f"PRAGMA user_version = {LAYOUT}")
+        # A migration leaves a log as large as the index. The next commit cuts it; until then it stays as it is, since a
+        # start takes an empty log for a lost one.
+        connection.execute(f"PRAGMA journal_size_limit = {_LOG_SIZE}")
+        connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+
+
+def check(connection: sqlite3.Connection) -> None:
+    """Look whether the tables are those of this layout, and change nothing.
+
+    Raises:
+        sqlite3.Error: they are not.
+    """
+    if _steps(connection):
+        raise sqlite3.DatabaseError(f"the index is not of layout {LAYOUT} yet: start storaged once")
+
+
+def add_functions(connection: sqlite3.Connection) -> None:
+    """Let statements compute the checksums of a row, as no column may be written without them."""
+    connection.create_function("listed_checksum", 4, listed_checksum, deterministic=True)
+    connection.create_function("row_checksum", 9, _row_checksum, deterministic=True)
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All that is executed, durably, or nothing."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _row_checksum(  # noqa: PLR0913 (the columns of a row)
+    key: str,
+    size: int,
+    etag: str,
+    last_modified: float,
+    row: int | None,
+    details: int | None,
+    checksum: int | None,
+    metadata: str | None,
+    digests: str | None,
+) -> int:
+    """The checksum of a row without checksums of blocks, as older layouts had them."""
+    listed = listed_checksum(key, size, etag, last_modified)
+    return row_checksum(listed, Row(row, details, checksum, None, metadata, digests))
+
+
+def _steps(connection: sqlite3.Connection) -> tuple[str, ...]:
+    (layout,) = connection.execute("PRAGMA user_version").fetchone()
+    if layout not in _STEPS:
+        raise sqlite3.DatabaseError(f"the index has layout {layout}, this storaged knows {LAYOUT}")
+    return _STEPS[layout]
+
+
+# Checksums of what an embedded bucket keeps: of each block of a content, of a whole content, and of index rows.
+#
+# All are CRC-32C. A whole content's is combined from those of its blocks. A row of the table of objects has two, as a
+# list reads only its first columns: one over those, and one over everything, with the metadata and digests that the
+# row points at.
+
+#: Bytes of a block; the last one of a content may be shorter.
+BLOCK_SIZE = 256 << 10
+
+_SIZE_AND_TIME = Struct("<qd").pack
+_NUMBERS = Struct("<qqqq").pack
+#: What reading a row as it was never written may raise: other types where text or numbers were.
+_OTHER_TYPES = (TypeError, AttributeError, UnicodeError, error)
+
+
+class Listed(NamedTuple):
+    """The columns of an object's row that lists read, before their checksum."""
+
+    key: str
+    size: int
+    etag: str
+    last_modified: float
+
+
+class Row(NamedTuple):
+    """The columns of an object's row that only GET and HEAD read, and the text of the details that it points at."""
+
+    row: int | None
+    details: int | None
+    checksum: int | None
+    blocks: int | None
+    metadata: str | None
+    digests: str | None
+
+
+def listed_checksum(key: str, size: int, etag: str, last_modified: float) -> int:
+    """The checksum over the columns that lists read.
+
+    Returns -1, which no row has, for values that have never been written.
+    """
+    try:
+        columns = f"{key}\0{etag}".encode() + _SIZE_AND_TIME(size, last_modified)
+    except _OTHER_TYPES:
+        return -1
+    checksum: int = crc32c(columns)
+    return checksum if type(key) is str else -1
+
+
+def row_checksum(listed: int, row: Row) -> int:
+    """The checksum over a whole row, whose listed columns have the checksum `listed`.
+
+    Returns -1, which no row has, for values that have never been written.
+    """
+    try:
+        known = -1 if row.checksum is None else row.checksum
+        numbers = _NUMBERS(row.row or 0, row.details or 0, row.blocks or 0, known)
+        checksum: int = crc32c(numbers + f"{row.metadata or ''}\0{row.digests or ''}".encode(), listed)
+    except (*_OTHER_TYPES, OverflowError):
+        return -1
+    return checksum
+
+
+def block_checksums(data: bytes | bytearray | memoryview) -> list[int]:
+    """The checksum of each block of `data`, which begins where a block does."""
+    with memoryview(data) as whole:
+        return [crc32c(whole[start : start + BLOCK_SIZE]) for start in range(0, len(whole), BLOCK_SIZE)]
+
+
+def combined(checksums: Iterable[int], size: int) -> int:
+    """The checksum of `size` bytes, from those of their blocks."""
+    whole = 0
+    for number, checksum in enumerate(checksums):
+        whole = combine_crc32c(whole, checksum, min(BLOCK_SIZE, size - number * BLOCK_SIZE))
+    return whole
+
+
+def pack(checksums: Iterable[int]) -> bytes:
+    """Checksums as the index keeps them: four bytes each, the lowest first."""
+    return _little(array("I", checksums)).tobytes()
+
+
+def unpack(packed: bytes) -> array[int]:
+    """What `pack` has packed."""
+    return _little(array("I", packed))
+
+
+def packed_checksum(etag: str, packed: bytes) -> int:
+    """The checksum over the packed checksums of the blocks of the object of this ETag."""
+    checksum: int = crc32c(packed, crc32c(etag.encode()))
+    return checksum
+
+
+def _little(numbers: array[int]) -> array[int]:
+    if byteorder == "big":
+        numbers.byteswap()
+    return numbers

@@ -1,0 +1,224 @@
+"""S3Bucket: a bucket of AWS or of any engine that speaks S3.
+
+Objects go through the thin data plane of `twisted_storaged.s3`; boto3 knows the configuration and the credentials, and
+makes the rare calls around a multipart upload. What is sent: payloads unsigned (hashing them with SHA-256 costs more
+than all the rest together), each with a CRC-32C that engines verify on arrival, in a header rather than a trailer,
+which not all engines understand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from botocore.exceptions import BotoCoreError
+from twisted.logger import Logger
+from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
+from zope.interface import implementer
+
+from twisted_storaged.buckets.s3.client import FIRST_READ_SIZE, MultipartUploads
+from twisted_storaged.buckets.s3.conditional import (
+    CAPABILITIES_BY_SETTING,
+    NO_CAPABILITIES,
+    Capabilities,
+    ConditionalSupport,
+    condition_headers,
+)
+from twisted_storaged.buckets.s3.context import S3Context
+from twisted_storaged.buckets.s3.journal import Journal
+from twisted_storaged.buckets.s3.probe import Probe, new_probe_key
+from twisted_storaged.buckets.s3.reader import READS, Body, ReadSettings, S3Reader
+from twisted_storaged.buckets.s3.reaper import Reaper
+from twisted_storaged.buckets.s3.responses import info_of, opened, size_told, storage_errors
+from twisted_storaged.buckets.s3.retries import RequestFailed, Retries
+from twisted_storaged.buckets.s3.session import S3Settings, Upkeep, make_client, make_data_plane
+from twisted_storaged.buckets.s3.verification import Verifier
+from twisted_storaged.buckets.s3.writer import S3Upload
+from twisted_storaged.buckets.upload import BodyDigests, Uploader
+from twisted_storaged.errors import InvalidKey, ObjectNotFound, RangeNotSatisfiable, StartError
+from twisted_storaged.interfaces import IBucket, IObjectReader
+from twisted_storaged.model import (
+    MAX_KEY_BYTES,
+    NO_OPTIONS,
+    ByteRange,
+    Condition,
+    ListPage,
+    ListQuery,
+    ObjectInfo,
+    PutOptions,
+)
+from twisted_storaged.protocol.http1 import Response
+from twisted_storaged.protocol.s3_xml import list_parameters, parse_list, sorted_after
+from twisted_storaged.runtime.budgets import MIN_READ, FairShare
+from twisted_storaged.runtime.buffers import BufferPool
+from twisted_storaged.runtime.concurrency import Threads, deferred
+
+#: The smallest part that S3 allows, in bytes, and the most parts of one upload.
+#: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+MIN_PART_SIZE = 5 << 20
+MAX_PARTS = 10_000
+#: Parts of one body in flight, for each of as many as there are slots; one alone may have more. With the part that is
+#: being filled and the one that waits, a PUT holds 30 MiB, or 50.
+WINDOW = 4
+WINDOW_ALONE = 8
+#: Threads beside the uploading ones: for hashing, for the journal, and for boto3 to refresh credentials.
+SPARE_THREADS = 4
+
+
+@implementer(IBucket)
+class S3Bucket:
+    """A bucket that S3 keeps; its objects are those under `settings.prefix`, which clients do not see."""
+
+    _log = Logger()
+
+    def __init__(self, name: str, settings: S3Settings, reactor: Any, put_slots: int, upkeep: Upkeep) -> None:
+        self.name = name
+        self._settings = settings
+        self._reactor = reactor
+        self._upkeep = upkeep
+        self._journal = Journal(upkeep.state)
+        self._threads = Threads(reactor, max(put_slots * WINDOW, WINDOW_ALONE) + SPARE_THREADS, f"bucket {name}")
+        self._window = FairShare(put_slots * WINDOW, WINDOW, WINDOW_ALONE)
+        self._uploader = Uploader(BufferPool(MIN_PART_SIZE, keep=put_slots * WINDOW), self._window)
+        self._conditions = ConditionalSupport(CAPABILITIES_BY_SETTING[settings.conditional_writes], self._probe)
+
+    def start(self) -> None:
+        try:
+            client, credentials = make_client(self._settings, self._upkeep.deadline)
+            retries = Retries(self._reactor, self._upkeep.deadline)
+            bucket = self._settings.bucket
+            self._objects = make_data_plane(client, credentials, bucket, self._threads.run, retries)
+        except (BotoCoreError, ValueError) as error:
+            raise StartError(f"bucket {self.name}: {error}") from error
+        self._journal.open()
+        where = f"{client.meta.endpoint_url}/{bucket}"
+        self._access = S3Context(
+            self._objects, MultipartUploads(self._objects), self._threads.run, self._journal, where
+        )
+        self._reading = ReadSettings(
+            self._objects, self._upkeep.delivering, self._settings.get_resumes, self._upkeep.ahead
+        )
+        self._log.info("bucket {name} is {where}/{prefix}", name=self.name, where=where, prefix=self._settings.prefix)
+        self._verifier = Verifier(self._settings.verify_reads, self._objects)
+        self._objects.start()
+        self._threads.start()
+        self._reaper = Reaper(self._access, self._upkeep.abandoned_after)
+        self._reaper.start(self._reactor, self._upkeep.reap_interval)
+
+    @deferred
+    async def stop(self) -> None:
+        self._objects.stop()
+        await self._reaper.stop()
+        await self._threads.stop()
+        self._journal.close()
+
+    async def put(self, key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
+        s3_key = self._s3_key(key)
+        uploader = self._uploader_for(max_length if body.length is UNKNOWN_LENGTH else body.length)
+        condition, claims = options.condition, NO_CAPABILITIES
+        if condition is not None:
+            claims = await self._conditions.require(condition, *_operations(body.length, uploader.buffers.size))
+        with storage_errors(writes=True, conditional=condition is not None):
+            upload = S3Upload(self._access, s3_key, key, options, claims)
+            upload.part_size = uploader.buffers.size
+            digesting = BodyDigests(options, self._threads.run)
+            return await uploader.store(body, upload, digesting)
+
+    async def head(self, key: str) -> ObjectInfo:
+        with storage_errors():
+            return info_of(await self._objects.head_object(self._s3_key(key)), key)
+
+    async def get(self, key: str, wanted: ByteRange | None = None) -> IObjectReader:
+        s3_key = self._s3_key(key)
+        try:
+            return await self._open(s3_key, key, wanted)
+        except RangeNotSatisfiable as error:
+            # Some engines say so of a range that only ends after the object does.
+            start, end = wanted.within(error.size) if wanted is not None else (0, 0)
+            return await self._open(s3_key, key, ByteRange(start, end - 1))
+
+    async def _open(self, s3_key: str, key: str, wanted: ByteRange | None) -> S3Reader:
+        headers = self._verifier.headers if wanted is None else {"range": str(wanted)}
+        with storage_errors():
+            try:
+                answer, body = await self._first_read(s3_key, headers)
+            except RequestFailed as error:
+                if error.answer.status != 416:
+                    raise
+                size = size_told(error.answer)
+                raise RangeNotSatisfiable((await self.head(key)).size if size is None else size) from error
+        try:
+            reader = S3Reader(s3_key, *opened(answer, key, wanted), body, self._reading)
+            if wanted is None:
+                await self._verifier.verify(reader, answer, s3_key)
+            return reader
+        except BaseException:
+            body.close()
+            raise
+
+    async def _first_read(self, s3_key: str, headers: Mapping[str, str]) -> tuple[Response, Body]:
+        """Open an object, with as many of its first bytes as there is memory for."""
+        portion = self._reading.delivering.join(READS)
+        try:
+            first = max(MIN_READ, min(FIRST_READ_SIZE, portion.next_size()))
+            return await self._objects.get_object(s3_key, headers, first)
+        finally:
+            portion.leave()
+
+    async def list(self, query: ListQuery, token: str | None = None) -> ListPage:
+        prefix = self._settings.prefix
+        with storage_errors():
+            answer = await self._objects.list_objects(list_parameters(query, token, prefix))
+            page = parse_list(answer, query, prefix)
+        if not self._settings.lists_in_order:
+            page = replace(page, ordered=False)
+        return page if query.after is None else sorted_after(page, query.after)
+
+    async def delete(self, key: str, condition: Condition | None = None) -> None:
+        s3_key = self._s3_key(key)
+        if condition is not None:
+            await self._conditions.require(condition, "DeleteObject")
+            with storage_errors(writes=True, conditional=True):
+                await self._objects.delete_object(s3_key, condition_headers(condition))
+            return
+        with suppress(ObjectNotFound), storage_errors():  # S3 itself would not say so, some engines do
+            await self._objects.delete_object(s3_key)
+
+    @deferred
+    async def _probe(self) -> Capabilities:
+        key = new_probe_key(self._settings.prefix)
+        claims = await Probe(self._access, key).claims()
+        self._log.info(
+            "bucket {name} checks and writes in one step: {claims}",
+            name=self.name,
+            claims=", ".join(sorted(map(str, claims))) or "nothing",
+        )
+        return claims
+
+    def _s3_key(self, key: str) -> str:
+        s3_key = self._settings.prefix + key
+        excess = len(s3_key.encode("utf-8")) - MAX_KEY_BYTES
+        if excess > 0:
+            longest = len(key.encode("utf-8")) - excess
+            raise InvalidKey(f"key too long (>{longest} bytes)")
+        return s3_key
+
+    def _uploader_for(self, longest: int) -> Uploader:
+        size = part_size(longest)
+        return self._uploader if size == MIN_PART_SIZE else Uploader(BufferPool(size, keep=0), self._window)
+
+
+def _operations(length: Any, part: int) -> Sequence[str]:
+    """What may carry out the write of a body of `length` bytes that is cut into parts of `part`."""
+    if length is UNKNOWN_LENGTH:
+        return "PutObject", "CompleteMultipartUpload"
+    return ("PutObject",) if length <= part else ("CompleteMultipartUpload",)
+
+
+def part_size(longest: int) -> int:
+    """The size of all parts but the last, in bytes, so that a body of `longest` bytes has no part 10,001."""
+    needed = -(-longest // MAX_PARTS)
+    whole_mebibytes = -(-needed >> 20) << 20
+    return max(MIN_PART_SIZE, whole_mebibytes)

@@ -1,0 +1,295 @@
+"""Connections to S3 on the reactor: one request at a time on each, reused for the next, closed when S3 is silent."""
+
+from __future__ import annotations
+
+import typing
+from math import inf
+from typing import Any, NamedTuple, cast
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
+
+from twisted_storaged.buckets.s3.response_body import StreamedBody
+from twisted_storaged.protocol.http1 import BodyCollector, ConnectionFailed, NotConnected, Response, ResponseParser
+from twisted_storaged.runtime.write_buffer import FlushQueue, has_unsent, queued_bytes, send
+
+# Connections to S3 on the reactor: one request at a time on each, kept for the next.
+
+#: Bytes that one read of the socket may bring, where there is no large body.
+READ_SIZE = 1 << 16
+
+
+#: The head of a request, and its body, if it has one.
+Request = tuple[bytes | bytearray, ...]
+
+
+class ReadOptions(NamedTuple):
+    """How an answer is read.
+
+    Attributes:
+        head_request: whether it has no body, whatever it says.
+        streamed: whether its body is read only when somebody wants it.
+        size: bytes that one read of the socket may bring.
+        until: when to give it up, by the pool's clock, unless it has begun to be streamed by then.
+    """
+
+    head_request: bool = False
+    streamed: bool = False
+    size: int = READ_SIZE
+    until: float = inf
+
+
+class ConnectionOwner(typing.Protocol):
+    """What a connection needs of its pool."""
+
+    outbox: FlushQueue
+
+    def deadline(self) -> float:
+        """When S3 must have sent another byte."""
+
+    def give_back(self, connection: Connection) -> None:
+        """A connection is free again."""
+
+    def forget(self, connection: Connection) -> None:
+        """A connection is closed."""
+
+
+class Connection(Protocol):
+    """One connection.
+
+    Attributes:
+        stale: whether it was kept from an earlier request and has not said a word since: S3 may have closed it.
+        deadline: when to give it up, by the pool's clock; None while it is not S3 that we wait for.
+    """
+
+    transport: Any
+
+    def __init__(self, pool: ConnectionOwner) -> None:
+        self._pool = pool
+        self._parser: ResponseParser | None = None
+        self._waiting: Deferred[Response] | None = None
+        self._stream: StreamedBody | None = None
+        self._streamed = False
+        self._until = inf
+        self._body = BodyCollector()
+        self._unsent: Request = ()
+        self._queued: float = inf
+        self.reused = False
+        self.deadline: float | None = None
+
+    def ask(self, request: Request, reading: ReadOptions) -> Deferred[Response]:
+        """Send a request, head and body.
+
+        The answer comes with its body; where it is streamed, and no error, and not here as a whole at once, with its
+        head and a `stream`, which must be delivered or closed.
+        """
+        self.transport.bufferSize = reading.size
+        self._parser = ResponseParser(reading.head_request)
+        self._streamed = reading.streamed
+        self._until = reading.until
+        self._queued = inf
+        waiting = self._waiting = Deferred(self._cancelled)
+        self.touch()
+        self._unsent = request
+        self._pool.outbox.add(self)
+        return waiting
+
+    def push(self) -> None:
+        """Send the request."""
+        unsent, self._unsent = self._unsent, ()
+        if unsent:
+            send(self.transport, unsent)
+
+    def touch(self) -> None:
+        """S3 has its full time again."""
+        self.deadline = min(self._pool.deadline(), self._until)
+
+    def connectionMade(self) -> None:
+        self.transport.setTcpNoDelay(True)
+
+    def dataReceived(self, data: bytes) -> None:
+        parser = self._parser
+        if parser is None:
+            self.transport.abortConnection()  # nobody asked
+            return
+        self.reused = False
+        try:
+            body = parser.feed(data)
+        except ConnectionFailed as error:
+            self.give_up(error)
+            return
+        if not parser.ended:
+            self.touch()
+        if self._stream is not None:
+            self._stream.received(body, parser.ended)
+        elif parser.answer is not None:
+            try:
+                self._answered(parser, parser.answer, body)
+            except ConnectionFailed as error:
+                self.give_up(error)
+
+    def _answered(self, parser: ResponseParser, answer: Response, body: bytes) -> None:
+        if self._streamed and answer.status < 300 and not parser.ended:
+            self._until = inf
+            answer.stream = self._stream = StreamedBody(self, body, parser)
+            self._fire(answer)
+            return
+        self._body.add(body)
+        if parser.ended:
+            answer.body = self._body.joined()
+            # First, so that whoever waits for the answer finds this connection free.
+            self.end()
+            self._fire(answer)
+
+    def end(self) -> None:
+        """The answer is over: free for the next request, or closed."""
+        parser, self._parser = self._parser, None
+        self._stream, self._body, self.deadline, self.reused = None, BodyCollector(), None, True
+        self.transport.bufferSize = READ_SIZE
+        # An answer that came before the whole request had left: the rest would be taken for the next one.
+        if parser is not None and parser.keep_alive and not has_unsent(self.transport):
+            self._pool.give_back(self)
+        else:
+            self.transport.loseConnection()
+
+    def reset_low_watermark(self) -> bool:
+        """Look whether S3 has sent a little that was not worth a look until now; returns whether that may be."""
+        return self._stream is not None and self._stream.reset_low_watermark()
+
+    def is_sending(self, now: float) -> bool:
+        """Whether some of the request has left since this was asked last, and there is time for the rest.
+
+        S3 is held to progress, not to taking all of a body in the time in which it must say something.
+        """
+        before, self._queued = self._queued, queued_bytes(self.transport)
+        return now < self._until and 0 < before > self._queued and (before < inf or self._queued > 0)
+
+    def give_up(self, error: ConnectionFailed) -> None:
+        """End it in the middle."""
+        self._fail(error)
+        self.transport.abortConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._pool.forget(self)
+        self._fail(ConnectionFailed(f"S3 closed the connection: {reason.getErrorMessage()}"))
+
+    def _cancelled(self, _: Deferred[Response]) -> None:
+        """Nobody wants the answer any more. The Deferred fails with CancelledError, which nobody tries again."""
+        self._waiting = None
+        self.give_up(ConnectionFailed("the request was cancelled"))
+
+    def _fire(self, result: Response | Failure) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.callback(result)
+
+    def _fail(self, error: ConnectionFailed) -> None:
+        self.deadline, self._parser, self._unsent, self._body = None, None, (), BodyCollector()
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.failed(Failure(error))
+        self._fire(Failure(error))
+
+
+# The connections to one S3 endpoint on the reactor: made when needed, kept while idle, given up when S3 is silent.
+
+#: Connections that are kept for the next request.
+KEEP_IDLE = 64
+#: Seconds between two looks at who is late: one timer for all costs less than one for each.
+LOOK_EVERY = 1.0
+
+READ_WHOLE = ReadOptions()
+
+
+class ConnectionPool:
+    """Connections to `endpoint`, given up after `read_timeout` seconds without a byte from S3."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint, reactor: Any, read_timeout: float) -> None:
+        self._endpoint = endpoint
+        self._reactor = reactor
+        self._read_timeout = read_timeout
+        self._factory = Factory.forProtocol(lambda: Connection(self))
+        self._factory.noisy = False
+        self.outbox = FlushQueue(reactor)
+        self._idle: list[Connection] = []
+        self._open: set[Connection] = set()
+        self._looking = LoopingCall(self._look)
+        self._looking.clock = reactor
+        self._stopped = False
+
+    async def ask(self, request: Request, reading: ReadOptions = READ_WHOLE, once: bool = False) -> Response:
+        """Send a request on a free connection, or a new one; see `Connection.ask`. With `once`, never on both.
+
+        Raises:
+            ConnectionFailed: there was no answer.
+        """
+        connection = self._idle.pop() if self._idle else await self._connect()
+        try:
+            return await connection.ask(request, reading)
+        except ConnectionFailed:
+            # S3 closes connections that were idle for long; that is not known until the next request is sent.
+            if once or not connection.reused:
+                raise
+        connection = await self._connect()
+        return await connection.ask(request, reading)
+
+    def start(self) -> None:
+        """Begin to look at who is late."""
+        self._looking.start(LOOK_EVERY, now=False)
+
+    def stop(self) -> None:
+        """Close what is idle, and give up the rest; nothing is begun anew, as nobody would see that it is late."""
+        self._stopped = True
+        if self._looking.running:
+            self._looking.stop()
+        for connection in list(self._open):
+            connection.transport.abortConnection()
+
+    def deadline(self) -> float:
+        """When S3 must have sent another byte."""
+        return float(self._reactor.seconds()) + self._read_timeout
+
+    def give_back(self, connection: Connection) -> None:
+        """A connection is free again."""
+        if len(self._idle) < KEEP_IDLE:
+            self._idle.append(connection)
+        else:
+            connection.transport.loseConnection()
+
+    def forget(self, connection: Connection) -> None:
+        """A connection is closed."""
+        self._open.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    async def _connect(self) -> Connection:
+        if self._stopped:
+            raise NotConnected("no connection to S3: storaged stops")
+        try:
+            connection = cast(Connection, await self._endpoint.connect(self._factory))
+        except ConnectingCancelledError:
+            raise CancelledError from None  # nobody wants the answer any more: that is no failure to be tried again
+        except (ConnectError, DNSLookupError) as error:
+            raise NotConnected(f"no connection to S3: {error}") from error
+        if self._stopped:
+            # `stop` did not see it, and nobody would close it.
+            connection.transport.abortConnection()
+            raise NotConnected("no connection to S3: storaged stops")
+        self._open.add(connection)
+        return connection
+
+    def _look(self) -> None:
+        now = self._reactor.seconds()
+        for connection in list(self._open):
+            if connection.deadline is None or connection.deadline >= now:
+                continue
+            if connection.reset_low_watermark():
+                connection.deadline = now + LOOK_EVERY
+            elif connection.is_sending(now):
+                connection.touch()
+            else:
+                connection.give_up(ConnectionFailed(f"S3 was silent for {self._read_timeout:.0f} s"))

@@ -1,0 +1,309 @@
+"""Probing which conditional writes an engine checks and carries out in one step, and removing the probe's objects."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+from uuid import uuid4
+from xml.etree import ElementTree
+
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from twisted_storaged.buckets.s3.client import DataPlane, Part, S3Request, crc32c
+from twisted_storaged.buckets.s3.conditional import (
+    COMPLETE_ABSENT,
+    COMPLETE_SAME,
+    DELETE_SAME,
+    PUT_ABSENT,
+    PUT_SAME,
+    Capabilities,
+    condition_headers,
+)
+from twisted_storaged.buckets.s3.context import S3Context
+from twisted_storaged.buckets.s3.journal import PROBE, JournalEntry
+from twisted_storaged.buckets.s3.responses import etag_of
+from twisted_storaged.buckets.s3.retries import RequestFailed
+from twisted_storaged.model import Condition
+from twisted_storaged.protocol.http1 import AmbiguousFailure, ConnectionFailed, UnexpectedResponse
+
+# The objects that conditional writes are tried on: what they are called, and how nothing is left of them, in a bucket
+# that keeps versions, too.
+
+_T = TypeVar("_T")
+
+#: What their keys begin with, after the bucket's prefix.
+PROBE_KEY = ".storaged-probe-"
+
+#: Versions that are removed at once; and looks at what is left, of up to a thousand each: a probe makes some hundreds.
+_AT_ONCE = 8
+_LOOKS = 20
+#: Statuses by which an engine says that it has no versions, or that we may not know of any.
+_NO_VERSIONS = {400, 403, 404, 405, 501}
+_IS_PROBE = re.compile(rf"{re.escape(PROBE_KEY)}[0-9a-f]{{32}}")
+
+
+def new_probe_key(prefix: str) -> str:
+    """A key that nobody has, in a bucket whose objects are under `prefix`."""
+    return f"{prefix}{PROBE_KEY}{uuid4().hex}"
+
+
+def is_probe_key(key: str) -> bool:
+    """Whether an object of this key, in whatever bucket, is a probe's."""
+    at = key.rfind(PROBE_KEY)
+    return at >= 0 and _IS_PROBE.fullmatch(key, at) is not None
+
+
+async def remove_probe(objects: DataPlane, key: str) -> None:
+    """Remove a probe's object, and all versions of it. Raises RequestFailed or ConnectionFailed."""
+    try:
+        await objects.delete_object(key)
+    except RequestFailed as error:
+        if error.answer.status != 404:
+            raise
+    for _ in range(_LOOKS):
+        versions = await _versions(objects, key)
+        if not versions:
+            return
+        for start in range(0, len(versions), _AT_ONCE):
+            calls = [S3Request("DeleteObject", key, {"versionId": one}) for one in versions[start : start + _AT_ONCE]]
+            await gather([_remove(objects, call) for call in calls])
+    raise ConnectionFailed(f"{key!r} has versions however many are removed")
+
+
+async def gather(coroutines: Sequence[Coroutine[Deferred[Any], Any, _T]]) -> list[_T]:
+    """What coroutines return that run at the same time. Raises what one raised, once all have ended."""
+    outcomes = await DeferredList([Deferred.fromCoroutine(one) for one in coroutines], consumeErrors=True)
+    for _, result in outcomes:
+        if isinstance(result, Failure):
+            result.raiseException()
+    return [result for _, result in outcomes]
+
+
+async def _remove(objects: DataPlane, call: S3Request) -> None:
+    try:
+        await objects.ask(call)
+    except RequestFailed as error:
+        if error.answer.status != 404:
+            raise
+
+
+async def _versions(objects: DataPlane, key: str) -> list[str]:
+    """The ids of the first versions and delete markers of an object; none where the engine does not tell of any.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectVersions.html
+    """
+    try:
+        answer = await objects.ask(S3Request("ListObjectVersions", "", {"prefix": key, "versions": ""}))
+    except RequestFailed as error:
+        if error.answer.status not in _NO_VERSIONS:
+            raise
+        return []
+    try:
+        root = ElementTree.fromstring(answer.body)  # noqa: S314 (from our S3, and expat refuses entity bombs)
+    except ElementTree.ParseError as error:
+        raise ConnectionFailed(f"not XML: {error}") from error
+    space = root.tag[: root.tag.find("}") + 1]
+    if root.tag != f"{space}ListVersionsResult":
+        return []  # it knows no versions, and gives a list of objects
+    entries = [*root.iterfind(f"{space}Version"), *root.iterfind(f"{space}DeleteMarker")]
+    return [entry.findtext(f"{space}VersionId", "") for entry in entries if entry.findtext(f"{space}Key") == key]
+
+
+# Finding out which conditional writes an engine checks and carries out in one step.
+#
+# Engines differ, and documentation does not help: some ignore conditions, some refuse what holds, some look first and
+# write then. So each condition is tried where it holds and where it does not; and several writers who may not all
+# have it are sent off at once, more than once. What passes is claimed.
+
+#: Writers at once, and how often: an engine that is not atomic has one winner by chance, not every time. With as many
+#: bytes, what is looked at before the body is there is looked at long before the write.
+RACERS = 8
+ROUNDS = 10
+BODY_SIZE = 128 << 10
+
+_log = Logger()
+
+#: How a write ended: carried out, refused for its condition, or neither.
+WON, LOST, NEITHER = "won", "lost", "neither"
+
+_ABSENT = Condition()
+_OTHER = Condition("0" * 32)
+#: Statuses that say that a condition did not hold: RFC 9110, 15.5.13; and that somebody else was faster, or deleted it.
+_LOST_STATUS = {404, 409, 412}
+#: Statuses that say nothing of conditions: the probe is to be made again.
+_BUSY_STATUS = {403, 429, 503, 504}
+
+#: A write that is ready but for its condition, and what the object then is.
+Write = tuple[bytes, Callable[[Condition], Coroutine[Any, Any, Any]]]
+New = Callable[[], Coroutine[Any, Any, Write]]
+
+
+class Probe:
+    """Writes to a key of its own, and removes it again."""
+
+    def __init__(self, access: S3Context, key: str) -> None:
+        self._access = access
+        self._objects = access.objects
+        self._multipart = access.uploads
+        self._key = key
+        self._uploads: dict[str, JournalEntry] = {}
+
+    async def claims(self) -> Capabilities:
+        """What the engine can. Raises what the data plane and boto3 raise when that cannot be found out."""
+        checks: dict[Any, Callable[[], Awaitable[bool]]] = {
+            PUT_ABSENT: partial(self._absent, self._new_put),
+            PUT_SAME: partial(self._same, self._new_put),
+            COMPLETE_ABSENT: partial(self._absent, self._new_upload),
+            COMPLETE_SAME: partial(self._same, self._new_upload),
+            DELETE_SAME: self._delete_same,
+        }
+        run, journal = self._access.run, self._access.journal
+        begun = await run(journal.begin, self._access.where, self._key, PROBE)
+        done = False
+        try:
+            claims = frozenset([one for one, check in checks.items() if await check()])
+            done = True
+        finally:
+            # What failed may be carried out later than it is removed: then the reaper looks again.
+            await self._clean(begun, done)
+        return claims
+
+    async def _absent(self, new: New) -> bool:
+        """Who comes first has it, and nobody later. Of several who come at once, one has it."""
+        await self._objects.delete_object(self._key)
+        # Engines that ignore conditions are not raced: rclone's lists go wrong when one key is written by several.
+        if [await self._one(new, _ABSENT) for _ in range(2)] != [WON, LOST]:
+            return False
+        for _ in range(ROUNDS):
+            await self._objects.delete_object(self._key)
+            if not await self._race(new, _ABSENT):
+                return False
+        return True
+
+    async def _same(self, new: New) -> bool:
+        """Of several who saw the object that is there, one has it; nobody who saw another, or when it is gone."""
+        for _ in range(ROUNDS):
+            same = Condition(await self._overwrite())
+            if await self._one(new, _OTHER) != LOST or not await self._race(new, same):
+                return False
+        await self._objects.delete_object(self._key)
+        return await self._one(new, same) == LOST
+
+    async def _delete_same(self) -> bool:
+        """A delete takes the object that it means, never one that was put meanwhile."""
+        for _ in range(ROUNDS):
+            same = Condition(await self._overwrite())
+            if await self._outcome(self._delete(_OTHER)) != LOST:
+                return False
+            attempts = [attempt for _ in range(RACERS // 2) for attempt in (self._delete(same), self._overwrite())]
+            outcomes = await self._together(attempts)
+            if NEITHER in outcomes[::2] or outcomes[::2].count(WON) > 1 or not await self._content():
+                return False
+        same = Condition(await self._overwrite())
+        return [await self._outcome(self._delete(same)) for _ in range(2)] == [WON, LOST]
+
+    async def _race(self, new: New, condition: Condition) -> bool:
+        """Whether one wins and all others lose, and the object is the winner's."""
+        writes = await gather([new() for _ in range(RACERS)])
+        outcomes = await self._together([write(condition) for _, write in writes])
+        if sorted(outcomes) != [LOST] * (RACERS - 1) + [WON]:
+            return False
+        return await self._content() == writes[outcomes.index(WON)][0]
+
+    async def _one(self, new: New, condition: Condition) -> str:
+        _, write = await new()
+        return await self._outcome(write(condition))
+
+    async def _together(self, attempts: Sequence[Coroutine[Any, Any, Any]]) -> list[str]:
+        return await gather([self._outcome(attempt) for attempt in attempts])
+
+    async def _outcome(self, attempt: Awaitable[Any]) -> str:
+        try:
+            await attempt
+        except RequestFailed as error:
+            status = error.answer.status
+            if status in _BUSY_STATUS:
+                raise
+            return LOST if status in _LOST_STATUS else NEITHER
+        except (AmbiguousFailure, UnexpectedResponse):
+            return NEITHER  # Swift gives a write no ETag that another has overtaken
+        return WON
+
+    async def _new_put(self) -> Write:
+        content = _new_content()
+        return content, lambda condition: self._objects.put_object(
+            self._key, bytearray(content), condition_headers(condition)
+        )
+
+    async def _new_upload(self) -> Write:
+        upload_id = await self._new_upload_id()
+        content = _new_content()
+        checksum = crc32c(bytearray(content))
+        answer = await self._objects.upload_part(self._key, upload_id, 1, bytearray(content), checksum)
+        part = Part(1, answer.headers.get("etag", ""), checksum)
+
+        async def write(condition: Condition) -> None:
+            await self._multipart.complete(self._key, upload_id, [part], condition_headers(condition))
+            await self._access.run(self._uploads.pop(upload_id).ended)
+
+        return content, write
+
+    async def _new_upload_id(self) -> str:
+        run, journal = self._access.run, self._access.journal
+        begun = await run(journal.begin, self._access.where, self._key)
+        try:
+            upload_id, again = await self._multipart.create(self._key, {})
+        except BaseException:
+            journal.defer_to_reaper(begun)
+            raise
+        lost, self._uploads[upload_id] = begun if again else None, begun
+        if lost is not None:
+            begun = self._uploads[upload_id] = await run(journal.begin, self._access.where, self._key)
+        await run(begun.created, upload_id)
+        if lost is not None:
+            journal.defer_to_reaper(lost)  # as in `S3Upload.begin`
+        return upload_id
+
+    async def _overwrite(self) -> str:
+        """Put something new, and give its ETag."""
+        return etag_of(await self._objects.put_object(self._key, bytearray(_new_content())))
+
+    async def _delete(self, condition: Condition) -> None:
+        await self._objects.delete_object(self._key, condition_headers(condition))
+
+    async def _content(self) -> bytes | None:
+        """What the object is now; None where there is none."""
+        try:
+            return (await self._objects.read_object(self._key)).body
+        except RequestFailed as error:
+            if error.answer.status != 404:
+                raise
+            return None
+
+    async def _clean(self, probe: JournalEntry, done: bool) -> None:
+        """Leave nothing; what cannot be removed now is the reaper's, and does not make what was found out wrong."""
+        run, left = self._access.run, {probe.path: probe, **{begun.path: begun for begun in self._uploads.values()}}
+        try:
+            for upload_id, begun in self._uploads.items():
+                with suppress(RequestFailed):  # one that was completed and did not say so
+                    await self._multipart.abort(self._key, upload_id)
+                await run(begun.ended)
+                del left[begun.path]
+            await remove_probe(self._objects, self._key)
+            if done:
+                await run(probe.ended)
+                del left[probe.path]
+        except (RequestFailed, ConnectionFailed, OSError) as error:
+            _log.warn("the probe {key!r} is not removed yet: {error}", key=self._key, error=error)
+        finally:
+            for begun in left.values():
+                self._access.journal.defer_to_reaper(begun)
+
+
+def _new_content() -> bytes:
+    return uuid4().bytes * (BODY_SIZE // 16)

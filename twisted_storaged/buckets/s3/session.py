@@ -1,0 +1,202 @@
+"""A bucket's settings, and the boto3 session that turns them into an endpoint and credentials. boto3 ends here."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import parse_qs, urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.httpsession import where
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
+
+from twisted_storaged.buckets.s3.blocking import Address, BlockingPool
+from twisted_storaged.buckets.s3.client import DataPlane, Location, Transports
+from twisted_storaged.buckets.s3.connection_pool import ConnectionPool
+from twisted_storaged.buckets.s3.read_ahead import SEGMENT, SegmentBudget
+from twisted_storaged.buckets.s3.retries import Retries
+from twisted_storaged.protocol.http1 import NotConnected
+from twisted_storaged.protocol.sigv4 import Credentials, Signer
+from twisted_storaged.runtime.budgets import DeliveryBudget
+from twisted_storaged.runtime.concurrency import Run
+
+if TYPE_CHECKING:
+    from botocore.client import BaseClient
+
+
+# Where a bucket of S3 is, and the client of boto3 that knows how to get there.
+
+#: Seconds for a connection, or a blocked send; and for the next bytes of an answer.
+CONNECT_TIMEOUT = 10
+READ_TIMEOUT = 60
+DEFAULT_REAP_INTERVAL = 3600
+DEFAULT_DEADLINE = 120
+DEFAULT_ABANDONED_AFTER = 86400
+
+#: Bytes that the ranges of all GETs may take: those that are fetched, and those that are sent.
+READ_AHEAD_BUDGET = 48 << 20
+#: Ranges that one GET may have of them, where there is room: ten that are fetched while one is sent.
+READ_AHEAD_WIDTH = 11
+
+#: What the setting of this name may be.
+ConditionalWrites = Literal["auto", "all", "put_object", "none"]
+
+
+@dataclass(frozen=True)
+class S3Settings:
+    """Where an S3 bucket is. None leaves a choice to boto3: its environment, files, and credential chain."""
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str | None = None
+    region: str | None = None
+    use_path_style: bool | None = None
+    access_key_id: str | None = None
+    secret_access_key: str | None = field(default=None, repr=False)
+    #: Which conditional writes it may be asked for: see `s3conditions.CLAIMS`.
+    conditional_writes: ConditionalWrites = "auto"
+    #: How often a GET that broke off goes on where it was.
+    get_resumes: int = 3
+    #: Whether whole reads are verified: see `s3verify.Verifier`.
+    verify_reads: bool | None = None
+    #: Whether its engine lists keys in the order of their bytes, as AWS does: then a page that is not is an error.
+    lists_in_order: bool = True
+
+
+def _segments() -> SegmentBudget:
+    return SegmentBudget(READ_AHEAD_BUDGET // SEGMENT, READ_AHEAD_WIDTH)
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """What holds for all buckets of S3.
+
+    Attributes:
+        state: the folder of the upload journal.
+        reap_interval: seconds between two looks at what was left behind.
+        deadline: seconds that S3 has for one request, with all its tries.
+        abandoned_after: seconds after which an upload without any part is not being sent by anybody, on whatever host.
+        delivering: the memory for bytes on their way to clients, which is that of all buckets.
+        ahead: the memory for ranges that are fetched ahead.
+    """
+
+    state: Path
+    reap_interval: float = DEFAULT_REAP_INTERVAL
+    deadline: float = DEFAULT_DEADLINE
+    abandoned_after: float = DEFAULT_ABANDONED_AFTER
+    delivering: DeliveryBudget = field(default_factory=DeliveryBudget, compare=False)
+    ahead: SegmentBudget = field(default_factory=_segments, compare=False)
+
+
+def make_client(settings: S3Settings, deadline: float) -> tuple[BaseClient, Any]:
+    """A client, which knows how to get to the bucket, and its credentials.
+
+    One that hangs for half the `deadline`, in seconds, is given up, so that there is time for another try.
+
+    Raises:
+        ValueError: there are no credentials anywhere.
+        BotoCoreError: boto3 cannot make sense of the settings.
+    """
+    session = boto3.session.Session(
+        aws_access_key_id=settings.access_key_id,
+        aws_secret_access_key=settings.secret_access_key,
+        region_name=settings.region,
+    )
+    # Found here, they are the client's too, and refresh themselves there for as long as it lives.
+    credentials = session.get_credentials()
+    if credentials is None:
+        raise ValueError("no credentials: not in the secrets file, not in the configuration, not in boto3's own chain")
+    region = session.region_name or "us-east-1"
+    client = session.client(
+        "s3", endpoint_url=settings.endpoint, region_name=region, config=_client_config(settings, deadline)
+    )
+    return client, credentials
+
+
+def _client_config(settings: S3Settings, deadline: float) -> Config:
+    style = {None: "auto", True: "path", False: "virtual"}[settings.use_path_style]
+    return Config(
+        connect_timeout=min(CONNECT_TIMEOUT, deadline / 2),
+        read_timeout=min(READ_TIMEOUT, deadline / 2),
+        retries={"mode": "standard"},
+        tcp_keepalive=True,
+        signature_version="s3v4",
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"addressing_style": style},
+    )
+
+
+# From a boto3 client to a data plane: where requests go, and what they are signed with, is boto3's to say.
+
+_ANY_KEY = "k"
+_END = b"-----END CERTIFICATE-----"
+
+
+def make_data_plane(client: Any, credentials: Any, bucket: str, run: Run, retries: Retries) -> DataPlane:
+    """The data plane of one bucket, with the endpoint, region, style and timeouts of a boto3 client.
+
+    boto3's rules for endpoints are many; a URL that it presigns shows what they come to.
+    """
+    parameters = {"Bucket": bucket, "Key": _ANY_KEY}
+    url = urlsplit(client.generate_presigned_url("get_object", Params=parameters))
+    region = parse_qs(url.query)["X-Amz-Credential"][0].split("/")[2]
+    config = client.meta.config
+    address = _address(url.scheme, url.hostname or "", url.port)
+    transports = Transports(
+        ConnectionPool(_endpoint(address, retries.clock, config.connect_timeout), retries.clock, config.read_timeout),
+        BlockingPool(address, config.connect_timeout, config.read_timeout),
+        run,
+    )
+    location = Location(url.netloc, url.path.removesuffix(_ANY_KEY))
+    return DataPlane(location, Signer(region), current_credentials(credentials, run), transports, retries)
+
+
+def current_credentials(credentials: Any, run: Run) -> Callable[[], Awaitable[Credentials]]:
+    """The keys as of now, from botocore's credentials. Where they must be fetched anew, a thread does that."""
+    get = credentials.get_frozen_credentials
+    needs_refresh = getattr(credentials, "refresh_needed", lambda: False)
+
+    async def keys() -> Credentials:
+        try:
+            frozen = await run(get) if needs_refresh() else get()
+        except (BotoCoreError, ClientError, RuntimeError) as error:
+            # RuntimeError is botocore's word for credentials that are expired when they come.
+            raise NotConnected(f"no credentials for S3: {type(error).__name__}: {error}") from error
+        return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+
+    return keys
+
+
+def _address(scheme: str, host: str, port: int | None) -> Address:
+    if scheme == "http":
+        return Address(host, port or 80)
+    return Address(host, port or 443, ssl.create_default_context(cafile=_trusted()))
+
+
+def _endpoint(address: Address, reactor: Any, connect_timeout: float) -> IStreamClientEndpoint:
+    plain = HostnameEndpoint(reactor, address.host, address.port, timeout=connect_timeout)
+    if address.tls is None:
+        return plain
+    trust = trustRootFromCertificates(_certificates(_trusted()))
+    options = optionsForClientTLS(address.host, trustRoot=trust)
+    endpoint: IStreamClientEndpoint = wrapClientTLS(options, plain)
+    return endpoint
+
+
+def _trusted() -> str:
+    """Whom to trust: as boto3, what AWS_CA_BUNDLE names, else Mozilla's list."""
+    return os.environ.get("AWS_CA_BUNDLE") or str(where())
+
+
+def _certificates(path: str) -> list[Certificate]:
+    blocks = Path(path).read_bytes().split(_END)[:-1]
+    return [Certificate.loadPEM(block + _END) for block in blocks]

@@ -1,0 +1,130 @@
+"""What whole reads from S3 are verified by: the checksums that the engine keeps, and those that storaged adds itself.
+
+Not all engines keep the checksum that a PUT carries: Ceph 16 and Swift do not. So storaged notes in the object's
+metadata, unseen by clients, the CRC-32C of what is sent in one piece, and the part size of what is sent in parts, whose
+checksum is not known when S3 takes the metadata. The part size is what it takes to verify a composite checksum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+from twisted.logger import Logger
+
+from twisted_storaged.buckets.s3.client import DataPlane, S3Request
+from twisted_storaged.buckets.s3.reader import S3Reader
+from twisted_storaged.buckets.s3.retries import RequestFailed
+from twisted_storaged.errors import DamagedObject, UnverifiableObject
+from twisted_storaged.model import ObjectInfo
+from twisted_storaged.protocol.checksums import (
+    CHECKSUM_MODE,
+    CRC32C,
+    SHA256,
+    Known,
+    Verification,
+    checksum_of_etag,
+    checksum_told,
+    decoded,
+)
+from twisted_storaged.protocol.http1 import ConnectionFailed, Response
+from twisted_storaged.protocol.metadata import CHECKSUM_NAME, PART_SIZE_NAME
+
+_log = Logger()
+
+
+class Verifier:
+    """Finds out what a whole read can be verified by.
+
+    `verify` is `verify_reads` of the settings: None verifies what has a checksum of S3's or a CRC-32C of storaged's;
+    True goes by other digests, too, and refuses what has none of them; False verifies nothing.
+
+    Attributes:
+        headers: to be sent with a GET of a whole object.
+    """
+
+    def __init__(self, verify: bool | None, objects: DataPlane) -> None:
+        self._verify = verify
+        self._objects = objects
+        self.headers: Mapping[str, str] = {} if verify is False else CHECKSUM_MODE
+
+    async def verify(self, reader: S3Reader, answer: Response, s3_key: str) -> None:
+        """Have a reader verify the body of an answer, which is that to a GET of a whole object.
+
+        Raises:
+            UnverifiableObject: there is nothing to verify it by, and reads must be verified.
+            DamagedObject: the body is here already, and is wrong.
+        """
+        info = reader.info
+        if self._verify is False or not info.size:
+            return
+        verification = await self._verification_of(answer, info, s3_key)
+        if verification is not None:
+            await reader.verify_by(verification, partial(self._judge, verification, info, s3_key))
+        elif self._verify:
+            raise UnverifiableObject(f"{info.key!r} ({info.etag}) has no checksum that it could be verified by")
+
+    async def _judge(self, verification: Verification, info: ObjectInfo, s3_key: str, mismatch: str) -> None:
+        """Raise what a mismatch means, unless the object may be served.
+
+        Tools that copy an object may keep the part size that was noted, and use another. Where they come to the same
+        number of parts, that is not seen before, and the engine is asked.
+        """
+        if verification.part_size is not None:
+            told = await self._told_part_size(info, s3_key)
+            if told not in (None, info.size, verification.part_size):
+                why = f"its parts have {told} bytes, not {verification.part_size}"
+                if self._verify:
+                    raise UnverifiableObject(f"{info.key!r} ({info.etag}) cannot be verified: {why}")
+                _log.warn("{key!r} ({etag}) was not verified: {why}", key=info.key, etag=info.etag, why=why)
+                return
+        raise DamagedObject(f"{info.key!r} ({info.etag}) is damaged: {mismatch}")
+
+    async def _verification_of(self, answer: Response, info: ObjectInfo, s3_key: str) -> Verification | None:
+        for known in self._candidates(answer, info):
+            if known is None:
+                continue
+            if known.parts is None:
+                return Verification(known, info.size)
+            part_size = _part_size(answer) or await self._told_part_size(info, s3_key)
+            if part_size and -(-info.size // part_size) == known.parts:
+                return Verification(known, info.size, part_size)
+        return None
+
+    def _candidates(self, answer: Response, info: ObjectInfo) -> Iterator[Known | None]:
+        """What is known, the best first; the first is what most reads go by, and the rest is then not looked for."""
+        yield checksum_told(answer.headers)
+        yield _noted_checksum(answer, info)
+        if self._verify:
+            sha256 = info.digests.get("sha-256")
+            yield None if sha256 is None else Known(SHA256, sha256, "sha-256 digest in its metadata")
+            yield checksum_of_etag(answer.headers)
+
+    async def _told_part_size(self, info: ObjectInfo, s3_key: str) -> int | None:
+        """The size of an object's first part, if the engine knows it.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html, partNumber
+        """
+        call = S3Request("HeadObject", s3_key, {"partNumber": "1"}, {"if-match": f'"{info.etag}"'})
+        try:
+            length = (await self._objects.ask(call)).headers.get("content-length", "")
+        except (RequestFailed, ConnectionFailed):
+            return None
+        return int(length) if length.isdigit() else None
+
+
+def noted_checksum(checksum: str, size: int) -> str:
+    """What is noted of a body of `size` bytes, whose CRC-32C in base64 is `checksum`."""
+    return f"{checksum};size={size}"
+
+
+def _noted_checksum(answer: Response, info: ObjectInfo) -> Known | None:
+    """The CRC-32C that storaged noted. With another size it is not this object's: tools copy metadata to new bytes."""
+    checksum, _, size = answer.headers.get(CHECKSUM_NAME, "").partition(";size=")
+    digest = decoded(checksum, CRC32C.size)
+    return Known(CRC32C, digest, CHECKSUM_NAME) if digest is not None and size == str(info.size) else None
+
+
+def _part_size(answer: Response) -> int | None:
+    size = answer.headers.get(PART_SIZE_NAME, "")
+    return int(size) if size.isdigit() and len(size) < 16 else None

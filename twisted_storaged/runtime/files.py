@@ -1,0 +1,163 @@
+"""Files that only the daemon's user can use, durable writes, and temporary files for what does not fit in memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tempfile
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
+
+from twisted_storaged.errors import BucketError, OutOfSpace, StartError
+from twisted_storaged.runtime.concurrency import Run
+
+# Files and folders that only the daemon's user can use, whatever its umask is. Blocking.
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder with mode 0700 if there is none; one that others can use is closed to them.
+
+    Raises:
+        StartError: it belongs to another user.
+        OSError: it cannot be made, or is no folder.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    tighten(path)
+
+
+def touch(path: Path) -> None:
+    """Make an empty file with mode 0600 if there is none; one that others can use is closed to them.
+
+    Raises:
+        StartError: it belongs to another user.
+        OSError: it cannot be made.
+    """
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    tighten(path)
+
+
+def tighten(path: Path) -> None:
+    """Take all access from group and others, if they have some. Does nothing if the path does not exist.
+
+    Raises:
+        StartError: it belongs to another user, who could give it back.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return
+    if status.st_uid != os.geteuid():
+        raise StartError(
+            f"{path} belongs to user {status.st_uid}, and storaged runs as {os.geteuid()}: run it as its owner"
+        )
+    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        path.chmod(stat.S_IMODE(status.st_mode) & stat.S_IRWXU)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace what a file holds: after a crash it holds the old or the new, whole."""
+    new = path.with_name(path.name + ".new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+    new.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Bring the names in a folder to the disk: fsync of a file does not. See fsync(2)."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Bytes that are kept for later: in memory while they are few, then in a file that has no name and goes with the
+# process, however that ends.
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+#: Bytes of one spool in memory, and of one read of its file.
+IN_MEMORY = 256 << 10
+PIECE = 64 << 10
+
+
+def _in_thread(call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
+    return deferToThread(call, *args, **kwargs)
+
+
+def _new_file() -> Any:
+    """A file without a name, where files go that may become large: `/tmp` is often memory. See file-hierarchy(7)."""
+    persistent = "TMPDIR" not in os.environ and os.access("/var/tmp", os.W_OK)  # noqa: S108
+    return tempfile.TemporaryFile(dir="/var/tmp" if persistent else None, buffering=0)  # noqa: S108
+
+
+class Spool:
+    """What is added to it comes out again, in order. One call at a time; `close` it, or the file stays open.
+
+    The file is written and read by `run`. What cannot be, for want of space, is OutOfSpace, else BucketError.
+    """
+
+    def __init__(
+        self, run: Run = _in_thread, in_memory: int = IN_MEMORY, make_file: Callable[[], Any] = _new_file
+    ) -> None:
+        self._run = run
+        self._limit = in_memory
+        self._make_file = make_file
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._file: Any = None
+        self._written = 0
+
+    async def add(self, data: bytes) -> None:
+        """Keep bytes."""
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size > self._limit:
+            pieces, self._pieces, self._size = self._pieces, [], 0
+            await self._run(self._write, b"".join(pieces))
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """All that is kept, some at a time."""
+        read = 0
+        while read < self._written:
+            piece = await self._run(self._read, read)
+            read += len(piece)
+            yield piece
+        for piece in self._pieces:
+            yield piece
+
+    async def close(self) -> None:
+        """Let go of all of it."""
+        self._pieces.clear()
+        if self._file is not None:
+            file, self._file = self._file, None
+            # The blocks of a large file are given back now, which takes time.
+            await self._run(file.close)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            if self._file is None:
+                self._file = self._make_file()
+            left = memoryview(data)
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            kind = OutOfSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else BucketError
+            raise kind(f"a temporary file for what is kept cannot be written: {error}") from error
+        self._written += len(data)
+
+    def _read(self, offset: int) -> bytes:
+        piece = os.pread(self._file.fileno(), min(PIECE, self._written - offset), offset)
+        if not piece:
+            raise BucketError("a temporary file is shorter than it was written")
+        return piece

@@ -1,0 +1,349 @@
+"""A request, its body as a producer, and its response as bytes. Every response ends in `StreamingRequest.finish`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import copy
+from socket import socket
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from urllib.parse import unquote_to_bytes
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IConsumer
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http import NO_BODY_CODES, Request, toChunk
+from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
+from twisted.web.resource import getChildForRequest
+from zope.interface import implementer
+
+from twisted_storaged.errors import BodyLost, PayloadTooLarge
+from twisted_storaged.protocol.http_fields import Fields
+
+if TYPE_CHECKING:
+    from twisted_storaged.server.channel import StreamingChannel
+
+
+# A request's body, as the producer that it is: nobody's bytes are read before somebody wants them.
+#
+# It is an IBodyProducer, the interface that twisted.web's client sends bodies with, seen from the server: starting it
+# sends `100 Continue` and reads, pausing it is TCP back-pressure, and never starting it is a refusal.
+
+#: Bytes that one read of the socket may bring while a body is consumed.
+READ_SIZE = 1 << 20
+#: And before: a small body is here at once, with its head. From 128 KiB on, memory is the system's each time.
+USUAL_READ_SIZE = 120 << 10
+
+
+@runtime_checkable
+class TakesInPlace(Protocol):
+    """A consumer into whose memory bytes can be read, without a copy."""
+
+    def room(self) -> memoryview:
+        """Where the next bytes go; never of no length."""
+
+    def filled(self, count: int) -> None:
+        """`count` bytes have been put there."""
+
+
+@implementer(IBodyProducer)
+class RequestBody:
+    """The body of one request.
+
+    Attributes:
+        declared: the length that the headers gave, in bytes; None for a chunked body.
+        here: all of it, where it came in one read with the headers: who finds it here need not consume it.
+        complete: whether all of it has arrived, wanted or not.
+        paused: whether it is us, and not the peer, for whom it waits.
+    """
+
+    def __init__(self, channel: StreamingChannel) -> None:
+        self._channel = channel
+        self.declared: int | None = 0
+        self.buffered: memoryview | None = None
+        self.complete = False
+        self.paused = True
+        self._expects_continue = False
+        self._limit: int | None = None
+        self._received = 0
+        self._early: list[bytes] = []
+        self._consumer: IConsumer | None = None
+        self._finished: Deferred[None] | None = None
+        self._error: Exception | None = None
+        self._wanted = True
+        self._room: TakesInPlace | None = None
+
+    def announce(self, length: int | None, expects_continue: bool) -> None:
+        """The headers are in: this much will come (None: nobody knows), or is held back for a 100 Continue."""
+        self.declared = length
+        self._expects_continue = expects_continue
+
+    def came(self, data: memoryview) -> None:
+        """All of it came in one read with the headers."""
+        self.declared = len(data)
+        self.buffered = data
+
+    @property
+    def length(self) -> int | str:
+        """The same, as IBodyProducer says it."""
+        return UNKNOWN_LENGTH if self.declared is None else self.declared
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether the peer is to send no more of it for now."""
+        return self.paused and not self.complete
+
+    def limit(self, size: int) -> None:
+        """Let the body fail with PayloadTooLarge when more than `size` bytes of it have come."""
+        self._limit = size
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        """Begin to read. The Deferred fires when all of the body was written to `consumer`.
+
+        It fails with PayloadTooLarge, BodyLost or BodyStalled.
+        """
+        if self._error is not None:
+            return fail(copy(self._error))
+        self._consumer = consumer
+        finished = self._finished = Deferred()
+        self.paused = False
+        early, self._early = self._early, []
+        if self.buffered is not None:
+            early.append(bytes(self.buffered))
+        for data in early:
+            self._deliver(data)
+        if self.complete:
+            self._finish(None)
+        else:
+            self._ask_for_more()
+        return finished
+
+    def pauseProducing(self) -> None:
+        self.paused = True
+        if not self.complete:
+            self._channel.pause_reading()
+
+    def resumeProducing(self) -> None:
+        self.paused = False
+        if not self.complete:
+            self._channel.resume_reading()
+
+    def stopProducing(self) -> None:
+        """Nobody wants the rest. What arrives all the same is dropped; the Deferred never fires."""
+        self._wanted = False
+        self._finished = None
+        self._early = []
+        self._consumer = self._room = None
+        self.pauseProducing()
+
+    def filled(self, count: int) -> None:
+        """The channel has put `count` bytes into the consumer's `room`."""
+        self._received += count
+        if self._wanted and self._room is not None:
+            self._room.filled(count)
+
+    def received(self, data: bytes) -> None:
+        """The channel decoded some of it."""
+        if self._consumer is not None:
+            self._deliver(data)
+        elif self._wanted:
+            # It came in one read with the headers.
+            self._early.append(data)
+
+    def arrived(self) -> None:
+        """The channel decoded the end of it."""
+        self.complete = True
+        if self._consumer is not None and self._wanted:
+            self._finish(None)
+
+    def fail(self, error: Exception) -> None:
+        """No more of it will come."""
+        self._error = error
+        self._wanted = False
+        # A copy, as the traceback that it will get leads to the request, and from there back to here.
+        self._finish(Failure(copy(error)))
+
+    def _deliver(self, data: bytes) -> None:
+        if not self._wanted or self._consumer is None:
+            return
+        self._received += len(data)
+        if self._limit is None or self._received <= self._limit:
+            self._consumer.write(data)
+            return
+        self._wanted = False
+        self.pauseProducing()
+        # Not now: the answer must not be written while the decoder of the body is on the stack.
+        self._channel.call_soon(self.fail, PayloadTooLarge(f"more than {self._limit} bytes came"))
+
+    def _finish(self, result: Failure | None) -> None:
+        finished, self._finished = self._finished, None
+        self._consumer = self._room = None
+        if finished is not None:
+            finished.callback(result)
+
+    def _ask_for_more(self) -> None:
+        if self._expects_continue and not self._received:
+            self._channel.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self.declared is None or self.declared > USUAL_READ_SIZE:
+            self._read_large()
+        if not self.paused:
+            self._channel.resume_reading()
+
+    def _read_large(self) -> None:
+        """Few and large reads; into the consumer's own memory, where it has some and the length is known."""
+        if (
+            self.declared is not None
+            and isinstance(self._consumer, TakesInPlace)
+            and self._channel.read_into(self._place)
+        ):
+            self._room = self._consumer
+        else:
+            self._channel.read_in_chunks_of(min(self.declared or READ_SIZE, READ_SIZE))
+
+    def _place(self) -> memoryview | None:
+        return self._room.room() if self._wanted and self._room is not None else None
+
+
+# A request that is seen by the resource tree when its headers are in, and whose answer is written as bytes.
+
+#: How a request can end, beside being cut.
+COMPLETE = "complete"
+CLIENT_GONE = "client gone"
+
+#: Bytes from which on a write is sent from where it is. So is each write of a producer, which waits until it has left:
+#: a slow client never costs more than one piece.
+LARGE_WRITE = 1 << 17
+
+_log = Logger()
+
+
+class StreamingRequest(Request):
+    """A request whose body is a producer.
+
+    Attributes:
+        body: its RequestBody.
+        gone: whether the peer is: no answer can reach it.
+        fields: its header fields; `requestHeaders` has only those that Twisted has read, line by line.
+        outcome: how it ended, for the access log: `complete`, `client gone`, or `cut: ` and a reason; empty until then.
+    """
+
+    channel: StreamingChannel
+    fields: Fields
+    prepath: list[bytes]
+    postpath: list[bytes]
+
+    def __init__(self, channel: StreamingChannel, *args: Any, **kwargs: Any) -> None:
+        super().__init__(channel, *args, **kwargs)
+        self.body = RequestBody(channel)
+        self.gone = False
+        self.dispatched = False
+        self.outcome = ""
+        self._announced: int | None = None
+
+    def gotLength(self, length: int | None) -> None:
+        """No file is made for the body: nobody collects it."""
+
+    def dispatch(self, command: bytes, path: bytes, version: bytes) -> None:
+        """Let the resource tree see the request."""
+        self.dispatched = True
+        self.method, self.uri, self.clientproto = command, path, version
+        self.path = path.partition(b"?")[0]
+        segments = self.path[1:].split(b"/")
+        self.prepath, self.postpath = [], [unquote_to_bytes(one) if b"%" in one else one for one in segments]
+        getChildForRequest(self.channel.site.resource, self).render(self)
+
+    def start_answer(self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None = None) -> None:
+        """Write the head of the answer. `length` is that of its body, in bytes, and exactly so much must be written;
+        without one, the body is chunked, and `body_ended` says that it is whole."""
+        if self.gone:
+            return
+        self.code = status
+        self.startedWriting = 1
+        has_body = self.method != b"HEAD" and status not in NO_BODY_CODES
+        self._announced = length if has_body else 0
+        self.chunked = length is None and has_body and self.clientproto == b"HTTP/1.1"
+        self.channel.write_head(status, headers, length, self.chunked)
+
+    def write(self, data: bytes) -> None:
+        """Write some of the body. What is written after the connection was lost, or cut, is dropped."""
+        if self.gone or self.outcome:
+            return
+        if self._announced is not None and self.sentLength + len(data) > self._announced:
+            self._cut_defective(f"more than {self._announced} bytes")
+            return
+        self.sentLength += len(data)
+        if self.chunked:
+            if data:  # of no bytes, it would be the last chunk
+                self.channel.writeSequence(toChunk(data))
+        elif not (len(data) >= LARGE_WRITE or self.channel.has_producer) or not self.channel.write_in_place(data):
+            self.channel.write(data)
+
+    def take_from(self, source: socket, count: int) -> int | None:
+        """Write up to `count` bytes that are taken from `source`: see `Outgoing.take_from`."""
+        if self._announced is None or self.gone or self.outcome:
+            return None
+        count = min(count, self._announced - self.sentLength)
+        if count < LARGE_WRITE:
+            return None
+        taken = self.channel.take_from(source, count)
+        self.sentLength += taken or 0
+        return taken
+
+    def body_ended(self) -> None:
+        """The body, whose length was not announced, is whole."""
+        if self._announced is None:
+            self._announced = self.sentLength
+
+    def finish(self) -> None:
+        """End the answer. Every answer ends here, and only one that is whole ends well: if there are fewer bytes in
+        its body than were announced, the connection is dropped, and both logs say so."""
+        if self.gone or self.outcome:
+            return
+        if not self.startedWriting:
+            self._cut_defective("no answer")
+        elif self._announced is None:
+            self._cut_defective(f"{self.sentLength} bytes, and no end")
+        elif self.sentLength != self._announced:
+            self._cut_defective(f"{self.sentLength} of {self._announced} bytes")
+        else:
+            self.outcome = COMPLETE
+            super().finish()
+
+    def cut(self, reason: str) -> None:
+        """Drop the connection, so that what was sent until now cannot look whole; `reason` is for the access log."""
+        if not self.gone and not self.outcome:
+            self.outcome = f"cut: {reason}"
+            self.channel.transport.abortConnection()
+
+    def _cut_defective(self, reason: str) -> None:
+        what = f"{self.method!r} {self.path!r}"
+        _log.error("{what}: the answer was cut, as its handler wrote {reason}", what=what, reason=reason)
+        self.cut(reason)
+
+    def handleContentChunk(self, data: bytes) -> None:
+        self.body.received(data)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        self.body.arrived()
+        if not self.dispatched:
+            self.dispatch(command, path, version)
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.gone = True
+        if self.dispatched and not self.finished:
+            self.outcome = self.outcome or CLIENT_GONE
+            self.channel.site.log(self)
+        super().connectionLost(reason)
+        self.body.fail(BodyLost("the peer went away before its body was whole"))
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        if self.gone:
+            producer.stopProducing()
+        else:
+            super().registerProducer(producer, streaming)
+
+    def unregisterProducer(self) -> None:
+        if self.gone:
+            self.producer = None
+        else:
+            super().unregisterProducer()

@@ -1,0 +1,146 @@
+"""The factory of connections: it knows those that are open, the fields that all responses have, and the access log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.web.http import datetimeToLogString, datetimeToString
+from twisted.web.resource import IResource
+from twisted.web.server import Site
+
+from twisted_storaged import __version__
+from twisted_storaged.runtime.write_buffer import FlushQueue
+from twisted_storaged.server.channel import IDLE_SECONDS, StreamingChannel
+from twisted_storaged.server.request import StreamingRequest
+
+# The access log: a line for each request, written to the daemon's log a few times a second.
+#
+# A line is in the Common Log Format, and one field follows, up to the end of the line: how the request ended.
+# `complete`: all of its answer was handed to the system to send. `client gone`: the client closed the connection
+# before. `cut: ` and a reason: storaged did. Where no answer had begun, there is no status, but a `-`.
+#
+# A log event of its own for each line would cost more than a small GET.
+# https://httpd.apache.org/docs/current/logs.html#common
+
+#: Seconds that a line may wait for others.
+WAIT = 0.5
+
+_log = Logger(namespace="storaged.access")
+
+
+class AccessLog:
+    """Collects lines, and writes them together."""
+
+    def __init__(self, clock: IReactorTime, wall_clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._lines: list[str] = []
+        self._second = -1
+        self._time = ""
+
+    def add(self, request: StreamingRequest) -> None:
+        """Note that a request has ended."""
+        # The repr of bytes has no control characters, and its quotes are not ours.
+        what = repr(b" ".join((request.method, request.uri, request.clientproto)))[2:-1].replace('"', "%22")
+        status = request.code if request.startedWriting else "-"
+        self._add(request.client, what, f"{status} {request.sentLength or '-'} {request.outcome}")
+
+    def add_refused(self, client: object, status: int) -> None:
+        """Note that something came from a client that is no request, or none that is read to its end."""
+        self._add(client, "-", f"{status} - cut: no request")
+
+    def _add(self, client: object, what: str, how: str) -> None:
+        self._tick()
+        self._lines.append(f'{getattr(client, "host", "-")} - - {self._time} "{what}" {how}')
+        if len(self._lines) == 1:
+            self._clock.callLater(WAIT, self.flush)
+
+    def flush(self) -> None:
+        """Write what there is."""
+        lines, self._lines = self._lines, []
+        if lines:
+            _log.info("{lines}", lines="\n".join(lines))
+
+    def _tick(self) -> None:
+        second = int(self._wall_clock())
+        if second != self._second:
+            self._second = second
+            self._time = datetimeToLogString(second)
+
+
+# The factory of channels, which knows those that are open: what they share, and how they all end.
+
+SERVER = b"storaged/" + __version__.encode("ascii")
+
+#: What anybody has stored is shown, if a browser comes by, as what it says it is, and never runs.
+#: https://fetch.spec.whatwg.org/#x-content-type-options-header and https://www.w3.org/TR/CSP3/#directive-sandbox
+_INERT = b"X-Content-Type-Options: nosniff\r\nContent-Security-Policy: default-src 'none'; sandbox\r\n"
+
+
+class StorageSite(Site):
+    """The factory of channels, which knows those that are open."""
+
+    protocol = StreamingChannel  # type: ignore[assignment]
+    requestFactory = StreamingRequest  # type: ignore[assignment]
+
+    def __init__(self, resource: IResource, reactor: IReactorTime, wall_clock: Callable[[], float] = time.time) -> None:
+        """`wall_clock` is for dates; what is waited for goes by `reactor`, whose clock may have begun at any time."""
+        super().__init__(resource, timeout=IDLE_SECONDS, reactor=reactor)
+        self.outbox = FlushQueue(reactor)
+        self.channels: set[StreamingChannel] = set()
+        self.draining = False
+        self._drained: Deferred[None] = Deferred()
+        self._access_log = AccessLog(reactor, wall_clock)
+        self._wall_clock = wall_clock
+        self._second = -1
+        self._common = b""
+
+    def log(self, request: StreamingRequest) -> None:  # type: ignore[override]
+        """Note in the access log that a request has ended, well or not."""
+        self._access_log.add(request)
+
+    def log_refused(self, client: object, status: int) -> None:
+        """Note in the access log what came that is no request."""
+        self._access_log.add_refused(client, status)
+
+    def stopFactory(self) -> None:
+        self._access_log.flush()
+        super().stopFactory()
+
+    def common_headers(self) -> bytes:
+        """The headers that all answers have, made once a second. RFC 9110, 6.6.1 and 10.2.4."""
+        second = int(self._wall_clock())
+        if second != self._second:
+            self._second = second
+            self._common = b"Server: %s\r\nDate: %s\r\n%s" % (SERVER, datetimeToString(second), _INERT)
+        return self._common
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """HTTP/2 stays off: there, one paused body stalls its whole connection."""
+        return [b"http/1.1"]
+
+    def drain(self) -> Deferred[None]:
+        """Take no more requests; fires when every connection has closed by itself."""
+        self.draining = True
+        for channel in list(self.channels):
+            channel.close_when_done()
+        self._check_drained()
+        return self._drained
+
+    def abort(self) -> None:
+        """Drop the connections that are still open."""
+        for channel in list(self.channels):
+            channel.abort("storaged stops")
+
+    def forget(self, channel: StreamingChannel) -> None:
+        """A connection has closed."""
+        self.channels.discard(channel)
+        self._check_drained()
+
+    def _check_drained(self) -> None:
+        if self.draining and not self.channels and not self._drained.called:
+            self._drained.callback(None)
