@@ -33,7 +33,8 @@ def imports(name: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.module is not None, f"{name} has a relative import"
             whole = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {one if one in modules() else node.module for one in whole}
+            # What is imported from another's module is mostly no module; from a whole package it is.
+            found |= whole if "." not in node.module else {one if one in modules() else node.module for one in whole}
     return found
 
 

@@ -1,0 +1,130 @@
+"""Which module may import which: down the floors only, in no circle, and what is foreign in its own place only."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+
+from tests import source
+
+#: From the lowest. A part is a module or a folder of this name; it may import from itself, and from lower floors.
+FLOORS = (
+    "errors",
+    "model runtime",
+    "interfaces protocol",
+    "admission buckets routing server",
+    "api",
+    "config_file",
+    "config",
+    "service",
+    "client conformance tap",
+    "__main__",
+)
+FLOOR_OF = {"": -1} | {part: floor for floor, parts in enumerate(FLOORS) for part in parts.split()}
+MAY_IMPORT_WEB = ("server", "api", "service", "client", "conformance")
+
+#: What is still wrong, and is to be mended. The test also fails when one of them is not wrong any more.
+KNOWN = {
+    "buckets.local.bucket imports twisted.web.iweb",
+    "buckets.part_stream imports twisted.web.iweb",
+    "buckets.s3.bucket imports botocore.exceptions",
+    "buckets.s3.bucket imports twisted.web.iweb",
+    "buckets.s3.connection_pool imports buckets.s3.response_body, in a circle",
+    "buckets.s3.connection_pool imports protocol.http1, in a circle",
+    "buckets.s3.response_body imports buckets.s3.connection_pool, in a circle",
+    "buckets.s3.response_body imports protocol.http1, in a circle",
+    "buckets.upload imports twisted.web.iweb",
+    "interfaces imports twisted.web.iweb",
+    "protocol.http1 imports buckets.s3.response_body, which is not below",
+    "protocol.http_fields imports twisted.web.http",
+    "protocol.http_fields imports twisted.web.http_headers",
+    "server.channel imports server.request, in a circle",
+    "server.channel imports server.site, in a circle",
+    "server.channel uses _buffer",
+    "server.channel uses _command",
+    "server.channel uses _dataBuffer",
+    "server.channel uses _handlingRequest",
+    "server.channel uses _optimisticEagerReadSize",
+    "server.channel uses _path",
+    "server.channel uses _receivedHeaderCount",
+    "server.channel uses _receivedHeaderSize",
+    "server.channel uses _requestProducer",
+    "server.channel uses _respondToBadRequestAndDisconnect",
+    "server.channel uses _version",
+    "server.channel uses _waitingForTransport",
+    "server.request imports server.channel, in a circle",
+    "server.site imports server.channel, in a circle",
+    "server.site imports server.request, in a circle",
+}
+
+
+def test_imports() -> None:
+    """No import goes up, sideways or round in a circle, and what is foreign is imported and used in its place only."""
+    assert {violation for name in source.modules() for violation in _violations(name)} == KNOWN
+
+
+def test_floors() -> None:
+    """Each module has a floor."""
+    assert {_part(name) for name in source.modules()} == set(FLOOR_OF)
+
+
+def test_violations_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind of violation is one, also in a function, or for type checking only."""
+    code = """
+from twisted import web
+from twisted_storaged import errors, model
+from twisted_storaged.runtime import example
+if TYPE_CHECKING:
+    from twisted_storaged.runtime import a
+def later():
+    import botocore.config
+"""
+    for name, text in {"example": code, "a": "from twisted_storaged.runtime.example import later"}.items():
+        monkeypatch.setitem(source.modules(), f"twisted_storaged.runtime.{name}", ast.parse(text))
+    monkeypatch.setitem(source.modules(), "twisted_storaged.model.example", ast.parse("transport._buffer"))
+    assert sorted(_violations("twisted_storaged.runtime.example")) == [
+        "runtime.example imports botocore.config",
+        "runtime.example imports model, which is not below",
+        "runtime.example imports runtime.a, in a circle",
+        "runtime.example imports runtime.example, in a circle",
+        "runtime.example imports twisted.web",
+    ]
+    assert list(_violations("twisted_storaged.model.example")) == ["model.example uses _buffer"]
+
+
+def _violations(name: str) -> Iterator[str]:
+    part, short = _part(name), _short(name)
+    for target in source.imports(name):
+        if target.startswith("twisted.web") and part not in MAY_IMPORT_WEB:
+            yield f"{short} imports {target}"
+        if target.startswith(("boto3", "botocore")) and short != "buckets.s3.session":
+            yield f"{short} imports {target}"
+        if target in source.modules():
+            if _part(target) != part and FLOOR_OF[_part(target)] >= FLOOR_OF[part]:
+                yield f"{short} imports {_short(target)}, which is not below"
+            elif name in _reachable(target):
+                yield f"{short} imports {_short(target)}, in a circle"
+    if part != "runtime":
+        yield from (f"{short} uses {private}" for private in source.private_names(name))
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("twisted_storaged").removeprefix(".")
+
+
+def _part(name: str) -> str:
+    return _short(name).split(".")[0]
+
+
+@cache
+def _reachable(name: str) -> frozenset[str]:
+    """A module, and all that it imports, directly or through others."""
+    found, left = {name}, [name]
+    while left:
+        new = {target for target in source.imports(left.pop()) if target in source.modules()} - found
+        found |= new
+        left += new
+    return frozenset(found)
