@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
@@ -23,6 +23,14 @@ from twisted_storaged.runtime.files import Spool
 
 NDJSON = "Accept: application/x-ndjson"
 KEYS = ["a", "a/1", "a/2", "b/x/y", "b/z", "c"]
+
+#: What keys and prefixes of a bucket may have in them.
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('/"\\\x7f'))
+
+
+def compact(document: object) -> bytes:
+    """JSON without spaces, in UTF-8."""
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
 
 
 def server_with(*keys: str, page: int = 2, make_spool: Callable[[], Spool] = Spool) -> Server:
@@ -168,6 +176,28 @@ class DocumentTests:
         """As JSON has it."""
         assert names(listed(server_with('a"b\\c', "é😀"))) == ['a"b\\c', "é😀"]
 
+    @given(st.lists(TEXTS, max_size=5, unique=True), st.sampled_from(["", "&delimiter=/", "&limit=2"]))
+    @example(['a"b\\c', "\0\b\t\n\f\r\x1f\x7f", "é\u2028😀", "</a>/b"], "&delimiter=/&limit=3")
+    def test_bytes(self, keys: list[str], query: str) -> None:
+        """Both forms are compact JSON in UTF-8; only quotes, backslashes and control characters are escaped."""
+        server = server_with(*keys)
+        body = server.ask(request("GET", f"/storage/list?{query}")).body
+        assert body == compact(json.loads(body))
+        assert body.startswith(b'{"prefix":"","objects":[')
+        lines = server.ask(request("GET", f"/storage/list?{query}", NDJSON)).body.split(b"\n")
+        assert lines.pop() == b""
+        assert lines == [compact(json.loads(line)) for line in lines]
+
+    def test_bytes_of_an_entry(self) -> None:
+        """The keys of an entry have the order of the contract, in both forms."""
+        server = server_with("é\n")
+        etag = server.bucket.info("é\n").etag
+        (listed_one,) = listed(server)["objects"]
+        entry = f'{{"key":"é\\n","size":0,"etag":"{etag}","last_modified":"{listed_one["last_modified"]}"}}'
+        document = server.ask(request("GET", "/storage/list")).body
+        assert document == f'{{"prefix":"","objects":[{entry}]}}'.encode()
+        assert server.ask(request("GET", "/storage/list", NDJSON)).body == f"{entry}\n".encode()
+
 
 class LinesTests:
     """NDJSON."""
@@ -192,6 +222,8 @@ class LinesTests:
             ("common_prefix", "b/"),
             ("next_after", "b/"),
         ]
+        whole = self.lines(server_with(*KEYS, page=9), "delimiter=/")
+        assert [next(iter(line.values())) for line in whole] == ["a", "a/", "b/", "c"]
 
     def test_trouble_in_the_middle_drops_the_connection(self) -> None:
         """A list that is short by half must not look whole; at the beginning it is an answer."""

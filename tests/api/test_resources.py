@@ -57,6 +57,7 @@ class PutTests:
         etag = server.bucket.info("a/b").etag
         assert json.loads(response.body) == {"status": "ok", "key": "a/b", "size": 5, "etag": etag}
         assert list(json.loads(response.body)) == ["status", "key", "size", "etag"]
+        assert response.body == f'{{"status":"ok","key":"a/b","size":5,"etag":"{etag}"}}'.encode()
         assert server.bucket.objects == {"a/b": b"hello"}
 
     @pytest.mark.parametrize(("path", "key"), KEYS)

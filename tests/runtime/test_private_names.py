@@ -7,7 +7,6 @@ are not used either, so that a failure says what an update has changed.
 from __future__ import annotations
 
 import ast
-import json
 import select
 import socket
 import sys
@@ -544,14 +543,7 @@ class RequestTests:
 
 
 class OtherTests:
-    """Names of botocore and json."""
-
-    @pins("json.encoder", "encode_basestring")
-    @pytest.mark.parametrize("text", ["", "a/b", 'q"\\', "\0\x1f\n\x7f", "é\u2028\U0001f600", "\ud800"])
-    def test_quoted(self, text: str) -> None:
-        """A string is quoted as `dumps` does it."""
-        quoted = import_module("json.encoder").encode_basestring
-        assert quoted(text) == json.dumps(text, ensure_ascii=False)
+    """Names of botocore."""
 
     @pins("botocore.httpsession", "where")
     def test_certificates(self) -> None:

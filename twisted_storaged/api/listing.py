@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from json.encoder import encode_basestring as quoted
 from typing import Any
 
+import msgspec
 from twisted.web import http
 
 from twisted_storaged.errors import InvalidRequest
-from twisted_storaged.model import ListPage, ListQuery, ObjectInfo, parse_prefix
+from twisted_storaged.model import ListPage, ListQuery, parse_prefix
 from twisted_storaged.protocol.http_fields import count, field, parameter
 from twisted_storaged.runtime.concurrency import BackpressureGate, ConsumerGone
 from twisted_storaged.runtime.files import Spool
@@ -23,6 +23,23 @@ from twisted_storaged.runtime.files import Spool
 #: The media type of a line for each entry. https://github.com/ndjson/ndjson-spec
 NDJSON = "application/x-ndjson"
 
+_json = msgspec.json.Encoder()
+
+
+class _Object(msgspec.Struct, gc=False):
+    """The entry of an object. Its fields have the order of the contract."""
+
+    key: str
+    size: int
+    etag: str
+    last_modified: str
+
+
+class _CommonPrefix(msgspec.Struct, gc=False):
+    """The line of a common prefix."""
+
+    common_prefix: str
+
 
 class NdjsonWriter:
     """NDJSON: objects and common prefixes in one order, and at the end where to go on, if there is more."""
@@ -31,16 +48,16 @@ class NdjsonWriter:
 
     async def page(self, page: ListPage) -> bytes:
         """The lines of a page."""
-        lines = [(info.key, _listed(info)) for info in page.objects]
+        lines: list[_Object | _CommonPrefix] = [*_objects(page)]
         if page.prefixes:
-            lines += [(prefix, f'{{"common_prefix":{quoted(prefix)}}}') for prefix in page.prefixes]
-            lines.sort(key=lambda line: line[0].encode("utf-8"))
-        return "".join(f"{line}\n" for _, line in lines).encode("utf-8")
+            lines += map(_CommonPrefix, page.prefixes)
+            lines.sort(key=_name)
+        return _json.encode_lines(lines)
 
     async def end(self, next_after: str | None) -> AsyncGenerator[bytes, None]:
         """What comes after the last page."""
         if next_after is not None:
-            yield f'{{"next_after":{quoted(next_after)}}}\n'.encode()
+            yield _json.encode({"next_after": next_after}) + b"\n"
 
     async def close(self) -> None:
         """Nothing is kept."""
@@ -56,7 +73,7 @@ class DocumentWriter:
     type = b"application/json"
 
     def __init__(self, query: ListQuery, spool: Spool) -> None:
-        self._lead = f'{{"prefix":{quoted(query.prefix)},"objects":['
+        self._lead = b'{"prefix":%b,"objects":[' % _json.encode(query.prefix)
         self._with_prefixes = query.delimiter is not None
         self._spool = spool
         self._spooled = False
@@ -64,42 +81,43 @@ class DocumentWriter:
     async def page(self, page: ListPage) -> bytes:
         """The objects of a page."""
         if page.prefixes:
-            comma = "," if self._spooled else ""
+            comma = b"," if self._spooled else b""
             self._spooled = True
-            await self._spool.add((comma + ",".join(map(quoted, page.prefixes))).encode("utf-8"))
-        return self._items(map(_listed, page.objects))
+            await self._spool.add(comma + _items(page.prefixes))
+        if not page.objects:
+            return b""
+        lead, self._lead = self._lead, b","
+        return lead + _items(_objects(page))
 
     async def end(self, next_after: str | None) -> AsyncGenerator[bytes, None]:
         """What comes after the last page."""
-        end = self._end_items()
+        end = b"]" if self._lead == b"," else self._lead + b"]"
         if self._with_prefixes:
-            yield f'{end},"common_prefixes":['.encode()
+            yield end + b',"common_prefixes":['
             async with aclosing(self._spool.pieces()) as pieces:
                 async for piece in pieces:
                     yield piece
-            end = "]"
+            end = b"]"
         if next_after is not None:
-            end += f',"next_after":{quoted(next_after)}'
-        yield f"{end}}}".encode()
+            end += b',"next_after":%b' % _json.encode(next_after)
+        yield end + b"}"
 
     async def close(self) -> None:
         """Let go of what is kept."""
         await self._spool.close()
 
-    def _items(self, items: Iterable[str]) -> bytes:
-        text = ",".join(items)
-        if not text:
-            return b""
-        lead, self._lead = self._lead, ","
-        return (lead + text).encode("utf-8")
 
-    def _end_items(self) -> str:
-        return "]" if self._lead == "," else f"{self._lead}]"
+def _objects(page: ListPage) -> list[_Object]:
+    return [_Object(info.key, info.size, info.etag, _timestamp(int(info.last_modified))) for info in page.objects]
 
 
-def _listed(info: ObjectInfo) -> str:
-    key, etag, modified = quoted(info.key), quoted(info.etag), _timestamp(int(info.last_modified))
-    return f'{{"key":{key},"size":{info.size},"etag":{etag},"last_modified":"{modified}"}}'
+def _name(line: _Object | _CommonPrefix) -> bytes:
+    return (line.key if isinstance(line, _Object) else line.common_prefix).encode("utf-8")
+
+
+def _items(entries: Sequence[object]) -> bytes:
+    """The entries as in a JSON array, without its brackets."""
+    return _json.encode(entries)[1:-1]
 
 
 @lru_cache(maxsize=4096)

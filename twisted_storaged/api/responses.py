@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from json.encoder import encode_basestring as quoted
 from typing import NamedTuple
 
+import msgspec
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http
@@ -33,6 +32,16 @@ _JSON = (b"Content-Type", b"application/json")
 _RANGES = (b"Accept-Ranges", b"bytes")
 
 _log = Logger()
+_json = msgspec.json.Encoder()
+
+
+class _Stored(msgspec.Struct, gc=False):
+    """The body of the answer to a PUT. Its fields have the order of the contract."""
+
+    status: str
+    key: str
+    size: int
+    etag: str
 
 
 class ErrorResponse(NamedTuple):
@@ -93,13 +102,12 @@ def send_text(request: StreamingRequest, status: int, line: str, headers: Iterab
 
 def send_json(request: StreamingRequest, document: object) -> None:
     """Answer 200 with a JSON document."""
-    _answer(request, OK, [_JSON], json.dumps(document, separators=(",", ":")).encode("ascii"))
+    _answer(request, OK, [_JSON], _json.encode(document))
 
 
 def send_stored(request: StreamingRequest, info: ObjectInfo, headers: Iterable[Header]) -> None:
     """Answer a PUT."""
-    line = f'{{"status":"ok","key":{quoted(info.key)},"size":{info.size},"etag":{quoted(info.etag)}}}'
-    _answer(request, OK, [_JSON, *headers], line.encode("utf-8"))
+    _answer(request, OK, [_JSON, *headers], _json.encode(_Stored("ok", info.key, info.size, info.etag)))
 
 
 def send_empty(request: StreamingRequest, status: int = http.NO_CONTENT, headers: Iterable[Header] = ()) -> None:

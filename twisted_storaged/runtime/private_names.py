@@ -74,7 +74,4 @@ PRIVATE_NAMES: Mapping[str, Mapping[str, str]] = {
     "botocore.httpsession": {
         "where": "the file of the certificates that boto3 trusts",
     },
-    "json.encoder": {
-        "encode_basestring": "quotes a string as `json.dumps(text, ensure_ascii=False)` does, in a tenth of the time",
-    },
 }
