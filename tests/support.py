@@ -331,14 +331,14 @@ class _MemoryUpload:
         self._options = options
         self._parts: dict[int, bytes] = {}
 
-    def whole(self, body: bytearray) -> ObjectInfo:
+    def whole(self, body: memoryview) -> ObjectInfo:
         self.part(1, body)
         return self.complete()
 
     def begin(self) -> None:
         pass
 
-    def part(self, number: int, body: bytearray) -> None:
+    def part(self, number: int, body: memoryview) -> None:
         if self._bucket.fail_parts and self._bucket.failing is not None:
             raise self._bucket.failing
         self._parts[number] = bytes(body)

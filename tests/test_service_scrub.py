@@ -20,7 +20,7 @@ def fill(path: Path) -> Path:
     """Make a bucket with one object; returns its file."""
     folder = DataFolder(path)
     content = folder.create()
-    content.write(bytearray(b"\0"), 0)
+    content.write(memoryview(b"\0"), 0)
     content.seal()
     folder.committed(content.name)
     index = IndexWriter(folder.index_path)

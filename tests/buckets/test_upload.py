@@ -15,7 +15,7 @@ from twisted_storaged.buckets.upload import KEEP_IDLE, BodyDigests, ThreadedSink
 from twisted_storaged.errors import BodyLost, BucketError, DigestMismatch
 from twisted_storaged.model import NO_OPTIONS, ObjectInfo, PutOptions
 from twisted_storaged.runtime.budgets import FairShare
-from twisted_storaged.runtime.buffers import BufferPool, PartBuffer
+from twisted_storaged.runtime.buffers import BufferPool
 
 PART = 10
 
@@ -27,13 +27,13 @@ class CountedBuffers(BufferPool):
         super().__init__(PART, keep=100)
         self.owned = 0
 
-    def take(self, length: int | None) -> PartBuffer:
+    def take(self, size: int) -> memoryview:
         self.owned += 1
-        return super().take(length)
+        return super().take(size)
 
-    def give_back(self, memory: bytearray) -> None:
+    def give_back(self, piece: memoryview) -> None:
         self.owned -= 1
-        super().give_back(memory)
+        super().give_back(piece)
 
 
 class Sink:
@@ -49,7 +49,7 @@ class Sink:
         if what == self.failing:
             raise BucketError(what)
 
-    def whole(self, body: bytearray) -> ObjectInfo:
+    def whole(self, body: memoryview) -> ObjectInfo:
         self._do("whole")
         self.parts[1] = bytes(body)
         return ObjectInfo("key", len(body), "etag", 0)
@@ -57,7 +57,7 @@ class Sink:
     def begin(self) -> None:
         self._do("begin")
 
-    def part(self, number: int, body: bytearray) -> None:
+    def part(self, number: int, body: memoryview) -> None:
         self._do(f"part {number}")
         self.parts[number] = bytes(body)
 
@@ -360,7 +360,7 @@ class OwnershipTests:
         assert failure.value is not None
         frames = [frame.f_locals for frame, _ in walk_tb(failure.value.__traceback__)]
         assert len(frames) > 2
-        assert not any(isinstance(value, bytearray) for variables in frames for value in variables.values())
+        assert not any(isinstance(value, memoryview) for variables in frames for value in variables.values())
 
     def test_an_error_whose_causes_lead_in_a_circle(self) -> None:
         """It is told as any other, and does not hang the daemon."""
@@ -375,4 +375,4 @@ class OwnershipTests:
     def test_few_are_kept_while_there_is_no_put(self) -> None:
         """The others go back to the system when the last body has been stored."""
         buffers, _ = self._upload(BytesBody(b"x" * 20 * PART), Sink())
-        assert len(buffers._free) <= KEEP_IDLE
+        assert len(buffers._free[PART]) <= KEEP_IDLE

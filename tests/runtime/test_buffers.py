@@ -1,56 +1,140 @@
-"""Part buffers."""
+"""Page-aligned memory that is reused."""
 
 from __future__ import annotations
 
-from twisted_storaged.runtime.buffers import BufferPool, PartBuffer
+from ctypes import addressof, c_char
+from mmap import PAGESIZE
+from threading import Thread
+
+import pytest
+
+from twisted_storaged.runtime.buffers import KEEP_FOR_READS, PIECE, SMALL_PIECE, BufferPool, PartBuffer
+
+
+def pool_of(size: int, keep: int) -> BufferPool:
+    return BufferPool(size, keep=keep)
+
+
+def free_pieces(pool: BufferPool) -> int:
+    return sum(map(len, pool._free.values()))
 
 
 class PartBufferTests:
-    """Filling one part."""
+    """Filling one part of a body."""
 
     def test_takes_what_fits(self) -> None:
-        """The rest is for the next part."""
-        buffer = PartBuffer(bytearray(4))
+        """The part takes as many bytes as it has room for, and says how many."""
+        buffer = PartBuffer(memoryview(bytearray(4)))
         assert buffer.fill(memoryview(b"abc")) == 3
         assert not buffer.full
         assert buffer.fill(memoryview(b"def")) == 1
         assert buffer.full
-        assert buffer.finish() == b"abcd"
+        assert bytes(buffer.finish()) == b"abcd"
 
     def test_last_part_is_as_long_as_it_is(self) -> None:
-        """No padding."""
-        buffer = PartBuffer(bytearray(4))
+        """A part that is not full is not padded."""
+        buffer = PartBuffer(memoryview(bytearray(4)))
         buffer.fill(memoryview(b"ab"))
-        assert buffer.finish() == b"ab"
+        assert bytes(buffer.finish()) == b"ab"
 
-    def test_bytes_are_not_copied_again(self) -> None:
-        """What was filled is what is handed out."""
+    @pytest.mark.parametrize("data", [b"abcd", b"ab"])
+    def test_bytes_are_not_copied_again(self, data: bytes) -> None:
+        """The finished part is the memory that was filled, also where it is shortened."""
         memory = bytearray(4)
-        buffer = PartBuffer(memory)
-        buffer.fill(memoryview(b"abcd"))
-        assert buffer.finish() is memory
+        buffer = PartBuffer(memoryview(memory))
+        buffer.fill(memoryview(data))
+        assert buffer.finish().obj is memory
 
 
-class BuffersTests:
-    """Having memory, and using it again."""
+class BufferPoolTests:
+    """Pieces are taken, and return to the pool when they are given back or no longer referred to."""
 
-    def test_small_body_gets_a_small_buffer(self) -> None:
-        """4 KiB objects do not cost a part each."""
-        buffers = BufferPool(1000, keep=1)
-        assert len(buffers.take(10).finish()) == 0
-        buffer = buffers.take(10)
-        assert buffer.fill(memoryview(bytes(1000))) == 10
+    def test_a_piece_is_reused(self) -> None:
+        """A piece that nothing refers to any more is what the next caller gets."""
+        pool = pool_of(PIECE, keep=1)
+        piece = pool.take(PIECE)
+        piece[:3] = b"abc"
+        del piece
+        assert bytes(pool.take(PIECE)[:3]) == b"abc"
 
-    def test_memory_is_used_again(self) -> None:
-        """But no more is kept than was said, and no shortened piece."""
-        buffers = BufferPool(4, keep=1)
-        first, second = bytearray(4), bytearray(4)
-        buffers.give_back(bytearray(3))
-        buffers.give_back(first)
-        buffers.give_back(second)
-        taken = buffers.take(None)
-        taken.fill(memoryview(b"abcd"))
-        assert taken.finish() is first
-        other = buffers.take(4)
-        other.fill(memoryview(b"abcd"))
-        assert other.finish() is not second
+    def test_not_while_a_view_of_it_exists(self) -> None:
+        """A transport may keep a view of some of it for as long as its client is slow."""
+        pool = pool_of(PIECE, keep=2)
+        part = memoryview(pool.take(PIECE)[10:20])
+        pool.take(PIECE)[:] = b"y" * PIECE
+        assert bytes(part) == bytes(10)
+
+    def test_a_piece_that_is_given_back_is_reused_at_once(self) -> None:
+        """It is free although a view of it exists, and is not free twice when that view goes."""
+        pool = pool_of(PIECE, keep=2)
+        piece = pool.take(PIECE)[:10]
+        piece[:3] = b"abc"
+        pool.give_back(piece)
+        pool.give_back(piece)
+        assert free_pieces(pool) == 1
+        again = pool.take(PIECE)
+        assert bytes(again[:3]) == b"abc"
+        del piece
+        assert free_pieces(pool) == 0
+
+    def test_memory_of_others_is_not_taken_in(self) -> None:
+        """A body that arrived with its headers is in memory that is not the pool's."""
+        pool = pool_of(4, keep=1)
+        pool.give_back(memoryview(b"abcd"))
+        assert free_pieces(pool) == 0
+
+    def test_no_more_are_kept_than_configured(self) -> None:
+        """Of five pieces that were in use at once, a pool that keeps two unmaps three."""
+        pool = pool_of(PIECE, keep=2)
+        pieces = [pool.take(PIECE) for _ in range(5)]
+        assert free_pieces(pool) == 0
+        del pieces
+        assert free_pieces(pool) == 2
+
+    @pytest.mark.parametrize("size", [0, 1, 4096, SMALL_PIECE, SMALL_PIECE + 1, PIECE, PIECE + 1])
+    def test_there_is_room(self, size: int) -> None:
+        """A piece has room for as many bytes as were asked for, and begins at a page."""
+        pool = BufferPool(SMALL_PIECE, PIECE, keep=1)
+        for _ in range(2):
+            piece = pool.take(size)
+            assert len(piece) >= size
+            assert addressof(c_char.from_buffer(piece)) % PAGESIZE == 0
+            piece[max(size, 1) - 1] = 1
+            del piece
+
+    def test_small_body_gets_a_small_piece(self) -> None:
+        """An object of 4 KiB does not use the memory of a part, and its memory is not kept."""
+        pool = pool_of(PIECE, keep=1)
+        assert len(pool.take(4096)) == 4096
+        assert free_pieces(pool) == 0
+
+    def test_few_are_kept_when_nothing_is_transferred(self) -> None:
+        """A pool that was trimmed has at most so many free pieces, and works on."""
+        pool = pool_of(PIECE, keep=9)
+        pieces = [pool.take(PIECE) for _ in range(9)]
+        del pieces
+        pool.trim(KEEP_FOR_READS)
+        assert free_pieces(pool) == KEEP_FOR_READS
+        assert len(pool.take(PIECE)) == PIECE
+
+    @pytest.mark.parametrize("give_back", [True, False])
+    def test_any_thread_may_use_it(self, give_back: bool) -> None:
+        """No two threads have the same piece at the same time."""
+        pool, wrong = pool_of(PIECE, keep=3), []
+
+        def use(mark: int) -> None:
+            for _ in range(300):
+                piece = pool.take(PIECE)[:16]
+                piece[:] = bytes([mark]) * 16
+                wrong.extend([mark] * (bytes(piece) != bytes([mark]) * 16))
+                if give_back:
+                    pool.give_back(piece)
+                del piece
+
+        threads = [Thread(target=use, args=(mark,)) for mark in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+        assert not pool._taken

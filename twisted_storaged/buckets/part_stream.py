@@ -28,7 +28,7 @@ class PartStream:
         self._length = 0
         self._cut_off = 0
         self._buffer: PartBuffer | None = self._take_buffer()
-        self._parts: deque[bytearray] = deque()
+        self._parts: deque[memoryview] = deque()
         self._waiting: Deferred[None] | None = None
         self._failure: Failure | None = None
         self._ended = False
@@ -39,7 +39,7 @@ class PartStream:
         """Begin to read the body."""
         self._body.startProducing(self).addCallbacks(self._end, self._break)
 
-    async def next(self) -> bytearray:
+    async def next(self) -> memoryview:
         """The next part; there is always a first one, if an empty one.
 
         Raises:
@@ -83,7 +83,7 @@ class PartStream:
         self._stopped = True
         self._give_back_parts()
         if self._buffer is not None:
-            self._buffers.give_back(self._buffer.abandon())
+            self._buffers.give_back(self._buffer.finish())
             self._buffer = None
         self._failure = None
 
@@ -159,7 +159,10 @@ class PartStream:
             self._buffers.give_back(self._parts.popleft())
 
     def _take_buffer(self) -> PartBuffer:
-        return self._buffers.take(None if self._declared is None else self._declared - self._cut_off)
+        size = self._buffers.size
+        if self._declared is not None:
+            size = min(size, self._declared - self._cut_off)
+        return PartBuffer(self._buffers.take(size)[:size])
 
     def _resume(self) -> None:
         if self._paused and not self._ended and not self._parts:

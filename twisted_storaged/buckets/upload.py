@@ -40,13 +40,13 @@ _log = Logger()
 class PartSink(Protocol):
     """Where the parts of one body go. `part` calls may overlap; a part's memory is its own until its call has ended."""
 
-    def whole(self, body: bytearray) -> Awaitable[ObjectInfo]:
+    def whole(self, body: memoryview) -> Awaitable[ObjectInfo]:
         """Store a body that fits one part. When it fails, nothing is left of it."""
 
     def begin(self) -> Deferred[None]:
         """Get ready for parts."""
 
-    def part(self, number: int, body: bytearray) -> Deferred[None]:
+    def part(self, number: int, body: memoryview) -> Deferred[None]:
         """Take part `number`, counted from 1. All parts but the last have the same size."""
 
     def complete(self) -> Deferred[ObjectInfo]:
@@ -59,9 +59,9 @@ class PartSink(Protocol):
 class BlockingSink(Protocol):
     """The same, in calls that block and raise."""
 
-    def whole(self, body: bytearray) -> ObjectInfo: ...
+    def whole(self, body: memoryview) -> ObjectInfo: ...
     def begin(self) -> None: ...
-    def part(self, number: int, body: bytearray) -> None: ...
+    def part(self, number: int, body: memoryview) -> None: ...
     def complete(self) -> ObjectInfo: ...
     def abort(self) -> None: ...
 
@@ -73,13 +73,13 @@ class ThreadedSink:
         self._sink = sink
         self._run = run
 
-    def whole(self, body: bytearray) -> Deferred[ObjectInfo]:
+    def whole(self, body: memoryview) -> Deferred[ObjectInfo]:
         return self._run(self._sink.whole, body)
 
     def begin(self) -> Deferred[None]:
         return self._run(self._sink.begin)
 
-    def part(self, number: int, body: bytearray) -> Deferred[None]:
+    def part(self, number: int, body: memoryview) -> Deferred[None]:
         return self._run(self._sink.part, number, body)
 
     def complete(self) -> Deferred[ObjectInfo]:
@@ -111,7 +111,7 @@ class Uploader:
         here: memoryview | None = getattr(body, "buffered", None)
         if here is not None and len(here) <= self.buffers.size:
             # Small and complete, as most are: nothing is to be waited for, nor cut.
-            return await self._store_whole(bytearray(here), sink, digesting)
+            return await self._store_whole(here, sink, digesting)
         stream = PartStream(body, self.buffers)
         self.running.add(stream)
         stream.start()
@@ -132,7 +132,7 @@ class Uploader:
             return await self._store_whole(first, sink, digesting)
         return await self._store_parts(first, stream, sink, digesting)
 
-    async def _store_whole(self, body: bytearray, sink: PartSink, digesting: BodyDigests) -> ObjectInfo:
+    async def _store_whole(self, body: memoryview, sink: PartSink, digesting: BodyDigests) -> ObjectInfo:
         try:
             if digesting:
                 await digesting.take(body)
@@ -143,7 +143,7 @@ class Uploader:
         return info._replace(digests=digests) if digests else info
 
     async def _store_parts(
-        self, first: bytearray, stream: PartStream, sink: PartSink, digesting: BodyDigests
+        self, first: memoryview, stream: PartStream, sink: PartSink, digesting: BodyDigests
     ) -> ObjectInfo:
         try:
             try:
@@ -161,10 +161,10 @@ class Uploader:
             await self._abort(sink)
             raise
 
-    async def _send(self, first: bytearray, stream: PartStream, sink: PartSink, digesting: BodyDigests) -> None:
+    async def _send(self, first: memoryview, stream: PartStream, sink: PartSink, digesting: BodyDigests) -> None:
         in_flight = InFlight(self.window)
 
-        def send(number: int, part: bytearray) -> None:
+        def send(number: int, part: memoryview) -> None:
             sent: Deferred[Any] = sink.part(number, part)
             if digesting:
                 # Both are waited for, whichever fails: each has the part's memory.
@@ -184,7 +184,7 @@ class Uploader:
             # A part that lands after the abort would stay for ever.
             await in_flight.landed()
 
-    def _given_back(self, result: object, part: bytearray) -> object:
+    def _given_back(self, result: object, part: memoryview) -> object:
         self.buffers.give_back(part)
         return result
 
@@ -238,7 +238,7 @@ class BodyDigests:
         """Whether there is anything to compute."""
         return bool(self._hashes)
 
-    def take(self, part: bytearray) -> Deferred[None]:
+    def take(self, part: memoryview) -> Deferred[None]:
         """Go on with the next part, whose memory is in use until this has fired."""
         return self._turns.run(self._run, self._update, part)
 
@@ -254,6 +254,6 @@ class BodyDigests:
                 raise DigestMismatch(f"the body has another {name} digest than the one given")
         return digests
 
-    def _update(self, part: bytearray) -> None:
+    def _update(self, part: memoryview) -> None:
         for running in self._hashes.values():
             running.update(part)

@@ -16,6 +16,7 @@ from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 
 from twisted_storaged.runtime.batching import Coalescer
+from twisted_storaged.runtime.buffers import Buffer
 from twisted_storaged.runtime.direct_io import SplicePipe
 
 # How bytes are sent: what is written in one round of the reactor leaves at its end, past the reactor's own queue.
@@ -27,7 +28,7 @@ JOIN_BELOW = 1 << 14
 _log = Logger()
 
 
-def send(transport: Any, pieces: Sequence[bytes | bytearray]) -> None:
+def send(transport: Any, pieces: Sequence[Buffer]) -> None:
     """Write a few pieces, and send now what the socket takes, instead of in the reactor's next round.
 
     That round, with the two calls of the system that ask for it, would cost as much as the sending. What the socket
@@ -41,7 +42,7 @@ def send(transport: Any, pieces: Sequence[bytes | bytearray]) -> None:
         transport.write(b"".join(pieces)[sent:])
 
 
-def _send_now(handle: socket, pieces: Sequence[bytes | bytearray]) -> int:
+def _send_now(handle: socket, pieces: Sequence[Buffer]) -> int:
     try:
         return handle.send(pieces[0]) if len(pieces) == 1 else handle.sendmsg(pieces)
     except OSError:  # full, or gone

@@ -101,7 +101,7 @@ class BackUpTests:
             if not replaced:
                 replaced.append(source)
                 new = bucket._directory.create()
-                new.write(bytearray(large(b"new")), 0)
+                new.write(memoryview(large(b"new")), 0)
                 new.seal()
                 bucket._index.commit([Change("a", Entry(old._replace(size=len(large(b"new")), etag=new.name)))])
                 bucket._directory.remove(old.etag)

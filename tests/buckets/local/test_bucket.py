@@ -225,7 +225,7 @@ class ReadersTests:
             if not replaced:
                 replaced.append(name)
                 content = self.create()
-                content.write(bytearray(b"new"), 0)
+                content.write(memoryview(b"new"), 0)
                 content.seal()
                 bucket._index.commit([Change("a", Entry(ObjectInfo("a", 3, content.name, 0)))])
                 self.remove(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import random
@@ -12,7 +13,7 @@ import pytest
 from twisted_storaged.buckets.local import files as directory_module
 from twisted_storaged.buckets.local.files import ALIGNMENT, DataFolder
 from twisted_storaged.errors import StartError
-from twisted_storaged.runtime.buffers import PIECE
+from twisted_storaged.runtime.buffers import PIECE, BufferPool
 
 
 class DirectoryTests:
@@ -22,8 +23,8 @@ class DirectoryTests:
         """Parts overlap."""
         directory = DataFolder(tmp_path / "new" / "data")
         content = directory.create()
-        content.write(bytearray(b"world"), 5)
-        content.write(bytearray(b"hello"), 0)
+        content.write(memoryview(b"world"), 5)
+        content.write(memoryview(b"hello"), 0)
         assert content.seal() == 10
         descriptor = directory.open(content.name)
         assert os.read(descriptor, 100) == b"helloworld"
@@ -35,7 +36,7 @@ class DirectoryTests:
         if not direct:
             monkeypatch.setattr(directory_module, "_DIRECT", os.O_DIRECTORY)
         data = random.Random(0).randbytes(3 * PIECE + ALIGNMENT + 1)
-        parts = [(at, bytearray(data[at : at + PIECE + ALIGNMENT])) for at in range(0, len(data), PIECE + ALIGNMENT)]
+        parts = [(at, memoryview(data[at : at + PIECE + ALIGNMENT])) for at in range(0, len(data), PIECE + ALIGNMENT)]
         content = DataFolder(tmp_path).create()
         for offset, part in reversed(parts):
             content.write(part, offset)
@@ -55,9 +56,37 @@ class DirectoryTests:
         content = DataFolder(tmp_path).create()
         if len(content._descriptors) == 1:
             pytest.skip("this file system knows no O_DIRECT")
-        content.write(bytearray(ALIGNMENT), 0)
-        content.write(bytearray(ALIGNMENT + 1), ALIGNMENT)
+        memory = BufferPool(PIECE, keep=0).take(PIECE)
+        content.write(memory[:ALIGNMENT], 0)
+        content.write(memory[: ALIGNMENT + 1], ALIGNMENT)
         assert flags == [os.O_DIRECT, 0]
+
+    def test_memory_that_the_disk_cannot_read_from(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A body in memory that is not aligned is written through the page cache."""
+        pwrite = os.pwrite
+
+        def refuse(descriptor: int, data: memoryview, offset: int) -> int:
+            if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+                raise OSError(errno.EINVAL, "Invalid argument")
+            return pwrite(descriptor, data, offset)
+
+        monkeypatch.setattr(os, "pwrite", refuse)
+        content = DataFolder(tmp_path).create()
+        content.write(memoryview(b"x" * ALIGNMENT), 0)
+        assert content.seal() == ALIGNMENT
+
+    def test_a_disk_that_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Other errors of a write past the page cache are raised, and it is not tried a second time."""
+        tried = []
+
+        def fail(descriptor: int, data: memoryview, offset: int) -> int:
+            tried.append(offset)
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(os, "pwrite", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            DataFolder(tmp_path).create().write(memoryview(b"x" * ALIGNMENT), 0)
+        assert tried == [0]
 
     def test_closes_what_it_opened(self, tmp_path: Path) -> None:
         """However it ends."""
@@ -71,7 +100,7 @@ class DirectoryTests:
         """After it was removed, too."""
         directory = DataFolder(tmp_path)
         content = directory.create()
-        content.write(bytearray(b"old"), 0)
+        content.write(memoryview(b"old"), 0)
         content.seal()
         descriptor = directory.open(content.name)
         directory.remove(content.name)

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twisted_storaged.buckets.local.files import ALIGNMENT, RecentNames, open_to_read, read_at
-from twisted_storaged.runtime.buffers import Memory
+from twisted_storaged.runtime.buffers import PIECE, SMALL_PIECE, BufferPool
 
 SIZE = 3 * ALIGNMENT + 100
 DATA = random.Random(0).randbytes(SIZE)
-MEMORY = Memory(keep=1)
+MEMORY = BufferPool(SMALL_PIECE, PIECE, keep=1)
 
 
 @pytest.fixture(scope="module")

@@ -115,13 +115,20 @@ class ChecksumTests:
         upload = LocalUpload("a", DataFolder(tmp_path), run_now)
         result(upload.begin())
         for number in (3, 1, 2):
-            result(upload.part(number, bytearray(data[(number - 1) * PART_SIZE : number * PART_SIZE])))
+            result(upload.part(number, memoryview(data[(number - 1) * PART_SIZE : number * PART_SIZE])))
         info = result(upload.complete())
-        assert upload.entry(info) == Entry(info, None, crc32c(data), pack(block_checksums(data)))
+        assert upload.entry(info) == Entry(info, None, crc32c(data), pack(block_checksums(memoryview(data))))
 
     def test_a_small_one_has_one_too(self, tmp_path: Path) -> None:
         """An empty one as well; known length or not."""
         for data in (b"", b"abc"):
             upload = LocalUpload("a", DataFolder(tmp_path / data.hex()), run_now)
-            info = result(upload.whole(bytearray(data)))
+            info = result(upload.whole(memoryview(data)))
             assert upload.entry(info) == Entry(info, data, crc32c(data))
+
+    def test_memory_of_a_small_one_may_be_reused_before_the_commit(self, tmp_path: Path) -> None:
+        """What is committed are the bytes that `whole` was given, whatever the memory is used for afterwards."""
+        upload, memory = LocalUpload("a", DataFolder(tmp_path), run_now), bytearray(b"abc")
+        info = result(upload.whole(memoryview(memory)))
+        memory[:] = b"xyz"
+        assert upload.entry(info) == Entry(info, b"abc", crc32c(b"abc"))

@@ -59,7 +59,7 @@ from twisted_storaged.interfaces import IBucket, IObjectReader
 from twisted_storaged.model import NO_OPTIONS, ByteRange, Condition, ListPage, ListQuery, ObjectInfo, PutOptions, Span
 from twisted_storaged.runtime.batching import Batcher
 from twisted_storaged.runtime.budgets import DeliveryBudget, FairShare
-from twisted_storaged.runtime.buffers import BufferPool
+from twisted_storaged.runtime.buffers import KEEP_FOR_READS, BufferPool
 from twisted_storaged.runtime.concurrency import Threads, deferred
 from twisted_storaged.runtime.files import touch
 
@@ -132,7 +132,8 @@ class LocalBucket:
                 opened.pop_all()
         except (OSError, sqlite3.Error) as error:
             raise StartError(f"bucket {self.name}: {path} cannot be used: {error}") from error
-        self._delivering.when_idle.append(self._directory.memory.shrink)
+        memory = self._directory.memory
+        self._delivering.when_idle.append(lambda: memory.trim(KEEP_FOR_READS))
         self._threads.start()
 
     @deferred
@@ -246,7 +247,7 @@ class LocalBucket:
             span = Span(0, size) if wanted is None else wanted.within(size)
             if entry.content is not None:
                 verify_content(entry, entry.content)
-                return InlineReader(entry.info, bytes(entry.content), span)
+                return InlineReader(entry.info, entry.content, span)
             verify_size(entry, descriptor)
             source = FileSource(descriptor, entry, span, self._directory.memory)
             return FileReader(entry.info, span, source, self._delivering, self._run)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from twisted_storaged.errors import StartError
-from twisted_storaged.runtime.buffers import PIECE, Memory
+from twisted_storaged.runtime.buffers import PIECE, SMALL_PIECE, BufferPool
 from twisted_storaged.runtime.files import make_folder, sync_folder, tighten, touch
 
 # The embedded bucket's files: immutable contents, each written once under a name of its own. Blocking.
@@ -46,7 +46,7 @@ class ContentFiles:
         self.lost_path = path / "lost"
         self.pending_path = path / "pending"
         self.objects_path = path / "objects"
-        self.memory = Memory(KEEP)
+        self.memory = BufferPool(SMALL_PIECE, PIECE, keep=KEEP)
 
     def open(self, name: str, *, direct: bool = False) -> int:
         """A descriptor for reading a content, through the page cache or past it. Raises FileNotFoundError."""
@@ -130,7 +130,7 @@ class DataFolder(ContentFiles):
         name = new_name()
         note = self._notes / name
         os.close(os.open(note, _NEW, 0o600))
-        return ContentFile(name, self._folder(name), note, self.memory)
+        return ContentFile(name, self._folder(name), note)
 
     def committed(self, name: str) -> None:
         """Remove the note of a content: the index names it. To be called before anybody is told of it."""
@@ -157,22 +157,26 @@ class DataFolder(ContentFiles):
 class ContentFile:
     """A content while it is written."""
 
-    def __init__(self, name: str, folder: Path, note: Path, memory: Memory) -> None:
+    def __init__(self, name: str, folder: Path, note: Path) -> None:
         self.name = name
         self._folder = folder
         self._note = note
-        self._memory = memory
         self._descriptors = [os.open(folder / name, _NEW, 0o600)]
         with suppress(OSError):
             self._descriptors.append(os.open(folder / name, _DIRECT))
 
-    def write(self, data: bytearray, offset: int) -> None:
+    def write(self, data: memoryview, offset: int) -> None:
         """Write all of `data` at `offset`; safe beside other calls, at other offsets."""
         usual, *direct = self._descriptors
         if direct and len(data) % ALIGNMENT == offset % ALIGNMENT == 0:
-            write_direct(direct[0], data, offset, self._memory)
-        else:
-            write_all(usual, memoryview(data), offset)
+            try:
+                write_all(direct[0], data, offset)
+                return
+            except OSError as error:
+                # Small bodies are in memory of the channel's, which is not aligned.
+                if error.errno != errno.EINVAL:
+                    raise
+        write_all(usual, data, offset)
 
     def seal(self) -> int:
         """Bring the bytes, and then the name, to the disk; returns the size in bytes."""
@@ -239,16 +243,6 @@ def _try_lock(descriptor: int, kind: int) -> bool:
 ALIGNMENT = 4096
 
 
-def write_direct(descriptor: int, data: bytearray, offset: int, memory: Memory) -> None:
-    """Write all of `data`, which is whole blocks, at `offset`, by way of memory as O_DIRECT wants it."""
-    aligned = memory.piece()
-    with memoryview(data) as whole:
-        for start in range(0, len(data), PIECE):
-            piece = whole[start : start + PIECE]
-            aligned[: len(piece)] = piece
-            write_all(descriptor, aligned[: len(piece)], offset + start)
-
-
 def open_to_read(path: Path, direct: bool) -> int:
     """A descriptor for reading; O_DIRECT if that is asked for, and this file system knows it.
 
@@ -264,13 +258,13 @@ def open_to_read(path: Path, direct: bool) -> int:
         return os.open(path, flags)
 
 
-def read_at(descriptor: int, size: int, offset: int, memory: Memory) -> memoryview:
+def read_at(descriptor: int, size: int, offset: int, memory: BufferPool) -> memoryview:
     """`size` bytes at `offset`, at most a piece of memory; fewer where the file ends.
 
     A descriptor that is O_DIRECT no longer is, once it was to be read where no block begins.
     """
     whole = -(-size // ALIGNMENT) * ALIGNMENT
-    piece, count = memory.piece(whole), 0
+    piece, count = memory.take(whole), 0
     blocks = piece[:whole]
     while count < size and (more := _read_some(blocks[count:], descriptor, offset + count)):
         count += more

@@ -59,7 +59,7 @@ class Entry(NamedTuple):
     of the whole content and of each of its blocks, packed, where they are known."""
 
     info: ObjectInfo
-    content: bytes | bytearray | None = None
+    content: bytes | None = None
     checksum: int | None = None
     blocks: bytes | None = None
 

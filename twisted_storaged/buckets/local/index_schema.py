@@ -197,10 +197,9 @@ def row_checksum(listed: int, row: Row) -> int:
     return checksum
 
 
-def block_checksums(data: bytes | bytearray | memoryview) -> list[int]:
+def block_checksums(data: memoryview) -> list[int]:
     """The checksum of each block of `data`, which begins where a block does."""
-    with memoryview(data) as whole:
-        return [crc32c(whole[start : start + BLOCK_SIZE]) for start in range(0, len(whole), BLOCK_SIZE)]
+    return [crc32c(data[start : start + BLOCK_SIZE]) for start in range(0, len(data), BLOCK_SIZE)]
 
 
 def combined(checksums: Iterable[int], size: int) -> int:

@@ -20,7 +20,7 @@ from twisted_storaged.errors import DamagedObject
 from twisted_storaged.interfaces import IObjectReader
 from twisted_storaged.model import ObjectInfo, Span
 from twisted_storaged.runtime.budgets import MAX_READ, DeliveryBudget, ReadReservation
-from twisted_storaged.runtime.buffers import Memory
+from twisted_storaged.runtime.buffers import BufferPool
 from twisted_storaged.runtime.concurrency import BackpressureGate, Run, deferred
 
 # The way of an object out of an embedded bucket, and what its bytes are held against on that way.
@@ -37,7 +37,7 @@ class FileSource:
     """The bytes of a file, verified: by blocks, or, where their checksums are not known, if it is to be delivered from
     its first byte to its last. Takes over the descriptor."""
 
-    def __init__(self, descriptor: int, entry: Entry, span: Span, memory: Memory) -> None:
+    def __init__(self, descriptor: int, entry: Entry, span: Span, memory: BufferPool) -> None:
         self._descriptor = descriptor
         self._memory = memory
         self._entry = entry
@@ -60,7 +60,7 @@ class FileSource:
         if len(data) == size:
             return Chunk(data, 0)
         # Only what is wanted is held until it has left.
-        wanted = self._memory.piece(size)[:size]
+        wanted = self._memory.take(size)[:size]
         wanted[:] = data[offset - start :][:size]
         return Chunk(wanted, 0)
 
@@ -100,7 +100,7 @@ class InlineReader:
         """There is nothing to let go of."""
 
 
-def verify_content(entry: Entry, content: bytes | bytearray) -> None:
+def verify_content(entry: Entry, content: bytes) -> None:
     """Look whether a small content is what was put.
 
     Raises:

@@ -39,14 +39,14 @@ class LocalUpload(ThreadedSink):
     def __init__(self, key: str, directory: DataFolder, run: Run) -> None:
         self._key = key
         self._file = _NewFile(key, directory)
-        self._content: bytearray | None = None
+        self._content: bytes | None = None
         super().__init__(self._file, run)
 
-    def whole(self, body: bytearray) -> Deferred[ObjectInfo]:
+    def whole(self, body: memoryview) -> Deferred[ObjectInfo]:
         if len(body) > SMALL:
             return super().whole(body)
-        # No thread for this: it takes microseconds.
-        self._content = body
+        # No thread for this: it takes microseconds. A copy, as the memory is the caller's again before the commit.
+        self._content = bytes(body)
         return succeed(ObjectInfo(self._key, len(body), new_name(), time.time()))
 
     def entry(self, info: ObjectInfo) -> Entry:
@@ -71,7 +71,7 @@ class _NewFile:
         """The CRC-32C of each block of all parts."""
         return [checksum for _, checksums in sorted(self._checksums.items()) for checksum in checksums]
 
-    def whole(self, body: bytearray) -> ObjectInfo:
+    def whole(self, body: memoryview) -> ObjectInfo:
         self.begin()
         try:
             self.part(1, body)
@@ -83,7 +83,7 @@ class _NewFile:
     def begin(self) -> None:
         self._file = self._directory.create()
 
-    def part(self, number: int, body: bytearray) -> None:
+    def part(self, number: int, body: memoryview) -> None:
         assert self._file is not None
         # Of what came, not of what was written: between the two, memory and disk may go wrong.
         self._checksums[number] = block_checksums(body)

@@ -21,6 +21,7 @@ from twisted_storaged.protocol.http1 import (
     ResponseParser,
     TimedOut,
 )
+from twisted_storaged.runtime.buffers import Buffer
 
 _READ = 1 << 16
 #: Bytes that are sent by one call over TLS, and must leave within one read timeout.
@@ -48,7 +49,7 @@ class BlockingPool:
         self._idle: deque[socket.socket] = deque()
         self._closed = False
 
-    def ask(self, head: bytes, body: bytes | bytearray, until: float = inf) -> Response:
+    def ask(self, head: bytes, body: Buffer, until: float = inf) -> Response:
         """Send a request and read its answer, blocking; until a time of the monotonic clock.
 
         Raises:
@@ -110,7 +111,7 @@ class _Exchange:
         self._until = until
         self._is_plain = not isinstance(connection, ssl.SSLSocket)
 
-    def run(self, head: bytes, body: bytes | bytearray) -> tuple[Response, bool]:
+    def run(self, head: bytes, body: Buffer) -> tuple[Response, bool]:
         """The answer, and whether another request may follow it on the connection.
 
         Raises:
@@ -125,7 +126,7 @@ class _Exchange:
             return self._refusal(ConnectionFailed("S3 answered before it had the whole request")), False
         return self._read(self._read_timeout)
 
-    def _send(self, data: bytes | bytearray) -> bool:
+    def _send(self, data: Buffer) -> bool:
         """Send all of it; or stop, and return False, when the peer says something before."""
         left = memoryview(data)
         while left:

@@ -22,6 +22,7 @@ from twisted_storaged.buckets.s3.response_body import BufferedBody, StreamedBody
 from twisted_storaged.buckets.s3.retries import AttemptState, ConfirmApplied, Retries
 from twisted_storaged.protocol.http1 import ConnectionFailed, Response, request_head
 from twisted_storaged.protocol.sigv4 import Credentials, Signer
+from twisted_storaged.runtime.buffers import Buffer
 from twisted_storaged.runtime.concurrency import Run
 
 # S3's data plane: the requests that carry objects, signed and sent. When to send one again is in `retries`.
@@ -58,7 +59,7 @@ class S3Request(NamedTuple):
     key: str
     query: Mapping[str, str] = _NONE
     headers: Mapping[str, str] = _NONE
-    body: bytes | bytearray = b""
+    body: Buffer = b""
 
     @property
     def method(self) -> str:
@@ -123,7 +124,7 @@ class DataPlane:
         self._to = transports
         self._retries = retries
 
-    async def put_object(self, key: str, body: bytearray, headers: Mapping[str, str] = _NONE) -> Response:
+    async def put_object(self, key: str, body: Buffer, headers: Mapping[str, str] = _NONE) -> Response:
         """Store an object, with its CRC-32C. https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html .
 
         `headers` are its metadata, and conditions. A try whose reply was lost is looked for, before there is another;
@@ -146,7 +147,7 @@ class DataPlane:
 
         return await self._send(call, landed)
 
-    async def upload_part(self, key: str, upload_id: str, number: int, body: bytearray, checksum: str) -> Response:
+    async def upload_part(self, key: str, upload_id: str, number: int, body: Buffer, checksum: str) -> Response:
         """Store a part of a multipart upload. https://docs.aws.amazon.com/AmazonS3/latest/API/API_UploadPart.html ."""
         query = {"partNumber": str(number), "uploadId": upload_id}
         return await self._send(S3Request("UploadPart", key, query, {CHECKSUM: checksum}, body))
@@ -274,7 +275,7 @@ def _refutes(found: Response, headers: Mapping[str, str]) -> bool:
     return headers.get("if-none-match") == "*" or headers.get("if-match") != found.headers.get("etag")
 
 
-def crc32c(body: bytearray) -> str:
+def crc32c(body: Buffer) -> str:
     """The checksum as S3 wants it in a header: base64 of four bytes, big-endian."""
     return b64encode(checksums.crc32c(body).to_bytes(4, "big")).decode("ascii")
 

@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 
 from twisted_storaged.buckets.s3.response_body import StreamedBody
 from twisted_storaged.protocol.http1 import BodyCollector, ConnectionFailed, NotConnected, Response, ResponseParser
+from twisted_storaged.runtime.buffers import Buffer
 from twisted_storaged.runtime.write_buffer import FlushQueue, has_unsent, queued_bytes, send
 
 # Connections to S3 on the reactor: one request at a time on each, kept for the next.
@@ -24,7 +25,7 @@ READ_SIZE = 1 << 16
 
 
 #: The head of a request, and its body, if it has one.
-Request = tuple[bytes | bytearray, ...]
+Request = tuple[Buffer, ...]
 
 
 class ReadOptions(NamedTuple):

@@ -236,15 +236,13 @@ class Probe:
 
     async def _new_put(self) -> Write:
         content = _new_content()
-        return content, lambda condition: self._objects.put_object(
-            self._key, bytearray(content), condition_headers(condition)
-        )
+        return content, lambda condition: self._objects.put_object(self._key, content, condition_headers(condition))
 
     async def _new_upload(self) -> Write:
         upload_id = await self._new_upload_id()
         content = _new_content()
-        checksum = crc32c(bytearray(content))
-        answer = await self._objects.upload_part(self._key, upload_id, 1, bytearray(content), checksum)
+        checksum = crc32c(content)
+        answer = await self._objects.upload_part(self._key, upload_id, 1, content, checksum)
         part = Part(1, answer.headers.get("etag", ""), checksum)
 
         async def write(condition: Condition) -> None:
@@ -271,7 +269,7 @@ class Probe:
 
     async def _overwrite(self) -> str:
         """Put something new, and give its ETag."""
-        return etag_of(await self._objects.put_object(self._key, bytearray(_new_content())))
+        return etag_of(await self._objects.put_object(self._key, _new_content()))
 
     async def _delete(self, condition: Condition) -> None:
         await self._objects.delete_object(self._key, condition_headers(condition))

@@ -63,7 +63,7 @@ class S3Upload:
         self._size = 0
         self._hangs = False
 
-    async def whole(self, body: bytearray) -> ObjectInfo:
+    async def whole(self, body: memoryview) -> ObjectInfo:
         self._must_claim("PutObject")
         noted = with_note(self._metadata, CHECKSUM_NAME, noted_checksum(crc32c(body), len(body)))
         headers = {**noted, **condition_headers(self._condition)}
@@ -89,7 +89,7 @@ class S3Upload:
             self._access.journal.defer_to_reaper(lost)
 
     @deferred
-    async def part(self, number: int, body: bytearray) -> None:
+    async def part(self, number: int, body: memoryview) -> None:
         checksum = crc32c(body)
         try:
             answer = await self._access.objects.upload_part(self._s3_key, self._upload_id, number, body, checksum)
