@@ -6,13 +6,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from twisted_storaged.protocol.http_fields import Fields
-
-if TYPE_CHECKING:
-    from twisted_storaged.buckets.s3.response_body import StreamedBody
-
 
 # Requests and answers as bytes of HTTP/1.1, the client's side of RFC 9112. No I/O.
 #
@@ -97,17 +93,15 @@ class Response:
     """An answer, or its head while the body is still to come.
 
     Attributes:
-        stream: the body, where it is still to come.
         again: whether it is that of another try, after one that may have been carried out.
     """
 
-    __slots__ = ("again", "body", "headers", "status", "stream")
+    __slots__ = ("again", "body", "headers", "status")
 
     def __init__(self, status: int, headers: Mapping[str, str]) -> None:
         self.status = status
         self.headers = headers
         self.body = b""
-        self.stream: StreamedBody | None = None
         self.again = False
 
     @property

@@ -8,10 +8,9 @@ import binascii
 import re
 from base64 import b64decode, b64encode
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import http_sf
-from twisted.web.http import parse_qs
-from twisted.web.http_headers import Headers
 
 from twisted_storaged.errors import InvalidRequest
 from twisted_storaged.model import NO_DIGESTS, ByteRange, Digests, Span
@@ -23,12 +22,6 @@ Fields = dict[str, list[str]]
 
 #: Visible ASCII, spaces and tabs. RFC 9110, 5.5
 _TEXT = re.compile(r"[\t\x20-\x7e]*")
-
-
-def fields_of(headers: Headers) -> Fields:
-    """The same as Twisted has them."""
-    given = headers.getAllRawHeaders()
-    return {name.decode("ascii").lower(): [value.decode("latin-1") for value in values] for name, values in given}
 
 
 def field(request: Any, name: str) -> str | None:
@@ -48,12 +41,14 @@ def field(request: Any, name: str) -> str | None:
 
 
 def parameter(request: Any, name: str) -> bytes | None:
-    """The value of a query parameter, percent-decoded; the first, where there are several."""
-    text = request.uri.partition(b"?")[2]
-    if not text:
-        return None
-    values: list[bytes | None] = parse_qs(text, keep_blank_values=True).get(name.encode("ascii"), [None])
-    return values[0]
+    """The value of a query parameter, percent-decoded, with `+` for a space; the first of several."""
+    wanted = name.encode("ascii")
+    # Some clients separate parameters by semicolons, as HTML 4 recommended.
+    for pair in re.split(b"[&;]", request.uri.partition(b"?")[2]):
+        found, equals, value = pair.replace(b"+", b" ").partition(b"=")
+        if equals and unquote_to_bytes(found) == wanted:
+            return unquote_to_bytes(value)
+    return None
 
 
 def count(request: Any, name: str) -> int | None:

@@ -16,10 +16,11 @@ from twisted.internet.protocol import connectionDone
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 from twisted.web.http import BAD_REQUEST, NO_BODY_CODES, RESPONSES, HTTPChannel
+from twisted.web.http_headers import Headers
 
 from twisted_storaged.errors import BodyLost, BodyStalled
 from twisted_storaged.protocol.http1 import RequestHead, bounded_length, parse_plain_head
-from twisted_storaged.protocol.http_fields import fields_of
+from twisted_storaged.protocol.http_fields import Fields
 from twisted_storaged.runtime.direct_io import InPlaceReader
 from twisted_storaged.runtime.write_buffer import WriteBuffer, has_unsent
 from twisted_storaged.server.request import USUAL_READ_SIZE, StreamingRequest
@@ -201,7 +202,7 @@ class StreamingChannel(ReusedTimeout, HTTPChannel):
     def allHeadersReceived(self) -> None:
         """As ever, but there are no cookies, and 100 Continue is said when somebody wants the body."""
         request = self.requests[-1]
-        request.fields = fields_of(request.requestHeaders)
+        request.fields = _fields_of(request.requestHeaders)
         self._begin_request(request)
 
     def _begin_request(self, request: StreamingRequest) -> None:
@@ -403,3 +404,9 @@ class StreamingChannel(ReusedTimeout, HTTPChannel):
         self._dropped += len(data)
         if self._dropped > LINGER_BYTES:
             self.transport.loseConnection()
+
+
+def _fields_of(headers: Headers) -> Fields:
+    """Header fields as `parse_plain_head` gives them."""
+    given = headers.getAllRawHeaders()
+    return {name.decode("ascii").lower(): [value.decode("latin-1") for value in values] for name, values in given}

@@ -64,16 +64,19 @@ class Made:
     def ask(self, once: bool = False, **options: Any) -> Deferred[Response]:
         return Deferred.fromCoroutine(self.pool.ask((b"request",), ReadOptions(**options), once))
 
+    def open(self, **options: Any) -> Deferred[Any]:
+        return Deferred.fromCoroutine(self.pool.open((b"request",), ReadOptions(streamed=True, **options)))
+
     def connection(self, number: int = -1) -> Any:
         return self.endpoint.connections[number]
 
     def stream(self, early: bytes = b"") -> Any:
         """An answer whose body is still to come."""
-        asked = self.ask(streamed=True)
+        asked = self.open()
         self.connection().dataReceived(LARGE + early)
-        answer = result(asked)
-        assert answer.status == 200
-        return answer.stream
+        response, body = result(asked)
+        assert response.status == 200
+        return body
 
 
 class PoolTests:
@@ -290,9 +293,9 @@ class SilenceTests:
     def test_a_body_that_has_begun_may_take_longer(self) -> None:
         """A large object needs more time than an answer."""
         made = Made()
-        asked = made.ask(streamed=True, until=20.0)
+        asked = made.open(until=20.0)
         made.connection().dataReceived(LARGE)
-        stream: Any = result(asked).stream
+        _, stream = result(asked)
         done = stream.deliver(Consumer(), lambda: CHUNK)
         made.clock.pump([1] * 50)
         made.connection().dataReceived(b"0123456789")
@@ -419,11 +422,11 @@ class BodyStreamTests:
                 return len(source.recv(count))
 
             consumer.take_from = take  # type: ignore[attr-defined]
-            asked = made.ask(streamed=True)
+            asked = made.open()
             transport.protocol = made.connection()
             s3.send(LARGE)
             transport.doRead()
-            stream: Any = result(asked).stream
+            _, stream = result(asked)
             done = stream.deliver(consumer, lambda: CHUNK)
             s3.send(b"0123456789")
             transport.doRead()
@@ -480,26 +483,27 @@ class BodyStreamTests:
     def test_a_body_that_came_with_its_head_is_not_streamed(self) -> None:
         """It is the answer's, whose connection is free for whoever asks on."""
         made = Made()
-        asked = made.ask(streamed=True)
-        again = asked.addCallback(lambda answer: (answer, made.ask()))
+        asked = made.open()
+        again = asked.addCallback(lambda opened: (*opened, made.ask()))
         made.connection().dataReceived(LARGE + b"0123456789")
-        answer, _ = result(again)
-        assert (answer.body, answer.stream) == (b"0123456789", None)
+        response, body, _ = result(again)
+        assert (response.body, body) == (b"0123456789", None)
         assert len(made.endpoint.connections) == 1
 
     def test_an_error_is_not_streamed(self) -> None:
         """Its body says what it is."""
         made = Made()
-        asked = made.ask(streamed=True)
+        asked = made.open()
         made.connection().dataReceived(b"HTTP/1.1 404 Not Found\r\nContent-Length: 20\r\n\r\n<Code>NoSuch")
         assert not asked.called
         made.connection().dataReceived(b"Key</Cod")
-        assert result(asked).status == 404
+        response, body = result(asked)
+        assert (response.status, body) == (404, None)
 
     def test_an_error_without_end_is_given_up(self) -> None:
         """It is collected in memory, but not all that S3 may send."""
         made = Made()
-        waiting = made.ask(streamed=True)
+        waiting = made.open()
         connection = made.connection()
         connection.dataReceived(b"HTTP/1.1 500 X\r\nContent-Length: 999999999999\r\n\r\n")
         for _ in range((MAX_COLLECTED >> 20) + 1):

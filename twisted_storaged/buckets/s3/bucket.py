@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from botocore.exceptions import BotoCoreError
 from twisted.logger import Logger
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
@@ -33,7 +32,7 @@ from twisted_storaged.buckets.s3.reader import READS, Body, ReadSettings, S3Read
 from twisted_storaged.buckets.s3.reaper import Reaper
 from twisted_storaged.buckets.s3.responses import info_of, opened, size_told, storage_errors
 from twisted_storaged.buckets.s3.retries import RequestFailed, Retries
-from twisted_storaged.buckets.s3.session import S3Settings, Upkeep, make_client, make_data_plane
+from twisted_storaged.buckets.s3.session import S3Settings, Upkeep, connect
 from twisted_storaged.buckets.s3.verification import Verifier
 from twisted_storaged.buckets.s3.writer import S3Upload
 from twisted_storaged.buckets.upload import BodyDigests, Uploader
@@ -86,17 +85,13 @@ class S3Bucket:
 
     def start(self) -> None:
         try:
-            client, credentials = make_client(self._settings, self._upkeep.deadline)
             retries = Retries(self._reactor, self._upkeep.deadline)
-            bucket = self._settings.bucket
-            self._objects = make_data_plane(client, credentials, bucket, self._threads.run, retries)
-        except (BotoCoreError, ValueError) as error:
+            self._objects, where = connect(self._settings, self._threads.run, retries)
+        except ValueError as error:
             raise StartError(f"bucket {self.name}: {error}") from error
         self._journal.open()
-        where = f"{client.meta.endpoint_url}/{bucket}"
-        self._access = S3Context(
-            self._objects, MultipartUploads(self._objects), self._threads.run, self._journal, where
-        )
+        uploads = MultipartUploads(self._objects)
+        self._context = S3Context(self._objects, uploads, self._threads.run, self._journal, where)
         self._reading = ReadSettings(
             self._objects, self._upkeep.delivering, self._settings.get_resumes, self._upkeep.ahead
         )
@@ -104,7 +99,7 @@ class S3Bucket:
         self._verifier = Verifier(self._settings.verify_reads, self._objects)
         self._objects.start()
         self._threads.start()
-        self._reaper = Reaper(self._access, self._upkeep.abandoned_after)
+        self._reaper = Reaper(self._context, self._upkeep.abandoned_after)
         self._reaper.start(self._reactor, self._upkeep.reap_interval)
 
     @deferred
@@ -121,7 +116,7 @@ class S3Bucket:
         if condition is not None:
             claims = await self._conditions.require(condition, *_operations(body.length, uploader.buffers.size))
         with storage_errors(writes=True, conditional=condition is not None):
-            upload = S3Upload(self._access, s3_key, key, options, claims)
+            upload = S3Upload(self._context, s3_key, key, options, claims)
             upload.part_size = uploader.buffers.size
             digesting = BodyDigests(options, self._threads.run)
             return await uploader.store(body, upload, digesting)
@@ -189,7 +184,7 @@ class S3Bucket:
     @deferred
     async def _probe(self) -> Capabilities:
         key = new_probe_key(self._settings.prefix)
-        claims = await Probe(self._access, key).claims()
+        claims = await Probe(self._context, key).claims()
         self._log.info(
             "bucket {name} checks and writes in one step: {claims}",
             name=self.name,

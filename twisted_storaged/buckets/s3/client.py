@@ -160,16 +160,19 @@ class DataPlane:
         The body comes when it is delivered; what goes wrong then is not tried again. `headers` are a range, and
         conditions; `first` is how many bytes the first read may bring.
         """
+        body: StreamedBody | None = None
 
         async def attempt(ends: float) -> Response:
+            nonlocal body
             head = await self._head(S3Request("GetObject", key, headers=headers))
             reading = ReadOptions(streamed=True, size=first, until=ends)
-            return await self._to.pool.ask((head,), reading)
+            response, body = await self._to.pool.open((head,), reading)
+            return response
 
-        answer = await self._retries.run("GetObject", attempt)
-        # The body is owned by whoever gets it here, and by nobody else: answer and body would keep each other.
-        stream, answer.stream = answer.stream, None
-        return answer, stream or BufferedBody(answer.body)
+        response = await self._retries.run("GetObject", attempt)
+        # The caller must be the only owner of the body, and this frame might outlive the call in a traceback.
+        opened, body = body, None
+        return response, opened or BufferedBody(response.body)
 
     async def read_object(self, key: str, headers: Mapping[str, str] = _NONE) -> Response:
         """Get an object, or a range of it, all at once."""

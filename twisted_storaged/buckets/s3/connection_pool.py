@@ -28,6 +28,10 @@ READ_SIZE = 1 << 16
 Request = tuple[Buffer, ...]
 
 
+#: A response, and its body, where that is still to be read.
+Opened = tuple[Response, StreamedBody | None]
+
+
 class ReadOptions(NamedTuple):
     """How an answer is read.
 
@@ -72,7 +76,7 @@ class Connection(Protocol):
     def __init__(self, pool: ConnectionOwner) -> None:
         self._pool = pool
         self._parser: ResponseParser | None = None
-        self._waiting: Deferred[Response] | None = None
+        self._waiting: Deferred[Opened] | None = None
         self._stream: StreamedBody | None = None
         self._streamed = False
         self._until = inf
@@ -82,11 +86,11 @@ class Connection(Protocol):
         self.reused = False
         self.deadline: float | None = None
 
-    def ask(self, request: Request, reading: ReadOptions) -> Deferred[Response]:
-        """Send a request, head and body.
+    def ask(self, request: Request, reading: ReadOptions) -> Deferred[Opened]:
+        """Send a request, head and body; fires with the response.
 
-        The answer comes with its body; where it is streamed, and no error, and not here as a whole at once, with its
-        head and a `stream`, which must be delivered or closed.
+        The response has its body in memory, unless it is to be streamed, is no error, and has not arrived completely
+        with its head: then the body is the second value, which the caller must deliver or close.
         """
         self.transport.bufferSize = reading.size
         self._parser = ResponseParser(reading.head_request)
@@ -136,15 +140,15 @@ class Connection(Protocol):
     def _answered(self, parser: ResponseParser, answer: Response, body: bytes) -> None:
         if self._streamed and answer.status < 300 and not parser.ended:
             self._until = inf
-            answer.stream = self._stream = StreamedBody(self, body, parser)
-            self._fire(answer)
+            self._stream = StreamedBody(self, body, parser)
+            self._fire((answer, self._stream))
             return
         self._body.add(body)
         if parser.ended:
             answer.body = self._body.joined()
             # First, so that whoever waits for the answer finds this connection free.
             self.end()
-            self._fire(answer)
+            self._fire((answer, None))
 
     def end(self) -> None:
         """The answer is over: free for the next request, or closed."""
@@ -178,12 +182,12 @@ class Connection(Protocol):
         self._pool.forget(self)
         self._fail(ConnectionFailed(f"S3 closed the connection: {reason.getErrorMessage()}"))
 
-    def _cancelled(self, _: Deferred[Response]) -> None:
+    def _cancelled(self, _: Deferred[Opened]) -> None:
         """Nobody wants the answer any more. The Deferred fails with CancelledError, which nobody tries again."""
         self._waiting = None
         self.give_up(ConnectionFailed("the request was cancelled"))
 
-    def _fire(self, result: Response | Failure) -> None:
+    def _fire(self, result: Opened | Failure) -> None:
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             waiting.callback(result)
@@ -223,6 +227,11 @@ class ConnectionPool:
         self._stopped = False
 
     async def ask(self, request: Request, reading: ReadOptions = READ_WHOLE, once: bool = False) -> Response:
+        """Send a request, and read its response with its body. Otherwise as `open`."""
+        response, _ = await self.open(request, reading, once)
+        return response
+
+    async def open(self, request: Request, reading: ReadOptions, once: bool = False) -> Opened:
         """Send a request on a free connection, or a new one; see `Connection.ask`. With `once`, never on both.
 
         Raises:

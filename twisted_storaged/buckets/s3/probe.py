@@ -146,10 +146,10 @@ New = Callable[[], Coroutine[Any, Any, Write]]
 class Probe:
     """Writes to a key of its own, and removes it again."""
 
-    def __init__(self, access: S3Context, key: str) -> None:
-        self._access = access
-        self._objects = access.objects
-        self._multipart = access.uploads
+    def __init__(self, context: S3Context, key: str) -> None:
+        self._context = context
+        self._objects = context.objects
+        self._multipart = context.uploads
         self._key = key
         self._uploads: dict[str, JournalEntry] = {}
 
@@ -162,8 +162,8 @@ class Probe:
             COMPLETE_SAME: partial(self._same, self._new_upload),
             DELETE_SAME: self._delete_same,
         }
-        run, journal = self._access.run, self._access.journal
-        begun = await run(journal.begin, self._access.where, self._key, PROBE)
+        run, journal = self._context.run, self._context.journal
+        begun = await run(journal.begin, self._context.where, self._key, PROBE)
         done = False
         try:
             claims = frozenset([one for one, check in checks.items() if await check()])
@@ -247,13 +247,13 @@ class Probe:
 
         async def write(condition: Condition) -> None:
             await self._multipart.complete(self._key, upload_id, [part], condition_headers(condition))
-            await self._access.run(self._uploads.pop(upload_id).ended)
+            await self._context.run(self._uploads.pop(upload_id).ended)
 
         return content, write
 
     async def _new_upload_id(self) -> str:
-        run, journal = self._access.run, self._access.journal
-        begun = await run(journal.begin, self._access.where, self._key)
+        run, journal = self._context.run, self._context.journal
+        begun = await run(journal.begin, self._context.where, self._key)
         try:
             upload_id, again = await self._multipart.create(self._key, {})
         except BaseException:
@@ -261,7 +261,7 @@ class Probe:
             raise
         lost, self._uploads[upload_id] = begun if again else None, begun
         if lost is not None:
-            begun = self._uploads[upload_id] = await run(journal.begin, self._access.where, self._key)
+            begun = self._uploads[upload_id] = await run(journal.begin, self._context.where, self._key)
         await run(begun.created, upload_id)
         if lost is not None:
             journal.defer_to_reaper(lost)  # as in `S3Upload.begin`
@@ -285,7 +285,7 @@ class Probe:
 
     async def _clean(self, probe: JournalEntry, done: bool) -> None:
         """Leave nothing; what cannot be removed now is the reaper's, and does not make what was found out wrong."""
-        run, left = self._access.run, {probe.path: probe, **{begun.path: begun for begun in self._uploads.values()}}
+        run, left = self._context.run, {probe.path: probe, **{begun.path: begun for begun in self._uploads.values()}}
         try:
             for upload_id, begun in self._uploads.items():
                 with suppress(RequestFailed):  # one that was completed and did not say so
@@ -300,7 +300,7 @@ class Probe:
             _log.warn("the probe {key!r} is not removed yet: {error}", key=self._key, error=error)
         finally:
             for begun in left.values():
-                self._access.journal.defer_to_reaper(begun)
+                self._context.journal.defer_to_reaper(begun)
 
 
 def _new_content() -> bytes:

@@ -34,8 +34,8 @@ class Reaper:
     their own, it must have had no part for `abandoned_after` seconds, so long that nobody can be sending one.
     """
 
-    def __init__(self, access: S3Context, abandoned_after: float) -> None:
-        self._access = access
+    def __init__(self, context: S3Context, abandoned_after: float) -> None:
+        self._context = context
         self._abandoned_after = abandoned_after
         self._calling = LoopingCall(self._call)
         self._reaping: Deferred[None] = succeed(None)
@@ -56,7 +56,7 @@ class Reaper:
     @deferred
     async def reap(self) -> None:
         """End all that was left behind; what cannot be ended now stays for the next time."""
-        for begun in await self._access.run(self._orphaned):
+        for begun in await self._context.run(self._orphaned):
             if self._stopping:
                 return
             try:
@@ -68,14 +68,14 @@ class Reaper:
                 _failed(Failure())
 
     def _orphaned(self) -> list[JournalEntry]:
-        return self._access.journal.orphaned(self._access.where)
+        return self._context.journal.orphaned(self._context.where)
 
     async def _end(self, begun: JournalEntry) -> None:
         if begun.kind == UPLOAD:
             await self._end_upload(begun)
         elif begun.kind == PROBE and is_probe_key(begun.key):
-            await remove_probe(self._access.objects, begun.key)
-            await self._access.run(begun.ended)
+            await remove_probe(self._context.objects, begun.key)
+            await self._context.run(begun.ended)
             _log.info("what was left behind of the probe {begun.key!r} is removed", begun=begun)
 
     async def _end_upload(self, begun: JournalEntry) -> None:
@@ -83,7 +83,7 @@ class Reaper:
         strays = [begun.upload_id] if begun.upload_id else await self._strays(begun, now)
         for upload_id in strays or []:
             try:
-                await self._access.uploads.abort(begun.key, upload_id)
+                await self._context.uploads.abort(begun.key, upload_id)
             except RequestFailed as error:
                 if error.answer.status != 404:
                     raise
@@ -91,21 +91,21 @@ class Reaper:
                 _log.info("an upload of {begun.key!r} that was left behind is aborted", begun=begun)
         over = strays is not None and now > self._latest(begun) + self._abandoned_after
         if begun.upload_id or over:
-            await self._access.run(begun.ended)
+            await self._context.run(begun.ended)
 
     async def _strays(self, begun: JournalEntry, now: float) -> list[str] | None:
         """The ids of what may be the upload that was begun, and is nobody else's; None where nobody can tell yet."""
         earliest, latest = begun.began - SKEW, min(self._latest(begun), now - self._abandoned_after)
-        found = await self._access.uploads.of(begun.key)
+        found = await self._context.uploads.of(begun.key)
         candidates = [upload.upload_id for upload in found if earliest <= upload.began <= latest]
-        empty = [one for one in candidates if not await self._access.uploads.has_parts(begun.key, one)]
+        empty = [one for one in candidates if not await self._context.uploads.has_parts(begun.key, one)]
         # Asked last: whoever has created one of these has an entry by now, if only one that does not say its id yet.
-        known = await self._access.run(self._access.journal.known, begun.bucket, begun.key)
+        known = await self._context.run(self._context.journal.known, begun.bucket, begun.key)
         return None if known is None else [one for one in empty if one not in known]
 
     def _latest(self, begun: JournalEntry) -> float:
         """When S3 can have created it at the latest, by its own clock."""
-        return begun.began + self._access.objects.deadline + SKEW
+        return begun.began + self._context.objects.deadline + SKEW
 
     def _call(self) -> Deferred[None]:
         self._reaping = self.reap().addErrback(_failed)

@@ -7,7 +7,7 @@ back-pressure to the socket: the transport is the producer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IConsumer, IPushProducer
@@ -18,8 +18,21 @@ from twisted_storaged.protocol.http1 import ConnectionFailed, ResponseParser
 from twisted_storaged.runtime.concurrency import ConsumerGone
 from twisted_storaged.runtime.direct_io import Relay, TakeFrom
 
-if TYPE_CHECKING:
-    from twisted_storaged.buckets.s3.connection_pool import Connection
+
+class BodyConnection(Protocol):
+    """What a streamed body needs of its connection: see `connection_pool.Connection`."""
+
+    transport: Any
+    deadline: float | None
+
+    def touch(self) -> None:
+        """Give S3 its full time again."""
+
+    def end(self) -> None:
+        """Release the connection: the response has been read."""
+
+    def give_up(self, error: ConnectionFailed) -> None:
+        """Abort the connection in the middle of the response."""
 
 
 class BufferedBody(NamedTuple):
@@ -40,7 +53,7 @@ class BufferedBody(NamedTuple):
 class StreamedBody:
     """The body of one answer, on its way to a consumer. Until there is one, the socket is not read."""
 
-    def __init__(self, connection: Connection, early: bytes, parser: ResponseParser) -> None:
+    def __init__(self, connection: BodyConnection, early: bytes, parser: ResponseParser) -> None:
         self._connection = connection
         self._early = early
         self._parser = parser

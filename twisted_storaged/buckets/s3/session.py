@@ -96,6 +96,20 @@ class Upkeep:
     ahead: SegmentBudget = field(default_factory=_segments, compare=False)
 
 
+def connect(settings: S3Settings, run: Run, retries: Retries) -> tuple[DataPlane, str]:
+    """The data plane of a bucket, and the bucket's URL.
+
+    Raises:
+        ValueError: there are no credentials, or boto3 cannot use the settings.
+    """
+    try:
+        client, credentials = make_client(settings, retries.deadline)
+        objects = make_data_plane(client, credentials, settings.bucket, run, retries)
+    except BotoCoreError as error:
+        raise ValueError(str(error)) from error
+    return objects, f"{client.meta.endpoint_url}/{settings.bucket}"
+
+
 def make_client(settings: S3Settings, deadline: float) -> tuple[BaseClient, Any]:
     """A client, which knows how to get to the bucket, and its credentials.
 

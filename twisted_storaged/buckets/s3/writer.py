@@ -45,13 +45,13 @@ class S3Upload:
 
     part_size: int | None = None
 
-    def __init__(self, access: S3Context, s3_key: str, key: str, options: PutOptions, claims: Capabilities) -> None:
+    def __init__(self, context: S3Context, s3_key: str, key: str, options: PutOptions, claims: Capabilities) -> None:
         """Upload to `s3_key`; clients know the object as `key`. Conditions that are not in `claims` are refused.
 
         Raises:
             InvalidRequest: S3 cannot keep this metadata.
         """
-        self._access = access
+        self._context = context
         self._s3_key = s3_key
         self._key = key
         self._metadata = with_note(metadata_headers_for_s3(options), WRITE_ID_NAME, new_write_id())
@@ -67,7 +67,7 @@ class S3Upload:
         self._must_claim("PutObject")
         noted = with_note(self._metadata, CHECKSUM_NAME, noted_checksum(crc32c(body), len(body)))
         headers = {**noted, **condition_headers(self._condition)}
-        etag = etag_of(await self._access.objects.put_object(self._s3_key, body, headers))
+        etag = etag_of(await self._context.objects.put_object(self._s3_key, body, headers))
         return ObjectInfo(self._key, len(body), etag, time.time())
 
     @deferred
@@ -75,24 +75,24 @@ class S3Upload:
         self._must_claim("CompleteMultipartUpload")
         begun = self._begun = await self._note()
         try:
-            self._upload_id, again = await self._access.uploads.create(self._s3_key, self._metadata_of_parts())
+            self._upload_id, again = await self._context.uploads.create(self._s3_key, self._metadata_of_parts())
         except TimedOut:
             self._hangs = True
             raise
         lost = begun if again else None
         if lost is not None:
             begun = self._begun = await self._note()
-        await self._access.run(begun.created, self._upload_id)
+        await self._context.run(begun.created, self._upload_id)
         if lost is not None:
             # The reply to an earlier try was lost, and with it, maybe, the id of another upload. The reaper looks for
             # that only now, as it might take this one for it.
-            self._access.journal.defer_to_reaper(lost)
+            self._context.journal.defer_to_reaper(lost)
 
     @deferred
     async def part(self, number: int, body: memoryview) -> None:
         checksum = crc32c(body)
         try:
-            answer = await self._access.objects.upload_part(self._s3_key, self._upload_id, number, body, checksum)
+            answer = await self._context.objects.upload_part(self._s3_key, self._upload_id, number, body, checksum)
         except TimedOut:
             self._hangs = True
             raise
@@ -103,7 +103,7 @@ class S3Upload:
     async def complete(self) -> ObjectInfo:
         parts = [part for _, part in sorted(self._parts.items())]
         try:
-            etag = await self._access.uploads.complete(
+            etag = await self._context.uploads.complete(
                 self._s3_key, self._upload_id, parts, condition_headers(self._condition), self._landed
             )
         except TimedOut:
@@ -113,7 +113,7 @@ class S3Upload:
             etag = await self._etag_if_completed(error)
         if not etag:
             # Ceph's word for it. A look would be wrong where somebody has replaced the object by now.
-            etag = combined_etag(parts) or etag_of(await self._access.objects.head_object(self._s3_key))
+            etag = combined_etag(parts) or etag_of(await self._context.objects.head_object(self._s3_key))
         await self._ended()
         return ObjectInfo(self._key, self._size, etag.strip('"'), time.time())
 
@@ -123,12 +123,12 @@ class S3Upload:
             return
         if self._hangs or not self._upload_id:
             # S3 does not answer, or did not say which upload it began: the client does not wait until it does.
-            self._access.journal.defer_to_reaper(self._begun)
+            self._context.journal.defer_to_reaper(self._begun)
             return
         try:
             await self._abort()
         except BaseException:
-            self._access.journal.defer_to_reaper(self._begun)
+            self._context.journal.defer_to_reaper(self._begun)
             raise
         await self._ended()
 
@@ -142,18 +142,18 @@ class S3Upload:
             raise ConditionUnsupported(f"not {conditional(operation, self._condition)}")
 
     async def _note(self) -> JournalEntry:
-        return await self._access.run(self._access.journal.begin, self._access.where, self._s3_key)
+        return await self._context.run(self._context.journal.begin, self._context.where, self._s3_key)
 
     async def _ended(self) -> None:
         begun, self._begun = self._begun, None
         if begun is not None:
             with suppress(OSError):  # the reaper will find that there is no such upload
-                await self._access.run(begun.ended)
+                await self._context.run(begun.ended)
 
     async def _abort(self) -> bool:
         """Forget all parts; whether there was an upload to forget."""
         try:
-            return await self._access.uploads.abort(self._s3_key, self._upload_id)
+            return await self._context.uploads.abort(self._s3_key, self._upload_id)
         except RequestFailed as error:
             if error.answer.status != 404:
                 raise
@@ -171,7 +171,7 @@ class S3Upload:
         not_completed = False
         with suppress(RequestFailed, ConnectionFailed):
             not_completed = await self._abort()
-        found = await self._landed(self._access.objects.ends())
+        found = await self._landed(self._context.objects.ends())
         if isinstance(found, Response):
             return etag_of(found)
         if not_completed:
@@ -180,7 +180,7 @@ class S3Upload:
         raise error
 
     async def _landed(self, ends: float) -> Response | AttemptState:
-        found = await self._access.objects.look(self._s3_key, ends)
+        found = await self._context.objects.look(self._s3_key, ends)
         return found if found is not None and is_own(found, self._metadata) else AttemptState.UNKNOWN
 
 
