@@ -8,7 +8,7 @@ from threading import Thread
 
 import pytest
 
-from twisted_storaged.runtime.buffers import KEEP_FOR_READS, PIECE, SMALL_PIECE, BufferPool, PartBuffer
+from twisted_storaged.runtime.buffers import KEEP_FOR_READS, PIECE, SMALL_PIECE, BufferPool
 
 
 def pool_of(size: int, keep: int) -> BufferPool:
@@ -17,33 +17,6 @@ def pool_of(size: int, keep: int) -> BufferPool:
 
 def free_pieces(pool: BufferPool) -> int:
     return sum(map(len, pool._free.values()))
-
-
-class PartBufferTests:
-    """Filling one part of a body."""
-
-    def test_takes_what_fits(self) -> None:
-        """The part takes as many bytes as it has room for, and says how many."""
-        buffer = PartBuffer(memoryview(bytearray(4)))
-        assert buffer.fill(memoryview(b"abc")) == 3
-        assert not buffer.full
-        assert buffer.fill(memoryview(b"def")) == 1
-        assert buffer.full
-        assert bytes(buffer.finish()) == b"abcd"
-
-    def test_last_part_is_as_long_as_it_is(self) -> None:
-        """A part that is not full is not padded."""
-        buffer = PartBuffer(memoryview(bytearray(4)))
-        buffer.fill(memoryview(b"ab"))
-        assert bytes(buffer.finish()) == b"ab"
-
-    @pytest.mark.parametrize("data", [b"abcd", b"ab"])
-    def test_bytes_are_not_copied_again(self, data: bytes) -> None:
-        """The finished part is the memory that was filled, also where it is shortened."""
-        memory = bytearray(4)
-        buffer = PartBuffer(memoryview(memory))
-        buffer.fill(memoryview(data))
-        assert buffer.finish().obj is memory
 
 
 class BufferPoolTests:

@@ -1,4 +1,4 @@
-"""Cutting a body into parts, as it arrives."""
+"""Cutting a body into parts, as it arrives. What happens to the parts is in `upload`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
 from twisted_storaged.errors import BodyLost
-from twisted_storaged.runtime.buffers import BufferPool, PartBuffer
+from twisted_storaged.runtime.buffers import BufferPool
 
 
 @implementer(IConsumer)
 class PartStream:
-    """Cuts what it consumes into parts, for a coroutine to take; reads no further while a whole part waits.
+    """A consumer that cuts a body into parts of `buffers.size` bytes, and pauses it while a part waits to be taken.
 
-    A full part is cut off only when more bytes follow, so that the last part is known to be the last.
+    A full part is handed over only when more bytes are known to follow, so that the last part is known to be the last.
     """
 
     def __init__(self, body: IBodyProducer, buffers: BufferPool) -> None:
@@ -26,33 +26,39 @@ class PartStream:
         self._buffers = buffers
         self._declared: int | None = None if body.length is UNKNOWN_LENGTH else body.length
         self._length = 0
-        self._cut_off = 0
-        self._buffer: PartBuffer | None = self._take_buffer()
+        #: The part that is being filled. It is full only when all declared bytes have come.
+        self._filling: memoryview | None = None
+        self._filled = 0
+        #: A full part of a body of unknown length: the next byte, or the end, tells whether it is the last.
+        self._held: memoryview | None = None
         self._parts: deque[memoryview] = deque()
         self._waiting: Deferred[None] | None = None
         self._failure: Failure | None = None
         self._ended = False
         self._paused = False
         self._stopped = False
+        self._begin_part()
 
     def start(self) -> None:
         """Begin to read the body."""
         self._body.startProducing(self).addCallbacks(self._end, self._break)
 
     async def next(self) -> memoryview:
-        """The next part; there is always a first one, if an empty one.
+        """Wait for the next part and return it, to be given back to `buffers`. An empty body has one empty part.
 
         Raises:
-            Exception: what the body failed with, or what `fail` was told.
+            Exception: the failure of the body, or the one given to `fail`.
         """
         while not self._parts and self._failure is None:
             self._waiting = Deferred()
             await self._waiting
         self.check()
         part = self._parts.popleft()
-        self._resume()
+        if self._paused and not self._ended and not self._parts:
+            self._paused = False
+            self._body.resumeProducing()
         if self._failure is not None:
-            # It failed while it was resumed: without what should have followed, this part must not look like the last.
+            # The body failed while it was resumed. This part must not look like the last one.
             self._buffers.give_back(part)
             self.check()
         return part
@@ -62,33 +68,32 @@ class PartStream:
         """Whether the last part has been taken.
 
         Raises:
-            Exception: what the body failed with, or what `fail` was told: what was taken is not all of it.
+            Exception: the failure of the body, or the one given to `fail`: the parts are not all of it.
         """
         self.check()
         return self._ended and not self._parts
 
     def check(self) -> None:
-        """Raise what the body failed with, or what `fail` was told, if anything."""
+        """Raise the failure of the body, or the one given to `fail`, if there is one."""
         if self._failure is not None:
             self._failure.raiseException()
 
     def stop(self) -> None:
-        """Nobody takes another part: let go of the body if it has not ended, and of all memory and failures.
-
-        A failure has a traceback, whose frames have the parts that they dealt with.
-        """
+        """Release the body, if it has not ended, all memory, and the failure. No other part may be taken after this."""
         if not self._ended:
             self._ended = True
             self._body.stopProducing()
         self._stopped = True
         self._give_back_parts()
-        if self._buffer is not None:
-            self._buffers.give_back(self._buffer.finish())
-            self._buffer = None
+        for memory in (self._held, self._filling):
+            if memory is not None:
+                self._buffers.give_back(memory)
+        self._held = self._filling = None
+        # Its traceback has frames that refer to parts.
         self._failure = None
 
     def fail(self, failure: Failure) -> None:
-        """Wake the coroutine with this failure; the first one counts."""
+        """Wake the coroutine that waits in `next` with this failure. Only the first failure counts."""
         if self._stopped:
             return
         self._failure = self._failure or failure
@@ -96,26 +101,34 @@ class PartStream:
         self._wake()
 
     def room(self) -> memoryview:
-        """Where the next bytes of the body go, if they can be put there without a copy; then call `filled`."""
-        return self._buffer_with_room().room
+        """The memory for the next bytes of the body, for a producer that can read into it and then calls `filled`."""
+        assert self._filling is not None
+        return self._filling[self._filled :]
 
     def filled(self, count: int) -> None:
-        """`count` bytes have been put into `room`."""
-        assert self._buffer is not None
+        """Take `count` bytes of the body that were read into `room`, of which the declared length is not exceeded."""
+        if self._failure is not None or self._stopped:
+            return
         self._length += count
-        self._buffer.advance(count)
+        self._filled += count
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._hand_over(held)
+        if self._filling is not None and self._filled == len(self._filling):
+            self._cut()
 
     def write(self, data: bytes) -> None:
         """Take bytes of the body. A producer may write once more after it was paused."""
-        if self._failure is not None or self._stopped:
-            return
-        self._length += len(data)
-        if self._declared is not None and self._length > self._declared:
+        if self._declared is not None and self._length + len(data) > self._declared:
             self.fail(Failure(BodyLost(f"more than the {self._declared} declared bytes came")))
-            return
         rest = memoryview(data)
-        while rest:
-            rest = rest[self._buffer_with_room().fill(rest) :]
+        # Handing over a part may end in a failure, or stop the stream, before the next is filled.
+        while rest and self._failure is None and not self._stopped:
+            room = self.room()
+            count = min(len(rest), len(room))
+            room[:count] = rest[:count]
+            self.filled(count)
+            rest = rest[count:]
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
         """Not needed: the body itself is told to pause."""
@@ -129,25 +142,34 @@ class PartStream:
         self._ended = True
         if self._declared is not None and self._length < self._declared:
             self.fail(Failure(BodyLost(f"{self._length} bytes came, {self._declared} were declared")))
-        else:
-            self._cut()
+        elif self._failure is None and self._filling is not None:
+            last, self._filling = self._filling[: self._filled], None
+            if self._held is not None:
+                self._buffers.give_back(last)
+                last, self._held = self._held, None
+            self._hand_over(last)
 
     def _break(self, failure: Failure) -> None:
         self._ended = True
         self.fail(failure)
 
-    def _buffer_with_room(self) -> PartBuffer:
-        assert self._buffer is not None
-        if self._buffer.full:
-            self._cut()
-            self._buffer = self._take_buffer()
-        return self._buffer
-
     def _cut(self) -> None:
-        assert self._buffer is not None
-        buffer, self._buffer = self._buffer, None
-        part = buffer.finish()
-        self._cut_off += len(part)
+        """Begin the next part after a full one, unless all declared bytes have come: then `_end` hands it over."""
+        part = self._filling
+        if self._declared is None:
+            self._begin_part()
+            self._held = part
+        elif self._length < self._declared and part is not None:
+            self._begin_part()
+            self._hand_over(part)
+
+    def _begin_part(self) -> None:
+        size = self._buffers.size
+        if self._declared is not None:
+            size = min(size, self._declared - self._length)
+        self._filling, self._filled = self._buffers.take(size)[:size], 0
+
+    def _hand_over(self, part: memoryview) -> None:
         self._parts.append(part)
         if not self._ended and not self._paused:
             self._paused = True
@@ -157,17 +179,6 @@ class PartStream:
     def _give_back_parts(self) -> None:
         while self._parts:
             self._buffers.give_back(self._parts.popleft())
-
-    def _take_buffer(self) -> PartBuffer:
-        size = self._buffers.size
-        if self._declared is not None:
-            size = min(size, self._declared - self._cut_off)
-        return PartBuffer(self._buffers.take(size)[:size])
-
-    def _resume(self) -> None:
-        if self._paused and not self._ended and not self._parts:
-            self._paused = False
-            self._body.resumeProducing()
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, None

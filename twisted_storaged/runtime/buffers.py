@@ -78,36 +78,3 @@ class BufferPool:
         del self._taken[taken]
         if len(free) < self._keep:
             free.append(memory)
-
-
-class PartBuffer:
-    """A part of a body that is being filled. Bytes are copied at most once, into their final place."""
-
-    def __init__(self, memory: memoryview) -> None:
-        self._memory = memory
-        self._filled = 0
-
-    @property
-    def full(self) -> bool:
-        """Whether there is no room for another byte."""
-        return self._filled == len(self._memory)
-
-    def fill(self, data: memoryview) -> int:
-        """Copy as much of `data` as there is room for; returns how many bytes that was."""
-        count = min(len(data), len(self._memory) - self._filled)
-        self._memory[self._filled : self._filled + count] = data[:count]
-        self._filled += count
-        return count
-
-    @property
-    def room(self) -> memoryview:
-        """The memory that is still free, for a caller that reads into it and then calls `advance`."""
-        return self._memory[self._filled :]
-
-    def advance(self, count: int) -> None:
-        """Count `count` bytes that were read into `room`."""
-        self._filled += count
-
-    def finish(self) -> memoryview:
-        """The bytes that were filled in, where they are."""
-        return self._memory[: self._filled]
