@@ -24,7 +24,9 @@ from twisted_storaged.runtime.files import write_durably
 # it says, and refused: files that it does not name any more may be all that is left of acknowledged objects.
 
 #: What every refusal ends with.
-ADVICE = "nothing was changed; restore the folder from a backup, or see 'Restoring the embedded bucket' in README.md"
+ADVICE = (
+    "nothing was changed; restore the folder from a backup, or see 'Restoring the embedded bucket' in docs/buckets.md"
+)
 
 
 @dataclass(frozen=True)
