@@ -191,6 +191,10 @@ class DocsTests:
         for heading, page in re.findall(r"'([^'\n]+)' in (docs/\w+\.md)", text):
             assert f"# {heading}\n" in pages[page].read_text("utf-8")
 
+    def test_ci_builds_them_with_warnings_as_errors(self) -> None:
+        """`.ci/run` renders the pages, and a broken link or an unlisted page fails it."""
+        assert "venv/bin/sphinx-build -q -W docs docs/_build" in (ROOT / ".ci" / "run").read_text("utf-8")
+
 
 def exists(path: str) -> bool:
     """Whether a path on the repository's site, without its address, is that of a file, or not of one at all."""
