@@ -247,6 +247,9 @@ class MemoryBucket:
     def start(self) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
     def stop(self) -> Deferred[None]:
         return succeed(None)
 

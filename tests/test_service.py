@@ -29,6 +29,9 @@ class Recording(MemoryBucket):
     def start(self) -> None:
         self.told.append("start")
 
+    def close(self) -> None:
+        self.told.append("close")
+
     def stop(self) -> Deferred[None]:
         self.told.append("stop")
         return self.stopping
@@ -67,12 +70,15 @@ class StartTests:
             raise CannotListenError("127.0.0.1", 1, OSError(98, "Address already in use"))
 
         running.reactor.listenTCP = taken
-        service = StorageService(BIND, running.server.site, Registry([]), running.server.slots, running.reactor)
+        service = StorageService(
+            BIND, running.server.site, Registry([running.bucket]), running.server.slots, running.reactor
+        )
         with pytest.raises(StartError, match=r"cannot listen on tcp:1:.*Address already in use") as caught:
             service.startService()
         assert isinstance(caught.value, Exception)
         assert isinstance(caught.value, SystemExit)
         assert isinstance(caught.value.code, str)
+        assert running.told == ["start", "start", "close"]
 
     @pytest.mark.parametrize("endpoint", ["tcp:x", "tcp:1:2:3:4:5", "unix:\\", "nonsense:1"])
     def test_an_endpoint_that_twisted_cannot_parse(self, endpoint: str) -> None:

@@ -37,6 +37,9 @@ class IBucket(Interface):
     def start() -> None:
         """Open it, blocking, before the reactor runs. Raises StartError."""
 
+    def close() -> None:
+        """Close it, blocking, where the daemon could not start after all: no request has been made yet."""
+
     def stop() -> Deferred[None]:
         """Close it, after the last request has ended."""
 

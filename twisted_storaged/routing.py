@@ -6,7 +6,7 @@ keys. Lists are checked page by page before they are merged."""
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
 from operator import lt
 from typing import NamedTuple
@@ -86,9 +86,17 @@ class Registry:
             raise UnknownBucket(name) from None
 
     def start(self) -> None:
-        """Open all of them, blocking. Raises StartError."""
+        """Open all of them, or none, blocking. Raises StartError."""
+        with ExitStack() as opened:
+            for bucket in self._buckets.values():
+                bucket.start()
+                opened.callback(bucket.close)
+            opened.pop_all()
+
+    def close(self) -> None:
+        """Close all of them, blocking, where the daemon could not start after all."""
         for bucket in self._buckets.values():
-            bucket.start()
+            bucket.close()
 
     def stop(self) -> Deferred[list[None]]:
         """Close all of them."""

@@ -66,7 +66,11 @@ class StorageService(Service):
         self._reactor.callWhenRunning(self._trimmer.start)
         try:
             self._registry.start()
-            self._listen()
+            try:
+                self._listen()
+            except StartError:
+                self._registry.close()
+                raise
         except StartError as error:
             # In the background, twistd tells its parent no more than the first hundred bytes.
             self._log.critical("{error}", error=error)

@@ -189,6 +189,16 @@ class RefusalToStartTests:
         assert f"cannot listen on tcp:{daemon.port}:interface=127.0.0.1" in log
         assert "Address already in use" in log
 
+    def test_a_start_after_one_that_failed(self, daemon: Daemon, tmp_path: Path) -> None:
+        """A start that fails after the embedded bucket was opened leaves it closed, for the next start to open."""
+        folder = tmp_path / "second"
+        folder.mkdir()
+        second = Daemon(folder)
+        for _ in range(2):
+            assert "Address already in use" in self.refused(second, f"127.0.0.1:{daemon.port}")
+        with second:
+            assert ask(second, "PUT", "/storage/put/a", b"hello")[0] == 200
+
     def test_a_bad_config(self, tmp_path: Path) -> None:
         """The last line names the place; there is no traceback to read it out of."""
         log = self.refused(Daemon(tmp_path, config="[storaged]\nput_slots = 'four'\n"))

@@ -139,6 +139,10 @@ class LocalBucket:
     @deferred
     async def stop(self) -> None:
         await self._threads.stop()
+        self.close()
+
+    def close(self) -> None:
+        # In this order: closing the index removes its log, and `index.state` must not ask for that any more.
         self._close_index(keep_log=not self._close_generation())
         self._writes.close()
         self._directory.close()

@@ -107,6 +107,9 @@ class S3Bucket:
         self._objects.stop()
         await self._reaper.stop()
         await self._threads.stop()
+        self.close()
+
+    def close(self) -> None:
         self._journal.close()
 
     async def put(self, key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
