@@ -22,7 +22,7 @@ def fill(path: Path) -> Path:
     content = folder.create()
     content.write(memoryview(b"\0"), 0)
     content.seal()
-    folder.committed(content.name)
+    folder.drop_note(content.name)
     index = IndexWriter(folder.index_path)
     index.commit([Change("a", Entry(ObjectInfo("a", 1, content.name, 1.5), None, 0x527D5351))])
     index.close()

@@ -162,7 +162,7 @@ class DirectoryTests:
         kept.seal()
         dropped.discard()
         assert set(directory.pending()) == {kept.name}
-        directory.committed(kept.name)
+        directory.drop_note(kept.name)
         assert directory.pending() == {}
 
     def test_one_daemon_per_directory(self, tmp_path: Path) -> None:

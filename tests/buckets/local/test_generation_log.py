@@ -15,7 +15,7 @@ import pytest_twisted
 from tests.buckets.local.embedded import flip, make
 from tests.buckets.local.test_generation import check, killed, stopped, with_the_last_commit_damaged
 from twisted_storaged.buckets.local import bucket as local
-from twisted_storaged.buckets.local.generation import Generation
+from twisted_storaged.buckets.local.generation import Generation, read_wal_index
 from twisted_storaged.buckets.local.scrub import Scrub
 from twisted_storaged.errors import StartError
 
@@ -129,3 +129,25 @@ class LogIsKeptTests:
             patched.setattr(Generation, "close", fail)
             await bucket.stop()
         await (await check(tmp_path / "stopped")).stop()
+
+
+class WalIndexTests:
+    """Reading how much of the log is committed."""
+
+    @pytest_twisted.ensureDeferred
+    async def test_tells_the_size_of_what_is_committed(self, tmp_path: Path) -> None:
+        """It is that of the log, to which nothing was written after the last commit."""
+        path = await killed(tmp_path)
+        with (path / "index.sqlite-shm").open("rb") as file:
+            index = read_wal_index(file.fileno())
+        assert index is not None
+        assert (index.frames, index.size) == (frames(path), wal(path).stat().st_size)
+
+    @pytest.mark.parametrize("place", [8, 20, 48 + 20])
+    @pytest_twisted.ensureDeferred
+    async def test_copies_that_differ_are_not_believed(self, tmp_path: Path, place: int) -> None:
+        """SQLite writes the header twice; a bit that is flipped in one of the two copies is noticed."""
+        path = await killed(tmp_path)
+        flip(path / "index.sqlite-shm", place)
+        with (path / "index.sqlite-shm").open("rb") as file:
+            assert read_wal_index(file.fileno()) is None

@@ -227,7 +227,7 @@ class LocalBucket:
         outcomes = self._writes.commit(changes)
         for change, outcome in zip(changes, outcomes, strict=True):
             if change.entry is not None and change.entry.content is None and not isinstance(outcome, StorageError):
-                self._directory.committed(change.entry.info.etag)
+                self._directory.drop_note(change.entry.info.etag)
         return outcomes
 
     @deferred

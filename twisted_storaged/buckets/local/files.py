@@ -128,18 +128,17 @@ class DataFolder(ContentFiles):
     def create(self) -> ContentFile:
         """A new, empty content with a name that no other ever had, and its note."""
         name = new_name()
-        note = self._notes / name
-        os.close(os.open(note, _NEW, 0o600))
-        return ContentFile(name, self._folder(name), note)
+        os.close(os.open(self._notes / name, _NEW, 0o600))
+        return ContentFile(self, name)
 
-    def committed(self, name: str) -> None:
-        """Remove the note of a content: the index names it. To be called before anybody is told of it."""
+    def drop_note(self, name: str) -> None:
+        """Remove the note of a content: either the index names it, or it is gone. Before anybody is told of it."""
         (self._notes / name).unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
-        """Remove a content, and its note; who has it open reads on."""
+        """Remove a content, and then its note. A reader that has it open can still read it."""
         self.path_of(name).unlink(missing_ok=True)
-        self.committed(name)
+        self.drop_note(name)
 
     def close(self) -> None:
         """Let another daemon have it."""
@@ -157,13 +156,13 @@ class DataFolder(ContentFiles):
 class ContentFile:
     """A content while it is written."""
 
-    def __init__(self, name: str, folder: Path, note: Path) -> None:
+    def __init__(self, folder: DataFolder, name: str) -> None:
         self.name = name
         self._folder = folder
-        self._note = note
-        self._descriptors = [os.open(folder / name, _NEW, 0o600)]
+        self._path = folder.path_of(name)
+        self._descriptors = [os.open(self._path, _NEW, 0o600)]
         with suppress(OSError):
-            self._descriptors.append(os.open(folder / name, _DIRECT))
+            self._descriptors.append(os.open(self._path, _DIRECT))
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write all of `data` at `offset`; safe beside other calls, at other offsets."""
@@ -183,14 +182,13 @@ class ContentFile:
         os.fsync(self._descriptors[0])
         size = os.fstat(self._descriptors[0]).st_size
         self._close()
-        sync_folder(self._folder)
+        sync_folder(self._path.parent)
         return size
 
     def discard(self) -> None:
         """Remove it again, and then its note."""
         self._close()
-        (self._folder / self.name).unlink(missing_ok=True)
-        self._note.unlink(missing_ok=True)
+        self._folder.remove(self.name)
 
     def _close(self) -> None:
         descriptors, self._descriptors = self._descriptors, []

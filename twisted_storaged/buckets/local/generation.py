@@ -91,11 +91,18 @@ class Generation:
         if wal.unreadable > excused:
             raise _refused(wal_path, f"is damaged: {wal.unreadable} commits in it cannot be read")
 
-    def _committed(self, state: State, wal: WalState) -> Committed | None:
+    def _committed(self, state: State, wal: WalState) -> WalIndex | None:
         """What the wal-index says of this log, if no loss of power came between."""
         if state.boot != self._boot:
             return None
-        committed = read_wal_index(self._index_path.with_name("index.sqlite-shm"))
+        try:
+            descriptor = os.open(self._index_path.with_name("index.sqlite-shm"), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            committed = read_wal_index(descriptor)
+        finally:
+            os.close(descriptor)
         return committed if committed is not None and committed.salts == wal.salts else None
 
     def open(self, index: IndexWriter) -> None:
@@ -158,8 +165,9 @@ def _refused(path: Path, why: str) -> StartError:
 
 _HEADER = struct.Struct(">8I")
 _FRAME = struct.Struct(">6I")
-#: The wal-index begins with two copies of this: changes since it was made, whether it is, committed frames, salts.
-_WAL_INDEX = struct.Struct("=8xIBxxxI12x8s8x")
+#: The wal-index begins with two copies of this: changes since it was made, whether it is, page size, committed frames,
+#: salts. https://sqlite.org/walformat.html#the_wal_index_file_format
+_WAL_INDEX = struct.Struct("=8xIBxHI12x8s8x")
 #: The first word of a log; its lowest bit tells the byte order that checksums are computed in.
 _MAGIC = 0x377F0682
 
@@ -175,33 +183,39 @@ class WalState(NamedTuple):
     salts: bytes
 
 
-class Committed(NamedTuple):
-    """What the wal-index says: how many frames of the log were committed, in the round with these salts.
+class WalIndex(NamedTuple):
+    """What the wal-index says of the log.
 
-    `is_counted` tells that whoever wrote the index has committed since it was made; else the number is what was found
-    in the log then.
+    Attributes:
+        frames: how many frames of the log are committed.
+        size: bytes of the log up to the last of these.
+        salts: which round of the log it is about, as in `WalState`.
+        is_counted: whether there were commits since the wal-index was made; else the number is what was found in the
+            log then.
     """
 
     frames: int
+    size: int
     salts: bytes
     is_counted: bool
 
 
-def read_wal_index(path: Path) -> Committed | None:
-    """What the wal-index at `path` says; None if there is none, or it cannot be relied on.
+def read_wal_index(descriptor: int) -> WalIndex | None:
+    """Read the wal-index that is open as `descriptor`; None if it is incomplete, or its two copies differ.
+
+    The caller opens it, as closing a file of SQLite's drops the locks that this process has on it. See fcntl(2)
 
     Raises:
         OSError: it cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            first, second = file.read(_WAL_INDEX.size), file.read(_WAL_INDEX.size)
-    except FileNotFoundError:
-        return None
+    first, second = (os.pread(descriptor, _WAL_INDEX.size, at) for at in (0, _WAL_INDEX.size))
     if len(first) < _WAL_INDEX.size or first != second:
         return None
-    changes, is_made, frames, salts = _WAL_INDEX.unpack(first)
-    return Committed(frames, salts, changes > 0) if is_made else None
+    changes, is_made, page_size, frames, salts = _WAL_INDEX.unpack(first)
+    if not is_made:
+        return None
+    frame_size = _FRAME.size + (65536 if page_size == 1 else page_size)  # 1, as 65536 does not fit
+    return WalIndex(frames, _HEADER.size + frames * frame_size, salts, changes > 0)
 
 
 def read_wal(path: Path) -> WalState | None:

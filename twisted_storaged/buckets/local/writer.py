@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import struct
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
 from twisted_storaged.buckets.local.files import ContentFile, DataFolder, new_name
+from twisted_storaged.buckets.local.generation import read_wal_index
 from twisted_storaged.buckets.local.index_reads import Entry
 from twisted_storaged.buckets.local.index_schema import BLOCK_SIZE, block_checksums, combined, pack
 from twisted_storaged.buckets.local.index_writes import Change, IndexWriter, Outcome
@@ -112,11 +112,6 @@ class _NewFile:
 
 _log = Logger()
 
-# The beginning of the wal-index: the page size (1 is 65536), and the number of frames that are valid.
-# https://sqlite.org/walformat.html#the_wal_index_file_format
-_PAGE_SIZE_AND_FRAMES = struct.Struct("=14xHI")
-_WAL_HEADER, _FRAME_HEADER = 32, 24
-
 
 class Commits:
     """Commits to an index that is where it was when it was opened. One thread at a time."""
@@ -181,12 +176,13 @@ class Commits:
         _log.info("the commit that failed is settled: it has not happened; writes are taken again")
 
     def _cut(self) -> None:
-        page_size, frames = _PAGE_SIZE_AND_FRAMES.unpack(os.pread(self._wal_index, _PAGE_SIZE_AND_FRAMES.size, 0))
-        size = _WAL_HEADER + frames * (_FRAME_HEADER + (65536 if page_size == 1 else page_size))
+        committed = read_wal_index(self._wal_index)
+        if committed is None:
+            raise OSError("the wal-index of SQLite is damaged")
         descriptor = os.open(self._wal_path, os.O_RDWR | os.O_CLOEXEC)  # SQLite has no locks on this file
         try:
-            if os.fstat(descriptor).st_size > size:
-                os.ftruncate(descriptor, size)
+            if os.fstat(descriptor).st_size > committed.size:
+                os.ftruncate(descriptor, committed.size)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
