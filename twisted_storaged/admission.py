@@ -1,4 +1,4 @@
-"""Put slots: how many PUTs may be under way at once. Getting one never waits; there is no queue."""
+"""Put slots: a limit on concurrent PUTs. A request beyond it is refused at once; there is no queue."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ DEFAULT_PUT_SLOTS = 4
 
 
 class PutSlots:
-    """A counter in the manner of DeferredSemaphore, whose acquire answers at once instead of with a Deferred."""
+    """A counting semaphore whose `acquire` never waits.
+
+    Attributes:
+        limit: the number of slots.
+        free: those that are not taken.
+    """
 
     def __init__(self, limit: int = DEFAULT_PUT_SLOTS) -> None:
         self.limit = limit
@@ -18,7 +23,7 @@ class PutSlots:
         self._idle: list[Deferred[None]] = []
 
     def acquire(self) -> None:
-        """Take a slot; `release` gives it back.
+        """Take a slot, to be given back by `release`.
 
         Raises:
             NoFreeSlot: all are taken.
@@ -28,7 +33,7 @@ class PutSlots:
         self.free -= 1
 
     def release(self) -> None:
-        """Give back a slot that was acquired."""
+        """Give back a slot."""
         assert self.free < self.limit, "released more often than acquired"
         self.free += 1
         if self.free == self.limit:
@@ -37,7 +42,7 @@ class PutSlots:
                 idle.callback(None)
 
     def when_idle(self) -> Deferred[None]:
-        """Fires as soon as no slot is taken."""
+        """Return a Deferred that fires as soon as no slot is taken."""
         if self.free == self.limit:
             return succeed(None)
         idle: Deferred[None] = Deferred()

@@ -1,59 +1,58 @@
-"""What can go wrong, in storage terms. Nothing in here knows HTTP: `web.responses` has the one table of statuses."""
+"""Errors in storage terms. Their HTTP statuses are in one table, in `api.responses`."""
 
 from __future__ import annotations
 
 
 class StartError(SystemExit, Exception):
-    """The daemon cannot start as it was told to; str() is one line for the operator.
+    """The daemon cannot start with this configuration or data; str() is one line for the operator.
 
-    It is a SystemExit, so that the process says that line instead of a traceback and exits 1; and it is an
-    Exception, because twistd removes its pid file (and tells a waiting parent) only after one of those.
+    As a SystemExit, it makes the process print that line instead of a traceback, and exit with status 1. It is an
+    Exception as well because only then twistd removes its pid file and notifies a waiting parent.
     """
 
 
 class WorkEnded(SystemExit, Exception):
-    """The process has done all that it was started for, and is to end with this status; an Exception as well, for the
-    reason that StartError is one."""
+    """The command has finished; the process exits with this status. An Exception for the same reason as StartError."""
 
 
 class StorageError(Exception):
-    """Everything that a request can meet."""
+    """Base class of the errors that a request can fail with."""
 
 
 class InvalidKey(StorageError):
-    """The client's key or prefix breaks a rule of `keys`; str() says which."""
+    """The key or prefix of a request breaks a rule of `model.parse_prefix`; str() says which."""
 
 
 class PayloadTooLarge(StorageError):
-    """The body is, or says it is, over the cap of its key."""
+    """The body, or its declared length, exceeds the limit for its key."""
 
 
 class NoFreeSlot(StorageError):
-    """As many PUTs as are allowed are under way."""
+    """The maximum number of PUTs is under way."""
 
 
 class InvalidRequest(StorageError):
-    """The client's headers or query say something that cannot be; str() says what."""
+    """The headers or the query of a request are invalid; str() says why."""
 
 
 class DigestMismatch(StorageError):
-    """The body has another digest than the client said; str() says which."""
+    """The body does not have the digest that the client sent; str() says which."""
 
 
 class PreconditionFailed(StorageError):
-    """What the client wanted to be so before its request was carried out is not."""
+    """The condition of a request does not hold."""
 
 
 class WriteConflict(StorageError):
-    """Another conditional write of the same key was under way: the client may try again."""
+    """Another conditional write of the same key was under way; the client may retry."""
 
 
 class ConditionUnsupported(StorageError):
-    """The bucket cannot check a condition and write in one step."""
+    """The bucket cannot check the condition and write in one atomic step."""
 
 
 class RangeNotSatisfiable(StorageError):
-    """The object has none of the bytes that were asked for.
+    """The object has none of the requested bytes.
 
     Attributes:
         size: of the object, in bytes.
@@ -65,11 +64,11 @@ class RangeNotSatisfiable(StorageError):
 
 
 class BodyLost(StorageError):
-    """The peer went away before its body was whole."""
+    """The peer disconnected before its body was complete."""
 
 
 class BodyStalled(StorageError):
-    """The peer stopped sending in the middle of its body."""
+    """The peer sent no more of its body for too long."""
 
 
 class ObjectNotFound(StorageError):
@@ -85,26 +84,26 @@ class BucketError(StorageError):
 
 
 class DamagedObject(BucketError):
-    """An object's bytes are not those that were put: fewer, more, or others."""
+    """The bytes of an object are not those that were put."""
 
 
 class UnverifiableObject(BucketError):
-    """An object has no checksum that its bytes could be compared with, and the configuration wants all to be."""
+    """An object has no checksum to verify its bytes with, and the configuration requires one."""
 
 
 class BucketUnreachable(BucketError):
-    """The storage behind a bucket could not be reached, or its connection was lost, in all tries."""
+    """The storage behind a bucket could not be reached, or its connection was lost, in every attempt."""
 
 
 class BucketBusy(BucketError):
-    """The storage behind a bucket takes no more for now, and asks to slow down."""
+    """The storage behind a bucket is overloaded, and asks to slow down."""
 
 
 class WritesSuspended(BucketError):
-    """The bucket takes no writes: an earlier one is not settled, or its folder was replaced.
+    """The bucket accepts no writes: the outcome of an earlier one is unresolved, or its folder was replaced.
 
     Attributes:
-        begun: whether this one has begun, so that its outcome is not known; else nothing has happened.
+        begun: whether this write had begun, so that its outcome is unknown; otherwise nothing was changed.
     """
 
     def __init__(self, cause: str, begun: bool) -> None:
@@ -113,12 +112,12 @@ class WritesSuspended(BucketError):
 
 
 class OutOfSpace(BucketError):
-    """The storage behind a bucket has no room for this, or its owner may have no more; there may be again, later."""
+    """The storage behind a bucket is full, or a quota is exhausted."""
 
 
 class OutcomeUnknown(BucketError):
-    """The storage behind a bucket did not say whether it has carried out a write, and nothing proves either."""
+    """It is unknown whether the storage behind a bucket carried out a write."""
 
 
 class BucketTimedOut(BucketError):
-    """The storage behind a bucket did not answer in the time that it has."""
+    """The storage behind a bucket did not answer within the time limit."""

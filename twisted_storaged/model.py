@@ -1,5 +1,7 @@
-"""The values that cross a bucket's border: object keys and prefixes, what is known of an object, and what is asked of a
-put, a get and a list. No I/O."""
+"""Values that buckets take and return: object keys and prefixes, object information, options of puts, ranges and lists.
+
+No I/O.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +13,20 @@ from typing import NamedTuple
 
 from twisted_storaged.errors import InvalidKey, RangeNotSatisfiable
 
-# What an object key may be. Keys arrive as percent-decoded bytes and leave as text.
-
-#: S3's own limit, in bytes of UTF-8.
+#: S3's limit for a key, in bytes of UTF-8.
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
 MAX_KEY_BYTES = 1024
 
-#: What breaks no rule, nor could: most keys.
+# Most keys: printable ASCII that can break no rule but the one on "..".
 _PLAIN = re.compile(rb"(?!/)[\x20-\x7e]{1,%d}" % MAX_KEY_BYTES)
 _CONTROL = bytes([*range(0x20), 0x7F])
 
 
 def parse_key(raw: bytes) -> str:
-    """The key that these bytes spell.
+    """Decode a key, which is percent-decoded already.
 
     Raises:
-        InvalidKey: it is empty, or breaks a rule that prefixes share.
+        InvalidKey: it is empty, or not valid as a prefix either.
     """
     if not raw:
         raise InvalidKey("empty key")
@@ -34,10 +34,10 @@ def parse_key(raw: bytes) -> str:
 
 
 def parse_prefix(raw: bytes) -> str:
-    """The prefix that these bytes spell: as a key, but it may be empty.
+    """Decode a prefix. The rules are those of a key, but it may be empty.
 
     Raises:
-        InvalidKey: the first rule that is broken, in the order of the wire contract.
+        InvalidKey: it breaks a rule; the text names the first one, in the order of the wire contract.
     """
     if _PLAIN.fullmatch(raw) and b".." not in raw:
         return raw.decode("ascii")
@@ -57,9 +57,7 @@ def parse_prefix(raw: bytes) -> str:
         raise InvalidKey("key is not UTF-8") from None
 
 
-# The values that cross a bucket's border: what is known of an object, and what is asked of a put, a get, a list.
-
-#: An object's metadata, as S3 has it: names in lower case, `content-type` and its like and `x-amz-meta-*`, with values.
+#: An object's metadata: names in lower case (`content-type` and other system metadata, `x-amz-meta-*`) with values.
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html
 Metadata = tuple[tuple[str, str], ...]
 
@@ -69,11 +67,14 @@ NO_DIGESTS: Digests = MappingProxyType({})
 
 
 class ObjectInfo(NamedTuple):
-    """What is known of an object without reading it.
+    """Everything about an object but its content.
 
-    `etag` is opaque text without quotes that changes with the content; `size` is in bytes; `last_modified` in
-    seconds since the epoch. `metadata` is what was given with the put, and `digests` those that are known; lists
-    have neither.
+    Attributes:
+        size: in bytes.
+        etag: opaque text without quotes, which changes with the content.
+        last_modified: in seconds since the epoch.
+        metadata: as given with the put; not in lists.
+        digests: those that are known; not in lists.
     """
 
     key: str
@@ -86,19 +87,19 @@ class ObjectInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class Condition:
-    """What a key must have for a write to happen: the object of this ETag; or, for None, no object."""
+    """A precondition of a write: the key has an object with this ETag, or, where it is None, no object."""
 
     etag: str | None = None
 
 
 class PutOptions(NamedTuple):
-    """What comes with a body.
+    """Options of a put.
 
     Attributes:
         metadata: kept with the object.
-        condition: checked in the same step that makes the object visible.
-        expected: digests that the body must have.
-        wanted: algorithms whose digests the result must know, beside those of `expected`.
+        condition: checked atomically with the step that makes the object visible.
+        expected: digests that the body must have, else the put fails with DigestMismatch.
+        wanted: algorithms whose digests the result has, in addition to those of `expected`.
     """
 
     metadata: Metadata = ()
@@ -111,7 +112,7 @@ NO_OPTIONS = PutOptions()
 
 
 class Span(NamedTuple):
-    """The bytes from offset `start` to before `end`."""
+    """The bytes from offset `start` up to, but not including, offset `end`."""
 
     start: int
     end: int
@@ -119,19 +120,20 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class ByteRange:
-    """A range of bytes that a client asks for, in one of the three forms of RFC 9110, 14.1.2.
+    """A range of bytes in one of the three forms of RFC 9110, 14.1.2.
 
-    `first` to `last`, both included; from `first` on, where `last` is None; the last `last` bytes, where `first` is.
+    `first` to `last`, both inclusive; from `first` to the end, where `last` is None; the last `last` bytes, where
+    `first` is None.
     """
 
     first: int | None
     last: int | None
 
     def within(self, size: int) -> Span:
-        """What it means for an object of `size` bytes.
+        """Resolve the range for an object of `size` bytes.
 
         Raises:
-            RangeNotSatisfiable: none of them are there.
+            RangeNotSatisfiable: the object has none of these bytes.
         """
         if self.first is None:
             start, end = max(0, size - (self.last or 0)), size
@@ -148,11 +150,14 @@ class ByteRange:
 
 @dataclass(frozen=True)
 class ListQuery:
-    """What to list: entries whose names start with `prefix` and sort after `after`, by the bytes of their UTF-8.
+    """A list request: entries whose names start with `prefix` and sort after `after`, by the bytes of their UTF-8.
 
-    An entry is an object, by its key; with a `delimiter`, the keys that have it after the prefix are one entry
-    together, a common prefix, up to and with the delimiter. A page has at most `page_limit` entries; and of all pages
-    together, nobody looks at more than `limit` entries (None: at all of them).
+    An entry is an object, named by its key. With a `delimiter`, all keys that contain it after the prefix are grouped
+    into one entry, a common prefix, which ends with the delimiter.
+
+    Attributes:
+        page_limit: entries of one page, at most.
+        limit: entries of all pages together that the caller reads, at most; None for all.
     """
 
     prefix: str = ""
@@ -164,10 +169,12 @@ class ListQuery:
 
 @dataclass(frozen=True)
 class ListPage:
-    """Some entries of a list, and the token of the next page; None after the last.
+    """One page of a list.
 
-    Those of each kind are in order, and come after those of the page before, unless it is not `ordered`: there are
-    engines of S3 that promise no order.
+    Attributes:
+        token: the token of the next page; None if this is the last one.
+        ordered: whether the entries of each kind are in order, and follow those of the page before. Some engines of S3
+            promise no order.
     """
 
     objects: list[ObjectInfo]
@@ -176,11 +183,11 @@ class ListPage:
     ordered: bool = True
 
     def names(self) -> list[str]:
-        """All its entries, in order."""
+        """Return the names of all entries, in order."""
         return sorted([*(info.key for info in self.objects), *self.prefixes], key=str.encode)
 
     def up_to(self, last: str) -> ListPage:
-        """The entries up to this one."""
+        """Return the page with its entries up to `last`, inclusive."""
         end = last.encode("utf-8")
         objects = [info for info in self.objects if info.key.encode("utf-8") <= end]
         prefixes = tuple(prefix for prefix in self.prefixes if prefix.encode("utf-8") <= end)

@@ -189,7 +189,7 @@ class WindowTests:
 
     def test_one_body_alone_has_more_of_it(self) -> None:
         """As soon as others come, it has its share; nobody has less than the least."""
-        window = FairShare(total=16, least=4, most=8)
+        window = FairShare(total=16, minimum=4, maximum=8)
         shares = []
         with window.taken():
             shares.append(window())

@@ -1,31 +1,27 @@
-"""Bounds that are shared: memory among GETs, parts in flight among PUTs."""
+"""Limits that are shared: the memory of all GETs, and the parts in flight of all PUTs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# The memory for bytes on their way to clients, over all GETs: each asks here how much to read, and says what it
-# holds.
-#
-# How large a read may be goes by how many GETs there are, and by what is free. What is held is counted, as those that
-# were there first may keep what they have for as long as their clients are slow: a GET that comes when nothing is
-# free reads the least at a time, and no more before that has left. So all together never hold more than `total`
-# bytes, and the least for each of them.
-
-#: Bytes that all GETs may hold together, that one read may bring, and that it may always bring.
+#: Bytes that all GETs together may hold on their way to clients.
 DELIVERY_BYTES = 32 << 20
+#: Bytes of the largest read, and of the smallest, which is always allowed.
 MAX_READ = 1 << 20
 MIN_READ = 1 << 14
 
 
 class DeliveryBudget:
-    """The bytes that GETs hold.
+    """The memory of all GETs: how large the next read may be, by the number of GETs and by what is free.
+
+    A GET keeps what it holds for as long as its client is slow. One that starts when nothing is free makes one smallest
+    read at a time. So all GETs together never hold more than `total` bytes and one smallest read each.
 
     Attributes:
-        count: GETs that there are now.
+        count: GETs under way.
         held: bytes that they hold together.
-        when_idle: is called each time that the last GET has ended, for who keeps memory for the next.
+        when_idle: functions that are called each time that the last GET has ended, to release memory kept for reuse.
     """
 
     def __init__(self, total: int = DELIVERY_BYTES, least: int = MIN_READ, most: int = MAX_READ) -> None:
@@ -37,18 +33,18 @@ class DeliveryBudget:
         self.when_idle: list[Callable[[], object]] = []
 
     def join(self, reads: int) -> ReadReservation:
-        """The portion of one GET more, which makes so many reads at a time. It must `leave`."""
+        """Register a GET that makes up to `reads` reads at a time. It must call `leave` when it ends."""
         self.count += 1
         return ReadReservation(self, reads)
 
     def next_size(self, reads: int) -> int:
-        """Bytes that the next read may bring, where each GET makes so many at a time; less than the least for none."""
+        """Bytes of the next read of a GET that makes `reads` at a time. Less than the smallest read means none."""
         share = self._total // (reads * max(self.count, 1))
         return min(max(self.least, min(self._most, share)), self._total - self.held)
 
 
 class ReadReservation:
-    """What one GET holds, in bytes."""
+    """The part of the budget that one GET holds, in bytes."""
 
     def __init__(self, budget: DeliveryBudget, reads: int) -> None:
         self._budget = budget
@@ -56,28 +52,28 @@ class ReadReservation:
         self.held = 0
 
     def next_size(self) -> int:
-        """Bytes that the next read may bring; 0 for none, until some of what is held was released."""
+        """Bytes of the next read; 0 if there must be none until something was released."""
         size = self._budget.next_size(self._reads)
         if size >= self._budget.least:
             return size
         return 0 if self.held else self._budget.least
 
     def hold(self, count: int) -> None:
-        """So many bytes are read, or will be."""
+        """Reserve `count` bytes for a read."""
         self.held += count
         self._budget.held += count
 
     def release(self, count: int) -> None:
-        """So many have left."""
+        """Release `count` bytes that were sent."""
         self.held -= count
         self._budget.held -= count
 
     def release_all(self) -> None:
-        """All have left."""
+        """Release everything that is held."""
         self.release(self.held)
 
     def leave(self) -> None:
-        """The GET has ended, and holds nothing."""
+        """End the GET: release everything, and no longer count it."""
         self.release_all()
         self._budget.count -= 1
         if not self._budget.count:
@@ -85,28 +81,26 @@ class ReadReservation:
                 call()
 
 
-# Sharing a bound among those that are under way: memory among GETs, parts in flight among PUTs.
-
-
 class FairShare:
-    """What each may have: an equal share of `total`, but from `least` to `most`.
+    """A limit for each user: `total` / users, clamped to [minimum, maximum].
 
-    One alone has as much as helps it; many together do not take more than there is.
+    Attributes:
+        count: the number of users.
     """
 
-    def __init__(self, total: int, least: int, most: int) -> None:
+    def __init__(self, total: int, minimum: int, maximum: int) -> None:
         self._total = total
-        self._least = least
-        self._most = most
+        self._minimum = minimum
+        self._maximum = maximum
         self.count = 0
 
     def __call__(self) -> int:
-        """The share as of now."""
-        return max(self._least, min(self._most, self._total // max(self.count, 1)))
+        """The share of one user, which changes with their number."""
+        return max(self._minimum, min(self._maximum, self._total // max(self.count, 1)))
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Count one more."""
+        """Count one more user for the duration of the context."""
         self.count += 1
         try:
             yield

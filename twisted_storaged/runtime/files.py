@@ -1,4 +1,4 @@
-"""Files that only the daemon's user can use, durable writes, and temporary files for what does not fit in memory."""
+"""Files that only the daemon's user can access, durable writes, and temporary files for what does not fit in memory."""
 
 from __future__ import annotations
 
@@ -16,36 +16,34 @@ from twisted.internet.threads import deferToThread
 from twisted_storaged.errors import BucketError, OutOfSpace, StartError
 from twisted_storaged.runtime.concurrency import Run
 
-# Files and folders that only the daemon's user can use, whatever its umask is. Blocking.
-
 
 def make_folder(path: Path) -> None:
-    """Make a folder with mode 0700 if there is none; one that others can use is closed to them.
+    """Create a folder with mode 0700, whatever the umask; an existing one loses all access of group and others.
 
     Raises:
         StartError: it belongs to another user.
-        OSError: it cannot be made, or is no folder.
+        OSError: it cannot be created, or is not a folder.
     """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     tighten(path)
 
 
 def touch(path: Path) -> None:
-    """Make an empty file with mode 0600 if there is none; one that others can use is closed to them.
+    """Create an empty file with mode 0600; an existing one loses all access of group and others.
 
     Raises:
         StartError: it belongs to another user.
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     tighten(path)
 
 
 def tighten(path: Path) -> None:
-    """Take all access from group and others, if they have some. Does nothing if the path does not exist.
+    """Remove all access of group and others. Does nothing if the path does not exist.
 
     Raises:
-        StartError: it belongs to another user, who could give it back.
+        StartError: it belongs to another user, who could restore that access.
     """
     try:
         status = path.stat()
@@ -60,7 +58,7 @@ def tighten(path: Path) -> None:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Replace what a file holds: after a crash it holds the old or the new, whole."""
+    """Replace the content of a file atomically and durably: after a crash it is the old or the new."""
     new = path.with_name(path.name + ".new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
@@ -72,7 +70,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Bring the names in a folder to the disk: fsync of a file does not. See fsync(2)."""
+    """Make the names in a folder durable, which fsync of a file does not. See fsync(2)."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -80,13 +78,10 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-# Bytes that are kept for later: in memory while they are few, then in a file that has no name and goes with the
-# process, however that ends.
-
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-#: Bytes of one spool in memory, and of one read of its file.
+#: Bytes that a spool keeps in memory, and bytes of one read of its file.
 IN_MEMORY = 256 << 10
 PIECE = 64 << 10
 
@@ -96,15 +91,18 @@ def _in_thread(call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -
 
 
 def _new_file() -> Any:
-    """A file without a name, where files go that may become large: `/tmp` is often memory. See file-hierarchy(7)."""
+    """Create a file without a name, which disappears with the process.
+
+    Not in `/tmp`, which is often memory. See file-hierarchy(7)
+    """
     persistent = "TMPDIR" not in os.environ and os.access("/var/tmp", os.W_OK)  # noqa: S108
     return tempfile.TemporaryFile(dir="/var/tmp" if persistent else None, buffering=0)  # noqa: S108
 
 
 class Spool:
-    """What is added to it comes out again, in order. One call at a time; `close` it, or the file stays open.
+    """A queue of bytes that moves to a temporary file when it gets large. One call at a time; it must be closed.
 
-    The file is written and read by `run`. What cannot be, for want of space, is OutOfSpace, else BucketError.
+    The file is written and read by `run`. Failures are raised as OutOfSpace, where the disk is full, or BucketError.
     """
 
     def __init__(
@@ -119,7 +117,7 @@ class Spool:
         self._written = 0
 
     async def add(self, data: bytes) -> None:
-        """Keep bytes."""
+        """Append bytes."""
         self._pieces.append(data)
         self._size += len(data)
         if self._size > self._limit:
@@ -127,7 +125,7 @@ class Spool:
             await self._run(self._write, b"".join(pieces))
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
-        """All that is kept, some at a time."""
+        """Yield everything that was added, in order."""
         read = 0
         while read < self._written:
             piece = await self._run(self._read, read)
@@ -137,11 +135,11 @@ class Spool:
             yield piece
 
     async def close(self) -> None:
-        """Let go of all of it."""
+        """Discard the content and close the file."""
         self._pieces.clear()
         if self._file is not None:
             file, self._file = self._file, None
-            # The blocks of a large file are given back now, which takes time.
+            # In a thread, as freeing the blocks of a large file takes time.
             await self._run(file.close)
 
     def _write(self, data: bytes) -> None:
@@ -153,11 +151,11 @@ class Spool:
                 left = left[self._file.write(left) :]
         except OSError as error:
             kind = OutOfSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else BucketError
-            raise kind(f"a temporary file for what is kept cannot be written: {error}") from error
+            raise kind(f"cannot write a temporary file: {error}") from error
         self._written += len(data)
 
     def _read(self, offset: int) -> bytes:
         piece = os.pread(self._file.fileno(), min(PIECE, self._written - offset), offset)
         if not piece:
-            raise BucketError("a temporary file is shorter than it was written")
+            raise BucketError("a temporary file is shorter than what was written to it")
         return piece
