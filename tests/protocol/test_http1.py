@@ -50,8 +50,8 @@ class AnswerParserTests:
         parser, got = parse(head + framed, cuts)
         assert got == body
         assert parser.ended
-        assert parser.answer is not None
-        assert (parser.answer.status, parser.answer.headers["etag"]) == (200, '"e"')
+        assert parser.response is not None
+        assert (parser.response.status, parser.response.headers["etag"]) == (200, '"e"')
         assert parser.keep_alive
 
     @pytest.mark.parametrize("head", [b"204 No Content\r\n", b"304 Not Modified\r\nContent-Length: 7\r\n"])
@@ -68,12 +68,12 @@ class AnswerParserTests:
     def test_a_100_continue_is_passed_over(self) -> None:
         """Nobody asked for it, some send it."""
         parser, body = parse(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
-        assert (parser.answer and parser.answer.status, body) == (200, b"x")
+        assert (parser.response and parser.response.status, body) == (200, b"x")
 
     def test_many_interim_answers_in_one_read(self) -> None:
         """More than the stack has room for, where each is a call inside the one before."""
         parser, body = parse(b"HTTP/1.1 100\r\n\r\n" * 4000 + b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
-        assert (parser.answer and parser.answer.status, body) == (200, b"x")
+        assert (parser.response and parser.response.status, body) == (200, b"x")
 
     @pytest.mark.parametrize("cut", range(len(CHUNKED), len(CHUNKED) + 40))
     def test_trailers_are_passed_over(self, cut: int) -> None:
@@ -137,16 +137,16 @@ class ForbiddenCharacterTests:
         parser = ResponseParser()
         head = f"HTTP/1.1 200 OK\r\nx-amz-meta-a: b{character}Set-Cookie: c\r\nContent-Length: 0\r\n\r\n"
         parser.feed(head.encode("latin-1"))
-        assert parser.answer is not None
-        assert parser.answer.headers == {"x-amz-meta-a": "b Set-Cookie: c", "content-length": "0"}
+        assert parser.response is not None
+        assert parser.response.headers == {"x-amz-meta-a": "b Set-Cookie: c", "content-length": "0"}
 
     @pytest.mark.parametrize("name", ["x-amz-meta-a b", "x-amz-meta-\xe9", "", " folded", "x "])
     def test_a_field_whose_name_is_none_is_left_out(self, name: str) -> None:
         """A client would take it for the end of the head, and find no length."""
         parser = ResponseParser()
         parser.feed(f"HTTP/1.1 200 OK\r\n{name}: v\r\nContent-Length: 0\r\n\r\n".encode("latin-1"))
-        assert parser.answer is not None
-        assert parser.answer.headers == {"content-length": "0"}
+        assert parser.response is not None
+        assert parser.response.headers == {"content-length": "0"}
 
 
 class CollectedTests:

@@ -134,7 +134,7 @@ class ResponseParser:
     """
 
     def __init__(self, head_request: bool = False) -> None:
-        self.answer: Response | None = None
+        self.response: Response | None = None
         self.ended = False
         self.keep_alive = True
         self._head_request = head_request
@@ -150,9 +150,9 @@ class ResponseParser:
         Raises:
             ConnectionFailed: it is not an answer.
         """
-        if self.answer is None:
+        if self.response is None:
             data = self._read_head(self._buffer + data if self._buffer else data)
-            if self.answer is None:
+            if self.response is None:
                 return b""
         if self._chunked:
             return self._read_chunks(data)
@@ -176,7 +176,7 @@ class ResponseParser:
             version, status, headers = _parse_head(data[start:end])
             if status >= 200:
                 self._buffer = b""
-                self.answer = Response(status, headers)
+                self.response = Response(status, headers)
                 self.keep_alive = version == "HTTP/1.1" and headers.get("connection", "").lower() != "close"
                 self._frame(status, headers)
                 return data[end + 4 :]

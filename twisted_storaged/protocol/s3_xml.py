@@ -80,7 +80,7 @@ def sorted_after(page: ListPage, after: str) -> ListPage:
     return replace(page, objects=objects, prefixes=tuple([entry for entry in page.prefixes if entry > after]))
 
 
-def parse_list(answer: Response, query: ListQuery, prefix: str) -> ListPage:
+def parse_list(response: Response, query: ListQuery, prefix: str) -> ListPage:
     """A page of the list of what is under `prefix`, its keys and common prefixes without that.
 
     What has the key `prefix` itself, as consoles make it for a folder, has no key here, and is left out.
@@ -89,7 +89,7 @@ def parse_list(answer: Response, query: ListQuery, prefix: str) -> ListPage:
         BucketError: it is no page, or cannot be one of this list.
     """
     try:
-        page = _read(answer.body.decode("utf-8")) or _parse(answer.body)
+        page = _read(response.body.decode("utf-8")) or _parse(response.body)
         keys, times, etags, sizes = zip(*page.objects, strict=True) if page.objects else ((), (), (), ())
         names = _names(keys, page.encoded, prefix + query.prefix)
         common = _names(page.prefixes, page.encoded, prefix + query.prefix)

@@ -139,7 +139,7 @@ class ProbeTests:
         await bucket.put("k", BytesBody(SMALL), 100)
         assert endpoint.names() == ["PutObject"]
         await put(bucket, SMALL, Condition(endpoint.objects["k"][1]))
-        assert bucket._conditions._claims == CAPABILITIES_BY_SETTING["all"]
+        assert bucket._conditions._capabilities == CAPABILITIES_BY_SETTING["all"]
         probed = {call.key for call in endpoint.calls if call.key != "k" and call.name != "ListObjectVersions"}
         assert {key.startswith(PROBE_KEY) for key in probed} == {True}
         assert (set(endpoint.objects), endpoint.uploads) == ({"k"}, {})

@@ -58,7 +58,7 @@ class BlockingPool:
         connection = self._take() or self._connect(min(self._connect_timeout, _left(until)))
         keep = False
         try:
-            answer, keep = _Exchange(connection, self._read_timeout, until).run(head, body)
+            response, keep = _Exchange(connection, self._read_timeout, until).run(head, body)
         except OSError as error:
             raise ConnectionFailed(f"{type(error).__name__}: {error}") from error
         finally:
@@ -69,7 +69,7 @@ class BlockingPool:
         if self._closed:
             # It may have been given back after `close` had looked.
             self.close()
-        return answer
+        return response
 
     def close(self) -> None:
         """Close what is idle, and whatever is given back from now on."""
@@ -147,12 +147,12 @@ class _Exchange:
     def _refusal(self, failure: Exception) -> Response:
         """What the peer has said, if that is an error. Raises `failure` if it has said nothing."""
         try:
-            answer, _ = self._read(_REFUSAL_SECONDS)
+            response, _ = self._read(_REFUSAL_SECONDS)
         except (OSError, ConnectionFailed):
             raise failure from None
-        if answer.status < 300:
+        if response.status < 300:
             raise failure
-        return answer
+        return response
 
     def _read(self, timeout: float) -> tuple[Response, bool]:
         parser, body = ResponseParser(), BodyCollector()
@@ -161,9 +161,9 @@ class _Exchange:
             if not data:
                 raise ConnectionFailed("S3 closed the connection before its answer ended")
             body.add(parser.feed(data))
-        assert parser.answer is not None
-        parser.answer.body = body.joined()
-        return parser.answer, parser.keep_alive
+        assert parser.response is not None
+        parser.response.body = body.joined()
+        return parser.response, parser.keep_alive
 
     def _receive(self, timeout: float) -> bytes:
         while True:

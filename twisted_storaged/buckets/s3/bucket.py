@@ -115,11 +115,11 @@ class S3Bucket:
     async def put(self, key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
         s3_key = self._s3_key(key)
         uploader = self._uploader_for(max_length if body.length is UNKNOWN_LENGTH else body.length)
-        condition, claims = options.condition, NO_CAPABILITIES
+        condition, capabilities = options.condition, NO_CAPABILITIES
         if condition is not None:
-            claims = await self._conditions.require(condition, *_operations(body.length, uploader.buffers.size))
+            capabilities = await self._conditions.require(condition, *_operations(body.length, uploader.buffers.size))
         with storage_errors(writes=True, conditional=condition is not None):
-            upload = S3Upload(self._context, s3_key, key, options, claims)
+            upload = S3Upload(self._context, s3_key, key, options, capabilities)
             upload.part_size = uploader.buffers.size
             digesting = BodyDigests(options, self._threads.run)
             return await uploader.store(body, upload, digesting)
@@ -141,16 +141,16 @@ class S3Bucket:
         headers = self._verifier.headers if wanted is None else {"range": str(wanted)}
         with storage_errors():
             try:
-                answer, body = await self._first_read(s3_key, headers)
+                response, body = await self._first_read(s3_key, headers)
             except RequestFailed as error:
-                if error.answer.status != 416:
+                if error.response.status != 416:
                     raise
-                size = size_told(error.answer)
+                size = size_told(error.response)
                 raise RangeNotSatisfiable((await self.head(key)).size if size is None else size) from error
         try:
-            reader = S3Reader(s3_key, *opened(answer, key, wanted), body, self._reading)
+            reader = S3Reader(s3_key, *opened(response, key, wanted), body, self._reading)
             if wanted is None:
-                await self._verifier.verify(reader, answer, s3_key)
+                await self._verifier.verify(reader, response, s3_key)
             return reader
         except BaseException:
             body.close()
@@ -168,8 +168,8 @@ class S3Bucket:
     async def list(self, query: ListQuery, token: str | None = None) -> ListPage:
         prefix = self._settings.prefix
         with storage_errors():
-            answer = await self._objects.list_objects(list_parameters(query, token, prefix))
-            page = parse_list(answer, query, prefix)
+            response = await self._objects.list_objects(list_parameters(query, token, prefix))
+            page = parse_list(response, query, prefix)
         if not self._settings.lists_in_order:
             page = replace(page, ordered=False)
         return page if query.after is None else sorted_after(page, query.after)
@@ -187,13 +187,13 @@ class S3Bucket:
     @deferred
     async def _probe(self) -> Capabilities:
         key = new_probe_key(self._settings.prefix)
-        claims = await Probe(self._context, key).claims()
+        capabilities = await Probe(self._context, key).capabilities()
         self._log.info(
-            "bucket {name} checks and writes in one step: {claims}",
+            "bucket {name} checks and writes in one step: {capabilities}",
             name=self.name,
-            claims=", ".join(sorted(map(str, claims))) or "nothing",
+            capabilities=", ".join(sorted(map(str, capabilities))) or "nothing",
         )
-        return claims
+        return capabilities
 
     def _s3_key(self, key: str) -> str:
         s3_key = self._settings.prefix + key

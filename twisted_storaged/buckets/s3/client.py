@@ -135,7 +135,7 @@ class DataPlane:
             self.clock.seconds(),
         )
 
-        async def landed(ends: float) -> Response | AttemptState:
+        async def confirm_applied(ends: float) -> Response | AttemptState:
             found = await self.look(key, ends)
             if found is None or found.status != 200:
                 return AttemptState.UNKNOWN
@@ -145,7 +145,7 @@ class DataPlane:
             long_ago = was_there_before(found, self.clock.seconds() - began)
             return AttemptState.NOT_DONE if refuted and long_ago else AttemptState.UNKNOWN
 
-        return await self._send(call, landed)
+        return await self._send(call, confirm_applied)
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: Buffer, checksum: str) -> Response:
         """Store a part of a multipart upload. https://docs.aws.amazon.com/AmazonS3/latest/API/API_UploadPart.html ."""
@@ -190,14 +190,14 @@ class DataPlane:
         """
         call, began = S3Request("DeleteObject", key, headers=headers), self.clock.seconds()
 
-        async def landed(ends: float) -> Response | AttemptState:
+        async def confirm_applied(ends: float) -> Response | AttemptState:
             found = await self.look(key, ends)
             if found is None:
                 return AttemptState.UNKNOWN
             gone = found.status == 404
             return found if gone or was_put_since(found, self.clock.seconds() - began) else AttemptState.UNKNOWN
 
-        return await self.ask(call, landed=None if call.conditional else landed)
+        return await self.ask(call, confirm_applied=None if call.conditional else confirm_applied)
 
     async def list_objects(self, query: Mapping[str, str]) -> Response:
         """List a page. https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html .
@@ -210,23 +210,25 @@ class DataPlane:
         """Look at an object, once, until `ends`; None where S3 does not say."""
         head = await self._head(S3Request("HeadObject", key))
         try:
-            answer = await self._to.pool.ask((head,), ReadOptions(head_request=True, until=ends))
+            response = await self._to.pool.ask((head,), ReadOptions(head_request=True, until=ends))
         except ConnectionFailed:
             return None
-        return answer if answer.status in (200, 404) else None
+        return response if response.status in (200, 404) else None
 
-    async def ask(self, call: S3Request, read_size: int = READ_SIZE, landed: ConfirmApplied | None = None) -> Response:
+    async def ask(
+        self, call: S3Request, read_size: int = READ_SIZE, confirm_applied: ConfirmApplied | None = None
+    ) -> Response:
         """Make a request whose body and answer are small."""
         once = call.method in ("POST", "DELETE")
 
         async def attempt(ends: float) -> Response:
             head = await self._head(call)
             reading = ReadOptions(head_request=call.method == "HEAD", size=read_size, until=ends)
-            answer = await self._to.pool.ask((head, call.body), reading, once)
-            require_success(call.operation, call.headers, answer)
-            return answer
+            response = await self._to.pool.ask((head, call.body), reading, once)
+            require_success(call.operation, call.headers, response)
+            return response
 
-        return await self._retries.run(call.operation, attempt, landed, call.decisive)
+        return await self._retries.run(call.operation, attempt, confirm_applied, call.decisive)
 
     def start(self) -> None:
         """Begin to look at who is late."""
@@ -251,18 +253,20 @@ class DataPlane:
         """When a request that begins now must be over."""
         return self._retries.ends()
 
-    async def _send(self, call: S3Request, landed: ConfirmApplied | None = None) -> Response:
+    async def _send(self, call: S3Request, confirm_applied: ConfirmApplied | None = None) -> Response:
         async def attempt(ends: float) -> Response:
             head = await self._head(call)
             if len(call.body) > IN_THREAD_FROM:
                 until = time.monotonic() + ends - self.clock.seconds()
-                answer = await self._to.run(self._to.blocking.ask, head, call.body, until)
+                response = await self._to.run(self._to.blocking.ask, head, call.body, until)
             else:
-                answer = await self._to.pool.ask((head, call.body), ReadOptions(until=ends), once=landed is not None)
-            require_success(call.operation, call.headers, answer)
-            return answer
+                response = await self._to.pool.ask(
+                    (head, call.body), ReadOptions(until=ends), once=confirm_applied is not None
+                )
+            require_success(call.operation, call.headers, response)
+            return response
 
-        return await self._retries.run(call.operation, attempt, landed, call.decisive)
+        return await self._retries.run(call.operation, attempt, confirm_applied, call.decisive)
 
     async def _head(self, call: S3Request) -> bytes:
         method, path, query = call.method, self._location.path_of(call.key), call.query_text
@@ -318,8 +322,8 @@ class MultipartUploads:
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_CreateMultipartUpload.html
         """
         extra = {**headers, "x-amz-checksum-algorithm": "CRC32C"}
-        answer = await self._objects.ask(S3Request("CreateMultipartUpload", key, {"uploads": ""}, extra))
-        return text(_parsed(answer), "UploadId"), answer.again
+        response = await self._objects.ask(S3Request("CreateMultipartUpload", key, {"uploads": ""}, extra))
+        return text(_parsed(response), "UploadId"), response.again
 
     async def complete(
         self,
@@ -327,7 +331,7 @@ class MultipartUploads:
         upload_id: str,
         parts: Sequence[Part],
         headers: Mapping[str, str],
-        landed: ConfirmApplied | None = None,
+        confirm_applied: ConfirmApplied | None = None,
     ) -> str:
         """Make the object of its parts, under the condition in `headers`; gives its ETag, if the engine does.
 
@@ -335,31 +339,31 @@ class MultipartUploads:
         """
         extra = {"content-type": "application/xml", **headers}
         call = S3Request("CompleteMultipartUpload", key, {"uploadId": upload_id}, extra, _completion(parts))
-        answer = await self._objects.ask(call, landed=landed)
-        return answer.headers.get("etag") or (text(_parsed(answer), "ETag") if answer.body else "")
+        response = await self._objects.ask(call, confirm_applied=confirm_applied)
+        return response.headers.get("etag") or (text(_parsed(response), "ETag") if response.body else "")
 
     async def abort(self, key: str, upload_id: str) -> bool:
         """Forget one; whether S3 says, as it should, that there was one.
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_AbortMultipartUpload.html
         """
-        answer = await self._objects.ask(S3Request("AbortMultipartUpload", key, {"uploadId": upload_id}))
-        return answer.status == 204
+        response = await self._objects.ask(S3Request("AbortMultipartUpload", key, {"uploadId": upload_id}))
+        return response.status == 204
 
     async def has_parts(self, key: str, upload_id: str) -> bool:
         """Whether one has a part. https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListParts.html ."""
-        answer = await self._objects.ask(S3Request("ListParts", key, {"max-parts": "1", "uploadId": upload_id}))
-        return any(True for _ in _children(_parsed(answer), "Part"))
+        response = await self._objects.ask(S3Request("ListParts", key, {"max-parts": "1", "uploadId": upload_id}))
+        return any(True for _ in _children(_parsed(response), "Part"))
 
     async def of(self, key: str) -> list[OpenUpload]:
         """Those of a key that are open, up to a thousand.
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListMultipartUploads.html
         """
-        answer = await self._objects.ask(S3Request("ListMultipartUploads", "", {"prefix": key, "uploads": ""}))
+        response = await self._objects.ask(S3Request("ListMultipartUploads", "", {"prefix": key, "uploads": ""}))
         found = [
             OpenUpload(text(item, "Key"), text(item, "UploadId"), _time(text(item, "Initiated")))
-            for item in _children(_parsed(answer), "Upload")
+            for item in _children(_parsed(response), "Upload")
         ]
         return [upload for upload in found if upload.key == key]
 
@@ -374,10 +378,10 @@ def _completion(parts: Sequence[Part]) -> bytes:
     return bytes(ElementTree.tostring(root, "utf-8"))
 
 
-def _parsed(answer: Response) -> ElementTree.Element:
+def _parsed(response: Response) -> ElementTree.Element:
     try:
         # Blanks may come before it, while S3 is at work.
-        return ElementTree.fromstring(answer.body.strip())  # noqa: S314 (from our S3, and expat refuses entity bombs)
+        return ElementTree.fromstring(response.body.strip())  # noqa: S314 (from our S3, and expat refuses entity bombs)
     except ElementTree.ParseError as error:
         raise ConnectionFailed(f"not XML: {error}") from error
 

@@ -61,9 +61,9 @@ def conditional(operation: str, condition: Condition) -> Conditional:
 class ConditionalSupport:
     """What a bucket claims, once that is known."""
 
-    def __init__(self, claims: Capabilities | None, probe: Callable[[], Awaitable[Capabilities]]) -> None:
+    def __init__(self, capabilities: Capabilities | None, probe: Callable[[], Awaitable[Capabilities]]) -> None:
         """It claims `claims`; or, for None, what `probe` finds. A probe that fails is made again for the next asker."""
-        self._claims = claims
+        self._capabilities = capabilities
         self._probe = probe
         self._waiting: list[Deferred[Capabilities]] = []
 
@@ -74,10 +74,10 @@ class ConditionalSupport:
             ConditionUnsupported: on none of them.
             BucketError: that could not be found out; BucketTimedOut, if not in time.
         """
-        claims = self._claims if self._claims is not None else await self._found()
-        if not any(conditional(operation, condition) in claims for operation in operations):
+        capabilities = self._capabilities if self._capabilities is not None else await self._found()
+        if not any(conditional(operation, condition) in capabilities for operation in operations):
             raise ConditionUnsupported(f"not {' or '.join(str(conditional(name, condition)) for name in operations)}")
-        return claims
+        return capabilities
 
     def _found(self) -> Deferred[Capabilities]:
         """What the one probe finds that all wait for who ask meanwhile."""
@@ -89,12 +89,12 @@ class ConditionalSupport:
 
     async def _find(self) -> Capabilities:
         try:
-            self._claims = await self._probe()
+            self._capabilities = await self._probe()
         except TimedOut as error:
             raise BucketTimedOut(f"which conditional writes there are was not found out in time: {error}") from error
         except Exception as error:
             raise BucketError(f"which conditional writes there are could not be found out: {error}") from error
-        return self._claims
+        return self._capabilities
 
     def _tell(self, found: Capabilities | Failure) -> None:
         waiting, self._waiting = self._waiting, []

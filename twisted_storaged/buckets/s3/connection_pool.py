@@ -131,24 +131,24 @@ class Connection(Protocol):
             self.touch()
         if self._stream is not None:
             self._stream.received(body, parser.ended)
-        elif parser.answer is not None:
+        elif parser.response is not None:
             try:
-                self._answered(parser, parser.answer, body)
+                self._answered(parser, parser.response, body)
             except ConnectionFailed as error:
                 self.give_up(error)
 
-    def _answered(self, parser: ResponseParser, answer: Response, body: bytes) -> None:
-        if self._streamed and answer.status < 300 and not parser.ended:
+    def _answered(self, parser: ResponseParser, response: Response, body: bytes) -> None:
+        if self._streamed and response.status < 300 and not parser.ended:
             self._until = inf
             self._stream = StreamedBody(self, body, parser)
-            self._fire((answer, self._stream))
+            self._fire((response, self._stream))
             return
         self._body.add(body)
         if parser.ended:
-            answer.body = self._body.joined()
+            response.body = self._body.joined()
             # First, so that whoever waits for the answer finds this connection free.
             self.end()
-            self._fire((answer, None))
+            self._fire((response, None))
 
     def end(self) -> None:
         """The answer is over: free for the next request, or closed."""

@@ -107,19 +107,19 @@ class Journal:
         Raises:
             OSError: the disk failed; then it must not be.
         """
-        begun = JournalEntry(self._run / secrets.token_hex(8), bucket, key, time.time(), kind=kind)
-        fields = {"bucket": bucket, "key": key, "began": begun.began}
+        entry = JournalEntry(self._run / secrets.token_hex(8), bucket, key, time.time(), kind=kind)
+        fields = {"bucket": bucket, "key": key, "began": entry.began}
         try:
-            _append(begun.path, fields if kind == UPLOAD else {**fields, "kind": kind})
+            _append(entry.path, fields if kind == UPLOAD else {**fields, "kind": kind})
             sync_folder(self._run)
         except OSError:
-            begun.path.unlink(missing_ok=True)
+            entry.path.unlink(missing_ok=True)
             raise
-        return begun
+        return entry
 
-    def defer_to_reaper(self, begun: JournalEntry) -> None:
+    def defer_to_reaper(self, entry: JournalEntry) -> None:
         """Leave an upload of this run, which could not be ended, to the reaper."""
-        self._deferred[begun.path] = None
+        self._deferred[entry.path] = None
 
     def known(self, bucket: str, key: str) -> set[str] | None:
         """The ids of all uploads that anybody has noted.
@@ -131,20 +131,20 @@ class Journal:
         for run in self._runs():
             for path in _entries(run):
                 try:
-                    begun = _read(path)
+                    entry = _read(path)
                 except (DamagedEntry, OSError):
                     unsure = True
                 else:
-                    unsure = begun is not None and _is_unknown(begun, bucket, key)
-                    if begun is not None and begun.upload_id is not None:
-                        found.add(begun.upload_id)
+                    unsure = entry is not None and _is_unknown(entry, bucket, key)
+                    if entry is not None and entry.upload_id is not None:
+                        found.add(entry.upload_id)
                 if unsure and self._may_live(run, path):
                     return None
         return found
 
     def orphaned(self, bucket: str) -> list[JournalEntry]:
         """What is for the reaper of a bucket: what runs that have ended did not end, and what this one gave up."""
-        return [begun for begun in (*self._own(), *self._others()) if begun.bucket == bucket]
+        return [entry for entry in (*self._own(), *self._others()) if entry.bucket == bucket]
 
     def _own(self) -> Iterator[JournalEntry]:
         for path in list(self._deferred):
@@ -196,8 +196,8 @@ class Journal:
     def _judged(self, path: Path) -> Iterator[JournalEntry]:
         """The entry of a process that is not at it any more, if it is one. Trouble with one must not keep others."""
         try:
-            if begun := _read(path):
-                yield begun
+            if entry := _read(path):
+                yield entry
             else:
                 path.unlink(missing_ok=True)  # the process ended before it could ask S3 for anything
         except DamagedEntry as error:
@@ -228,8 +228,8 @@ def _entries(run: Path) -> list[Path]:
         return []
 
 
-def _is_unknown(begun: JournalEntry, bucket: str, key: str) -> bool:
-    return (begun.kind, begun.bucket, begun.key, begun.upload_id) == (UPLOAD, bucket, key, None)
+def _is_unknown(entry: JournalEntry, bucket: str, key: str) -> bool:
+    return (entry.kind, entry.bucket, entry.key, entry.upload_id) == (UPLOAD, bucket, key, None)
 
 
 def _read(path: Path) -> JournalEntry | None:

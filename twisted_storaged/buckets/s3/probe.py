@@ -63,7 +63,7 @@ async def remove_probe(objects: DataPlane, key: str) -> None:
     try:
         await objects.delete_object(key)
     except RequestFailed as error:
-        if error.answer.status != 404:
+        if error.response.status != 404:
             raise
     for _ in range(_LOOKS):
         versions = await _versions(objects, key)
@@ -88,7 +88,7 @@ async def _remove(objects: DataPlane, call: S3Request) -> None:
     try:
         await objects.ask(call)
     except RequestFailed as error:
-        if error.answer.status != 404:
+        if error.response.status != 404:
             raise
 
 
@@ -98,13 +98,13 @@ async def _versions(objects: DataPlane, key: str) -> list[str]:
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectVersions.html
     """
     try:
-        answer = await objects.ask(S3Request("ListObjectVersions", "", {"prefix": key, "versions": ""}))
+        response = await objects.ask(S3Request("ListObjectVersions", "", {"prefix": key, "versions": ""}))
     except RequestFailed as error:
-        if error.answer.status not in _NO_VERSIONS:
+        if error.response.status not in _NO_VERSIONS:
             raise
         return []
     try:
-        root = ElementTree.fromstring(answer.body)  # noqa: S314 (from our S3, and expat refuses entity bombs)
+        root = ElementTree.fromstring(response.body)  # noqa: S314 (from our S3, and expat refuses entity bombs)
     except ElementTree.ParseError as error:
         raise ConnectionFailed(f"not XML: {error}") from error
     space = root.tag[: root.tag.find("}") + 1]
@@ -153,7 +153,7 @@ class Probe:
         self._key = key
         self._uploads: dict[str, JournalEntry] = {}
 
-    async def claims(self) -> Capabilities:
+    async def capabilities(self) -> Capabilities:
         """What the engine can. Raises what the data plane and boto3 raise when that cannot be found out."""
         checks: dict[Any, Callable[[], Awaitable[bool]]] = {
             PUT_ABSENT: partial(self._absent, self._new_put),
@@ -163,15 +163,15 @@ class Probe:
             DELETE_SAME: self._delete_same,
         }
         run, journal = self._context.run, self._context.journal
-        begun = await run(journal.begin, self._context.where, self._key, PROBE)
+        entry = await run(journal.begin, self._context.where, self._key, PROBE)
         done = False
         try:
-            claims = frozenset([one for one, check in checks.items() if await check()])
+            capabilities = frozenset([one for one, check in checks.items() if await check()])
             done = True
         finally:
             # What failed may be carried out later than it is removed: then the reaper looks again.
-            await self._clean(begun, done)
-        return claims
+            await self._clean(entry, done)
+        return capabilities
 
     async def _absent(self, new: New) -> bool:
         """Who comes first has it, and nobody later. Of several who come at once, one has it."""
@@ -226,7 +226,7 @@ class Probe:
         try:
             await attempt
         except RequestFailed as error:
-            status = error.answer.status
+            status = error.response.status
             if status in _BUSY_STATUS:
                 raise
             return LOST if status in _LOST_STATUS else NEITHER
@@ -242,8 +242,8 @@ class Probe:
         upload_id = await self._new_upload_id()
         content = _new_content()
         checksum = crc32c(content)
-        answer = await self._objects.upload_part(self._key, upload_id, 1, content, checksum)
-        part = Part(1, answer.headers.get("etag", ""), checksum)
+        response = await self._objects.upload_part(self._key, upload_id, 1, content, checksum)
+        part = Part(1, response.headers.get("etag", ""), checksum)
 
         async def write(condition: Condition) -> None:
             await self._multipart.complete(self._key, upload_id, [part], condition_headers(condition))
@@ -253,16 +253,16 @@ class Probe:
 
     async def _new_upload_id(self) -> str:
         run, journal = self._context.run, self._context.journal
-        begun = await run(journal.begin, self._context.where, self._key)
+        entry = await run(journal.begin, self._context.where, self._key)
         try:
             upload_id, again = await self._multipart.create(self._key, {})
         except BaseException:
-            journal.defer_to_reaper(begun)
+            journal.defer_to_reaper(entry)
             raise
-        lost, self._uploads[upload_id] = begun if again else None, begun
+        lost, self._uploads[upload_id] = entry if again else None, entry
         if lost is not None:
-            begun = self._uploads[upload_id] = await run(journal.begin, self._context.where, self._key)
-        await run(begun.created, upload_id)
+            entry = self._uploads[upload_id] = await run(journal.begin, self._context.where, self._key)
+        await run(entry.created, upload_id)
         if lost is not None:
             journal.defer_to_reaper(lost)  # as in `S3Upload.begin`
         return upload_id
@@ -279,19 +279,19 @@ class Probe:
         try:
             return (await self._objects.read_object(self._key)).body
         except RequestFailed as error:
-            if error.answer.status != 404:
+            if error.response.status != 404:
                 raise
             return None
 
     async def _clean(self, probe: JournalEntry, done: bool) -> None:
         """Leave nothing; what cannot be removed now is the reaper's, and does not make what was found out wrong."""
-        run, left = self._context.run, {probe.path: probe, **{begun.path: begun for begun in self._uploads.values()}}
+        run, left = self._context.run, {probe.path: probe, **{entry.path: entry for entry in self._uploads.values()}}
         try:
-            for upload_id, begun in self._uploads.items():
+            for upload_id, entry in self._uploads.items():
                 with suppress(RequestFailed):  # one that was completed and did not say so
                     await self._multipart.abort(self._key, upload_id)
-                await run(begun.ended)
-                del left[begun.path]
+                await run(entry.ended)
+                del left[entry.path]
             await remove_probe(self._objects, self._key)
             if done:
                 await run(probe.ended)
@@ -299,8 +299,8 @@ class Probe:
         except (RequestFailed, ConnectionFailed, OSError) as error:
             _log.warn("the probe {key!r} is not removed yet: {error}", key=self._key, error=error)
         finally:
-            for begun in left.values():
-                self._context.journal.defer_to_reaper(begun)
+            for entry in left.values():
+                self._context.journal.defer_to_reaper(entry)
 
 
 def _new_content() -> bytes:

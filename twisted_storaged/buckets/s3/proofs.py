@@ -37,7 +37,7 @@ def new_write_id() -> str:
     return secrets.token_hex(16)
 
 
-def require_success(operation: str, sent: Mapping[str, str], answer: Response) -> None:
+def require_success(operation: str, sent: Mapping[str, str], response: Response) -> None:
     """Check that an answer with a status of success holds what S3's documentation says that it holds.
 
     `sent` are the headers of the request.
@@ -46,8 +46,8 @@ def require_success(operation: str, sent: Mapping[str, str], answer: Response) -
         NotAsDocumented: it does not; nobody knows what was done.
     """
     lacks = _REQUIRED.get(operation)
-    if answer.status < 300 and lacks is not None and (reason := lacks(sent, answer)):
-        raise UnexpectedResponse(f"{operation}: an answer {answer} {reason}")
+    if response.status < 300 and lacks is not None and (reason := lacks(sent, response)):
+        raise UnexpectedResponse(f"{operation}: an answer {response} {reason}")
 
 
 def is_own(found: Response, sent: Mapping[str, str]) -> bool:
@@ -81,39 +81,39 @@ def _age(found: Response) -> float | None:
         return None
 
 
-def _lacks_etag(sent: Mapping[str, str], answer: Response) -> str:
+def _lacks_etag(sent: Mapping[str, str], response: Response) -> str:
     """What an answer to PutObject or UploadPart lacks. S3 tells the checksum of what it stored, where it keeps one.
 
     The ETag is not compared with the MD5 of the body: that costs more than all the rest of a PUT, and an ETag that
     looks like an MD5 need not be one, where objects are encrypted.
     """
-    if not answer.headers.get("etag", "").strip('"'):
+    if not response.headers.get("etag", "").strip('"'):
         return "has no ETag"
-    told, checksum = answer.headers.get(CHECKSUM), sent.get(CHECKSUM)
+    told, checksum = response.headers.get(CHECKSUM), sent.get(CHECKSUM)
     if told and checksum and told != checksum:
         return f"tells the checksum {told}, where {checksum} was sent"
     return ""
 
 
-def _lacks_upload_id(_: Mapping[str, str], answer: Response) -> str:
+def _lacks_upload_id(_: Mapping[str, str], response: Response) -> str:
     """What an answer to CreateMultipartUpload lacks. The root is not compared: rclone calls it something else."""
-    root = _root(answer)
+    root = _root(response)
     return "" if root is not None and text(root, "UploadId") else "has no UploadId"
 
 
-def _lacks_completion(_: Mapping[str, str], answer: Response) -> str:
+def _lacks_completion(_: Mapping[str, str], response: Response) -> str:
     """What an answer to CompleteMultipartUpload lacks. It may be an error in spite of its status; Ceph's has no ETag.
 
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
     """
-    root = _root(answer)
+    root = _root(response)
     is_result = root is not None and _name(root) == "CompleteMultipartUploadResult"
     return "" if is_result else "is no CompleteMultipartUploadResult"
 
 
-def _has_more(_: Mapping[str, str], answer: Response) -> str:
+def _has_more(_: Mapping[str, str], response: Response) -> str:
     """What an answer to DeleteObject has that it should not."""
-    return "is not empty" if answer.body.strip() else ""
+    return "is not empty" if response.body.strip() else ""
 
 
 _REQUIRED: Mapping[str, Callable[[Mapping[str, str], Response], str]] = {
@@ -131,10 +131,10 @@ def text(root: ElementTree.Element, name: str) -> str:
     return next((child.text or "" for child in root if _name(child) == name), "").strip()
 
 
-def _root(answer: Response) -> ElementTree.Element | None:
+def _root(response: Response) -> ElementTree.Element | None:
     try:
         # Blanks may come before it, while S3 is at work.
-        return ElementTree.fromstring(answer.body.strip())  # noqa: S314 (from our S3, and expat refuses entity bombs)
+        return ElementTree.fromstring(response.body.strip())  # noqa: S314 (from our S3, and expat refuses entity bombs)
     except ElementTree.ParseError:
         return None
 

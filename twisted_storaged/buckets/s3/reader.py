@@ -164,9 +164,9 @@ class S3Reader:
     async def _reopened(self, front: ResponseSequence) -> Body:
         """What is left of the same object."""
         start, end = self.span.start + front.delivered, self.span.end
-        answer, body = await self._objects.get_object(self._s3_key, self._range(start, end))
+        response, body = await self._objects.get_object(self._s3_key, self._range(start, end))
         try:
-            info, _ = opened(answer, self.info.key, ByteRange(start, end - 1))
+            info, _ = opened(response, self.info.key, ByteRange(start, end - 1))
             if (info.etag, info.size) != (self.info.etag, self.info.size):
                 raise BucketError("it was replaced meanwhile")
         except BaseException:
@@ -205,10 +205,10 @@ class S3Reader:
             self._ahead.close()
 
     async def _fetch(self, start: int, end: int) -> bytes:
-        answer = await self._objects.read_object(self._s3_key, self._range(start, end))
-        if len(answer.body) != end - start:
-            raise ConnectionFailed(f"{len(answer.body)} bytes came for a range of {end - start}")
-        return answer.body
+        response = await self._objects.read_object(self._s3_key, self._range(start, end))
+        if len(response.body) != end - start:
+            raise ConnectionFailed(f"{len(response.body)} bytes came for a range of {end - start}")
+        return response.body
 
     def _range(self, start: int, end: int) -> dict[str, str]:
         return {"if-match": f'"{self.info.etag}"', "range": str(ByteRange(start, end - 1))}

@@ -56,56 +56,56 @@ class Reaper:
     @deferred
     async def reap(self) -> None:
         """End all that was left behind; what cannot be ended now stays for the next time."""
-        for begun in await self._context.run(self._orphaned):
+        for entry in await self._context.run(self._orphaned):
             if self._stopping:
                 return
             try:
-                await self._end(begun)
+                await self._end(entry)
             except (RequestFailed, ConnectionFailed, OSError) as error:
-                what = "was not aborted" if begun.kind == UPLOAD else "was not removed"
-                _log.warn("{begun.kind} of {begun.key!r} {what}: {error}", begun=begun, what=what, error=error)
+                what = "was not aborted" if entry.kind == UPLOAD else "was not removed"
+                _log.warn("{entry.kind} of {entry.key!r} {what}: {error}", entry=entry, what=what, error=error)
             except Exception:  # noqa: BLE001 (one that meets a defect must not keep the others)
                 _failed(Failure())
 
     def _orphaned(self) -> list[JournalEntry]:
         return self._context.journal.orphaned(self._context.where)
 
-    async def _end(self, begun: JournalEntry) -> None:
-        if begun.kind == UPLOAD:
-            await self._end_upload(begun)
-        elif begun.kind == PROBE and is_probe_key(begun.key):
-            await remove_probe(self._context.objects, begun.key)
-            await self._context.run(begun.ended)
-            _log.info("what was left behind of the probe {begun.key!r} is removed", begun=begun)
+    async def _end(self, entry: JournalEntry) -> None:
+        if entry.kind == UPLOAD:
+            await self._end_upload(entry)
+        elif entry.kind == PROBE and is_probe_key(entry.key):
+            await remove_probe(self._context.objects, entry.key)
+            await self._context.run(entry.ended)
+            _log.info("what was left behind of the probe {entry.key!r} is removed", entry=entry)
 
-    async def _end_upload(self, begun: JournalEntry) -> None:
+    async def _end_upload(self, entry: JournalEntry) -> None:
         now = time.time()
-        strays = [begun.upload_id] if begun.upload_id else await self._strays(begun, now)
+        strays = [entry.upload_id] if entry.upload_id else await self._strays(entry, now)
         for upload_id in strays or []:
             try:
-                await self._context.uploads.abort(begun.key, upload_id)
+                await self._context.uploads.abort(entry.key, upload_id)
             except RequestFailed as error:
-                if error.answer.status != 404:
+                if error.response.status != 404:
                     raise
             else:
-                _log.info("an upload of {begun.key!r} that was left behind is aborted", begun=begun)
-        over = strays is not None and now > self._latest(begun) + self._abandoned_after
-        if begun.upload_id or over:
-            await self._context.run(begun.ended)
+                _log.info("an upload of {entry.key!r} that was left behind is aborted", entry=entry)
+        over = strays is not None and now > self._latest(entry) + self._abandoned_after
+        if entry.upload_id or over:
+            await self._context.run(entry.ended)
 
-    async def _strays(self, begun: JournalEntry, now: float) -> list[str] | None:
+    async def _strays(self, entry: JournalEntry, now: float) -> list[str] | None:
         """The ids of what may be the upload that was begun, and is nobody else's; None where nobody can tell yet."""
-        earliest, latest = begun.began - SKEW, min(self._latest(begun), now - self._abandoned_after)
-        found = await self._context.uploads.of(begun.key)
+        earliest, latest = entry.began - SKEW, min(self._latest(entry), now - self._abandoned_after)
+        found = await self._context.uploads.of(entry.key)
         candidates = [upload.upload_id for upload in found if earliest <= upload.began <= latest]
-        empty = [one for one in candidates if not await self._context.uploads.has_parts(begun.key, one)]
+        empty = [one for one in candidates if not await self._context.uploads.has_parts(entry.key, one)]
         # Asked last: whoever has created one of these has an entry by now, if only one that does not say its id yet.
-        known = await self._context.run(self._context.journal.known, begun.bucket, begun.key)
+        known = await self._context.run(self._context.journal.known, entry.bucket, entry.key)
         return None if known is None else [one for one in empty if one not in known]
 
-    def _latest(self, begun: JournalEntry) -> float:
+    def _latest(self, entry: JournalEntry) -> float:
         """When S3 can have created it at the latest, by its own clock."""
-        return begun.began + self._context.objects.deadline + SKEW
+        return entry.began + self._context.objects.deadline + SKEW
 
     def _call(self) -> Deferred[None]:
         self._reaping = self.reap().addErrback(_failed)

@@ -48,7 +48,7 @@ class storage_errors(AbstractContextManager[None]):  # noqa: N801 (it is used as
 
     def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, RequestFailed):
-            raise _meaning(error, error.answer, self._writes, self._conditional) from error
+            raise _meaning(error, error.response, self._writes, self._conditional) from error
         if isinstance(error, TimedOut):
             raise BucketTimedOut(str(error)) from error
         if isinstance(error, AmbiguousFailure):
@@ -57,35 +57,35 @@ class storage_errors(AbstractContextManager[None]):  # noqa: N801 (it is used as
             raise BucketUnreachable(f"{type(error).__name__}: {error}") from error
 
 
-def _meaning(error: Exception, answer: Response, writes: bool, conditional: bool) -> StorageError:
-    missing = answer.status == 404 and answer.code in ("NoSuchKey", "NotFound", "")
-    if conditional and (missing or answer.status == 412):
+def _meaning(error: Exception, response: Response, writes: bool, conditional: bool) -> StorageError:
+    missing = response.status == 404 and response.code in ("NoSuchKey", "NotFound", "")
+    if conditional and (missing or response.status == 412):
         return PreconditionFailed(str(error))
-    if conditional and answer.code == "ConditionalRequestConflict":
+    if conditional and response.code == "ConditionalRequestConflict":
         return WriteConflict(str(error))
-    if is_busy(answer):
+    if is_busy(response):
         return BucketBusy(str(error))
     return ObjectNotFound(str(error)) if missing and not writes else BucketError(str(error))
 
 
-def etag_of(answer: Response) -> str:
+def etag_of(response: Response) -> str:
     """The ETag, without quotes. Raises BucketError where there is none."""
-    etag = answer.headers.get("etag", "").strip('"')
+    etag = response.headers.get("etag", "").strip('"')
     if not etag:
         raise BucketError("the engine gave no ETag")
     return etag
 
 
-def info_of(answer: Response, key: str) -> ObjectInfo:
+def info_of(response: Response, key: str) -> ObjectInfo:
     """What the head of a GetObject's answer says of the object. Raises BucketError where it does not say it."""
     try:
-        size, modified = parse_length(answer.headers["content-length"]), _http_date(answer.headers["last-modified"])
+        size, modified = parse_length(response.headers["content-length"]), _http_date(response.headers["last-modified"])
     except (KeyError, ValueError, OverflowError) as error:
         raise BucketError(f"the engine's answer does not say what {key!r} is: {error}") from error
-    return ObjectInfo(key, size, etag_of(answer), modified, *metadata_of_response(answer.headers))
+    return ObjectInfo(key, size, etag_of(response), modified, *metadata_of_response(response.headers))
 
 
-def opened(answer: Response, key: str, wanted: ByteRange | None) -> tuple[ObjectInfo, Span]:
+def opened(response: Response, key: str, wanted: ByteRange | None) -> tuple[ObjectInfo, Span]:
     """The whole object that an answer is of, and the span of it that its body is.
 
     What counts is Content-Range and not the status: rclone answers 200 with one.
@@ -94,10 +94,10 @@ def opened(answer: Response, key: str, wanted: ByteRange | None) -> tuple[Object
         RangeNotSatisfiable: the engine gives the whole object for a range that it has nothing of.
         BucketError: it is not what was wanted.
     """
-    info = info_of(answer, key)
+    info = info_of(response, key)
     if wanted is None:
         return info, Span(0, info.size)
-    told = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
+    told = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
     first, last, size = map(int, told.groups()) if told else (0, info.size - 1, info.size)
     span = wanted.within(size)
     if span != (first, last + 1) or info.size != last + 1 - first:
@@ -105,9 +105,9 @@ def opened(answer: Response, key: str, wanted: ByteRange | None) -> tuple[Object
     return info._replace(size=size), span
 
 
-def size_told(answer: Response) -> int | None:
+def size_told(response: Response) -> int | None:
     """The size of the object in an answer of 416, if it says so."""
-    told = _UNSATISFIED.fullmatch(answer.headers.get("content-range", "")) or _ACTUAL_SIZE.search(answer.body)
+    told = _UNSATISFIED.fullmatch(response.headers.get("content-range", "")) or _ACTUAL_SIZE.search(response.body)
     return int(told[1]) if told else None
 
 

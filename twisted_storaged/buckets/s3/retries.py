@@ -54,9 +54,9 @@ class RequestFailed(Exception):
         again: whether this was another try, after one that may have been carried out.
     """
 
-    def __init__(self, operation: str, answer: Response, again: bool) -> None:
-        super().__init__(f"{operation}: {answer}")
-        self.answer = answer
+    def __init__(self, operation: str, response: Response, again: bool) -> None:
+        super().__init__(f"{operation}: {response}")
+        self.response = response
         self.again = again
 
 
@@ -72,7 +72,7 @@ class Retries:
         return float(self.clock.seconds()) + self.deadline
 
     async def run(
-        self, operation: str, attempt: Attempt, landed: ConfirmApplied | None = None, decisive: bool = False
+        self, operation: str, attempt: Attempt, confirm_applied: ConfirmApplied | None = None, decisive: bool = False
     ) -> Response:
         """The answer to a request, if need be to another try of it.
 
@@ -87,18 +87,18 @@ class Retries:
         for left in reversed(range(TRIES)):
             failure: Exception
             try:
-                answer = await attempt(ends)
+                response = await attempt(ends)
             except ConnectionFailed as error:
                 again, passing, failure = again or error.sent, True, error
             else:
-                answer.again = again
-                if answer.status < 300:
-                    return answer
-                again = again or answer.status in _MAYBE_DONE_STATUS
-                passing, failure = _may_pass(answer), RequestFailed(operation, answer, again)
+                response.again = again
+                if response.status < 300:
+                    return response
+                again = again or response.status in _MAYBE_DONE_STATUS
+                passing, failure = _may_pass(response), RequestFailed(operation, response, again)
             if self.clock.seconds() >= ends:
                 raise TimedOut(f"{operation}: not done in {self.deadline:.0f} s") from failure
-            found = AttemptState.UNKNOWN if landed is None or not again else await landed(ends)
+            found = AttemptState.UNKNOWN if confirm_applied is None or not again else await confirm_applied(ends)
             if isinstance(found, Response):
                 return found
             if not left or not passing:
@@ -108,13 +108,13 @@ class Retries:
         raise AssertionError("the last try returns or raises")
 
 
-def is_busy(answer: Response) -> bool:
+def is_busy(response: Response) -> bool:
     """Whether S3 says that it takes no more requests for now."""
-    return answer.status in (429, 503) or answer.code in _BUSY_CODES
+    return response.status in (429, 503) or response.code in _BUSY_CODES
 
 
-def _may_pass(answer: Response) -> bool:
-    return answer.status in _TRY_AGAIN_STATUS or answer.code in _TRY_AGAIN_CODES
+def _may_pass(response: Response) -> bool:
+    return response.status in _TRY_AGAIN_STATUS or response.code in _TRY_AGAIN_CODES
 
 
 def _pause(tries: int) -> float:

@@ -48,7 +48,7 @@ class Verifier:
         self._objects = objects
         self.headers: Mapping[str, str] = {} if verify is False else CHECKSUM_MODE
 
-    async def verify(self, reader: S3Reader, answer: Response, s3_key: str) -> None:
+    async def verify(self, reader: S3Reader, response: Response, s3_key: str) -> None:
         """Have a reader verify the body of an answer, which is that to a GET of a whole object.
 
         Raises:
@@ -58,7 +58,7 @@ class Verifier:
         info = reader.info
         if self._verify is False or not info.size:
             return
-        verification = await self._verification_of(answer, info, s3_key)
+        verification = await self._verification_of(response, info, s3_key)
         if verification is not None:
             await reader.verify_by(verification, partial(self._judge, verification, info, s3_key))
         elif self._verify:
@@ -80,25 +80,25 @@ class Verifier:
                 return
         raise DamagedObject(f"{info.key!r} ({info.etag}) is damaged: {mismatch}")
 
-    async def _verification_of(self, answer: Response, info: ObjectInfo, s3_key: str) -> Verification | None:
-        for known in self._candidates(answer, info):
+    async def _verification_of(self, response: Response, info: ObjectInfo, s3_key: str) -> Verification | None:
+        for known in self._candidates(response, info):
             if known is None:
                 continue
             if known.parts is None:
                 return Verification(known, info.size)
-            part_size = _part_size(answer) or await self._told_part_size(info, s3_key)
+            part_size = _part_size(response) or await self._told_part_size(info, s3_key)
             if part_size and -(-info.size // part_size) == known.parts:
                 return Verification(known, info.size, part_size)
         return None
 
-    def _candidates(self, answer: Response, info: ObjectInfo) -> Iterator[Known | None]:
+    def _candidates(self, response: Response, info: ObjectInfo) -> Iterator[Known | None]:
         """What is known, the best first; the first is what most reads go by, and the rest is then not looked for."""
-        yield checksum_told(answer.headers)
-        yield _noted_checksum(answer, info)
+        yield checksum_told(response.headers)
+        yield _noted_checksum(response, info)
         if self._verify:
             sha256 = info.digests.get("sha-256")
             yield None if sha256 is None else Known(SHA256, sha256, "sha-256 digest in its metadata")
-            yield checksum_of_etag(answer.headers)
+            yield checksum_of_etag(response.headers)
 
     async def _told_part_size(self, info: ObjectInfo, s3_key: str) -> int | None:
         """The size of an object's first part, if the engine knows it.
@@ -118,13 +118,13 @@ def noted_checksum(checksum: str, size: int) -> str:
     return f"{checksum};size={size}"
 
 
-def _noted_checksum(answer: Response, info: ObjectInfo) -> Known | None:
+def _noted_checksum(response: Response, info: ObjectInfo) -> Known | None:
     """The CRC-32C that storaged noted. With another size it is not this object's: tools copy metadata to new bytes."""
-    checksum, _, size = answer.headers.get(CHECKSUM_NAME, "").partition(";size=")
+    checksum, _, size = response.headers.get(CHECKSUM_NAME, "").partition(";size=")
     digest = decoded(checksum, CRC32C.size)
     return Known(CRC32C, digest, CHECKSUM_NAME) if digest is not None and size == str(info.size) else None
 
 
-def _part_size(answer: Response) -> int | None:
-    size = answer.headers.get(PART_SIZE_NAME, "")
+def _part_size(response: Response) -> int | None:
+    size = response.headers.get(PART_SIZE_NAME, "")
     return int(size) if size.isdigit() and len(size) < 16 else None

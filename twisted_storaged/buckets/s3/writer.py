@@ -45,7 +45,9 @@ class S3Upload:
 
     part_size: int | None = None
 
-    def __init__(self, context: S3Context, s3_key: str, key: str, options: PutOptions, claims: Capabilities) -> None:
+    def __init__(
+        self, context: S3Context, s3_key: str, key: str, options: PutOptions, capabilities: Capabilities
+    ) -> None:
         """Upload to `s3_key`; clients know the object as `key`. Conditions that are not in `claims` are refused.
 
         Raises:
@@ -56,8 +58,8 @@ class S3Upload:
         self._key = key
         self._metadata = with_note(metadata_headers_for_s3(options), WRITE_ID_NAME, new_write_id())
         self._condition = options.condition
-        self._claims = claims
-        self._begun: JournalEntry | None = None
+        self._capabilities = capabilities
+        self._entry: JournalEntry | None = None
         self._upload_id = ""
         self._parts: dict[int, Part] = {}
         self._size = 0
@@ -73,16 +75,16 @@ class S3Upload:
     @deferred
     async def begin(self) -> None:
         self._must_claim("CompleteMultipartUpload")
-        begun = self._begun = await self._note()
+        entry = self._entry = await self._note()
         try:
             self._upload_id, again = await self._context.uploads.create(self._s3_key, self._metadata_of_parts())
         except TimedOut:
             self._hangs = True
             raise
-        lost = begun if again else None
+        lost = entry if again else None
         if lost is not None:
-            begun = self._begun = await self._note()
-        await self._context.run(begun.created, self._upload_id)
+            entry = self._entry = await self._note()
+        await self._context.run(entry.created, self._upload_id)
         if lost is not None:
             # The reply to an earlier try was lost, and with it, maybe, the id of another upload. The reaper looks for
             # that only now, as it might take this one for it.
@@ -92,11 +94,11 @@ class S3Upload:
     async def part(self, number: int, body: memoryview) -> None:
         checksum = crc32c(body)
         try:
-            answer = await self._context.objects.upload_part(self._s3_key, self._upload_id, number, body, checksum)
+            response = await self._context.objects.upload_part(self._s3_key, self._upload_id, number, body, checksum)
         except TimedOut:
             self._hangs = True
             raise
-        self._parts[number] = Part(number, answer.headers.get("etag", ""), checksum)
+        self._parts[number] = Part(number, response.headers.get("etag", ""), checksum)
         self._size += len(body)
 
     @deferred
@@ -104,7 +106,7 @@ class S3Upload:
         parts = [part for _, part in sorted(self._parts.items())]
         try:
             etag = await self._context.uploads.complete(
-                self._s3_key, self._upload_id, parts, condition_headers(self._condition), self._landed
+                self._s3_key, self._upload_id, parts, condition_headers(self._condition), self._confirm_applied
             )
         except TimedOut:
             self._hangs = True
@@ -119,16 +121,16 @@ class S3Upload:
 
     @deferred
     async def abort(self) -> None:
-        if self._begun is None:
+        if self._entry is None:
             return
         if self._hangs or not self._upload_id:
             # S3 does not answer, or did not say which upload it began: the client does not wait until it does.
-            self._context.journal.defer_to_reaper(self._begun)
+            self._context.journal.defer_to_reaper(self._entry)
             return
         try:
             await self._abort()
         except BaseException:
-            self._context.journal.defer_to_reaper(self._begun)
+            self._context.journal.defer_to_reaper(self._entry)
             raise
         await self._ended()
 
@@ -138,24 +140,24 @@ class S3Upload:
         return with_note(self._metadata, PART_SIZE_NAME, str(self.part_size))
 
     def _must_claim(self, operation: str) -> None:
-        if self._condition is not None and conditional(operation, self._condition) not in self._claims:
+        if self._condition is not None and conditional(operation, self._condition) not in self._capabilities:
             raise ConditionUnsupported(f"not {conditional(operation, self._condition)}")
 
     async def _note(self) -> JournalEntry:
         return await self._context.run(self._context.journal.begin, self._context.where, self._s3_key)
 
     async def _ended(self) -> None:
-        begun, self._begun = self._begun, None
-        if begun is not None:
+        entry, self._entry = self._entry, None
+        if entry is not None:
             with suppress(OSError):  # the reaper will find that there is no such upload
-                await self._context.run(begun.ended)
+                await self._context.run(entry.ended)
 
     async def _abort(self) -> bool:
         """Forget all parts; whether there was an upload to forget."""
         try:
             return await self._context.uploads.abort(self._s3_key, self._upload_id)
         except RequestFailed as error:
-            if error.answer.status != 404:
+            if error.response.status != 404:
                 raise
             return False
 
@@ -171,7 +173,7 @@ class S3Upload:
         not_completed = False
         with suppress(RequestFailed, ConnectionFailed):
             not_completed = await self._abort()
-        found = await self._landed(self._context.objects.ends())
+        found = await self._confirm_applied(self._context.objects.ends())
         if isinstance(found, Response):
             return etag_of(found)
         if not_completed:
@@ -179,7 +181,7 @@ class S3Upload:
             raise error.failure from error
         raise error
 
-    async def _landed(self, ends: float) -> Response | AttemptState:
+    async def _confirm_applied(self, ends: float) -> Response | AttemptState:
         found = await self._context.objects.look(self._s3_key, ends)
         return found if found is not None and is_own(found, self._metadata) else AttemptState.UNKNOWN
 
