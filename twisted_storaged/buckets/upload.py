@@ -1,8 +1,9 @@
-"""The way of a body into a bucket: it is cut into parts as it arrives, and a window of parts is in flight at once.
+"""Uploading a body to a bucket in parts, with several parts in flight at once, and computing its digests on the way.
 
-`part_stream` cuts; `Uploader` is the order in which things happen, and a `PartSink` is what a kind of bucket does with
-parts. This is where a half-written object is kept from being seen: of one body, either `whole` or `complete` is called,
-once, with every byte in; in all other cases `abort` is, after the last part has come back."""
+`part_stream` cuts the body, `Uploader` orders the steps, and a `PartSink` is what a kind of bucket does with the parts.
+An incomplete object never becomes visible: of one body, either `whole` or `complete` is called, once, after every byte
+has arrived; in all other cases `abort` is, after the last part has been processed.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +25,6 @@ from twisted_storaged.runtime.budgets import FairShare
 from twisted_storaged.runtime.buffers import BufferPool
 from twisted_storaged.runtime.concurrency import InFlight, Run, deferred
 
-# The way of a body into a bucket: it is cut into parts as it arrives, and a window of parts is in flight at once.
-#
-# `parts` cuts, `inflight` counts those in flight; `Uploader` is the order in which things happen, and a `PartSink` is
-# what a kind of bucket does with parts. This is where a half-written object is kept from being seen: of one body,
-# either `whole` or `complete` is called, once, with every byte in; in all other cases `abort` is, after the last part
-# has come back.
-
 #: Buffers that are kept for the next PUT while there is none.
 KEEP_IDLE = 2
 
@@ -38,26 +32,26 @@ _log = Logger()
 
 
 class PartSink(Protocol):
-    """Where the parts of one body go. `part` calls may overlap; a part's memory is its own until its call has ended."""
+    """The destination of one body. Calls of `part` may overlap; each may use the memory of its part until it ends."""
 
     def whole(self, body: memoryview) -> Awaitable[ObjectInfo]:
-        """Store a body that fits one part. When it fails, nothing is left of it."""
+        """Store a body that fits into one part. On failure, nothing of it is left."""
 
     def begin(self) -> Deferred[None]:
-        """Get ready for parts."""
+        """Prepare for parts."""
 
     def part(self, number: int, body: memoryview) -> Deferred[None]:
-        """Take part `number`, counted from 1. All parts but the last have the same size."""
+        """Store part `number`, counted from 1. All parts but the last have the same size."""
 
     def complete(self) -> Deferred[ObjectInfo]:
-        """All parts are in: make the object durable and visible."""
+        """Make the object of all parts durable and visible."""
 
     def abort(self) -> Deferred[None]:
-        """Forget all parts. Also called when `begin` or `complete` failed."""
+        """Discard all parts. Also called after `begin` or `complete` failed."""
 
 
 class BlockingSink(Protocol):
-    """The same, in calls that block and raise."""
+    """A PartSink whose calls block and raise."""
 
     def whole(self, body: memoryview) -> ObjectInfo: ...
     def begin(self) -> None: ...
@@ -67,7 +61,7 @@ class BlockingSink(Protocol):
 
 
 class ThreadedSink:
-    """A PartSink out of a blocking one, whose calls are made by `run`."""
+    """Adapts a BlockingSink to a PartSink: its calls are made by `run`."""
 
     def __init__(self, sink: BlockingSink, run: Run) -> None:
         self._sink = sink
@@ -91,9 +85,11 @@ class ThreadedSink:
 
 @dataclass(frozen=True)
 class Uploader:
-    """How a bucket uploads: in parts of `buffers.size` bytes, as many at once as `window` says.
+    """Uploads bodies to a bucket in parts of `buffers.size` bytes.
 
     Attributes:
+        buffers: the memory of parts.
+        window: the maximum number of parts of one body that are in flight at once.
         running: the streams of the bodies that are being stored.
     """
 
@@ -102,16 +98,16 @@ class Uploader:
     running: set[PartStream] = field(default_factory=set)
 
     async def store(self, body: IBodyProducer, sink: PartSink, digesting: BodyDigests) -> ObjectInfo:
-        """Read `body` into `sink`, and what goes by into `digesting`, whose digests the result has.
+        """Store `body` in `sink`, and compute its digests with `digesting`; the result has them.
 
         Raises:
-            DigestMismatch: the body is not what it should be.
-            Exception: what the body or the sink failed with; the sink is as it was before, if it could be reached.
+            DigestMismatch: the body does not have an expected digest.
+            Exception: the failure of the body or the sink. Nothing is left in the sink, unless it could not be reached.
         """
-        here: memoryview | None = getattr(body, "buffered", None)
-        if here is not None and len(here) <= self.buffers.size:
-            # Small and complete, as most are: nothing is to be waited for, nor cut.
-            return await self._store_whole(here, sink, digesting)
+        buffered: memoryview | None = getattr(body, "buffered", None)
+        if buffered is not None and len(buffered) <= self.buffers.size:
+            # Most bodies are small and arrived with the headers: there is nothing to wait for or to cut.
+            return await self._store_whole(buffered, sink, digesting)
         stream = PartStream(body, self.buffers)
         self.running.add(stream)
         stream.start()
@@ -167,9 +163,9 @@ class Uploader:
         def send(number: int, part: memoryview) -> None:
             sent: Deferred[Any] = sink.part(number, part)
             if digesting:
-                # Both are waited for, whichever fails: each has the part's memory.
+                # Wait for both even if one fails, as each uses the memory of the part.
                 sent = _both(sent, digesting.take(part))
-            # The call has ended, whichever way: nobody else has the part's memory any more.
+            # After a failure as well: the calls that used the memory have ended.
             sent.addBoth(self._given_back, part)
             in_flight.add(sent.addErrback(stream.fail))
 
@@ -181,7 +177,7 @@ class Uploader:
                 number += 1
                 send(number, await stream.next())
         finally:
-            # A part that lands after the abort would stay for ever.
+            # A part that is stored after the abort would never be removed.
             await in_flight.landed()
 
     def _given_back(self, result: object, part: memoryview) -> object:
@@ -191,17 +187,17 @@ class Uploader:
     async def _abort(self, sink: PartSink) -> None:
         try:
             await sink.abort()
-        except Exception as error:  # noqa: BLE001 (what the upload failed with is what the client hears)
-            _log.error("an upload could not be aborted: {error}", error=error)
+        except Exception as error:  # noqa: BLE001 (the client is told why the upload failed)
+            _log.error("cannot abort an upload, whose parts may remain: {error}", error=error)
 
 
 def _clear_frames(error: BaseException) -> None:
-    """Forget the local variables of the frames that an error has passed, and of those that led to it.
+    """Clear the local variables of the frames in the traceback of an error, and of its causes.
 
-    Whoever keeps the error, and be it a cycle that waits for the garbage collector, would keep the parts in them.
+    They refer to parts, whose memory would be kept as long as the error, which may be in a reference cycle.
     """
     found: BaseException | None = error
-    seen: set[int] = set()  # causes may lead in a circle
+    seen: set[int] = set()  # causes may form a cycle
     while found is not None and id(found) not in seen:
         seen.add(id(found))
         clear_frames(found.__traceback__)
@@ -210,19 +206,20 @@ def _clear_frames(error: BaseException) -> None:
 
 @deferred
 async def _both(one: Deferred[None], other: Deferred[None]) -> None:
-    """Wait for both; fails as the first of them that fails."""
+    """Wait for both; fail with the failure of `one`, else with that of `other`."""
     for _, result in await DeferredList([one, other], consumeErrors=True):
         if isinstance(result, Failure):
             result.raiseException()
 
 
-# The digests of a body, computed as its parts go by: in threads, as hashing a part takes longer than reading it.
-
 _HASHES = {"md5": "md5", "sha-256": "sha256", "sha-512": "sha512"}
 
 
 class BodyDigests:
-    """Computes what `options` say of one body."""
+    """Computes the digests of one body that `options` expect or want.
+
+    In threads, since hashing a part takes longer than receiving it.
+    """
 
     def __init__(self, options: PutOptions, run: Run) -> None:
         self._expected = options.expected
@@ -231,22 +228,22 @@ class BodyDigests:
             for name in sorted({*options.expected, *options.wanted})
         }
         self._run = run
-        # Hashes take the parts in their order, one at a time.
-        self._turns = DeferredLock()
+        # Parts are hashed in order, one at a time.
+        self._lock = DeferredLock()
 
     def __bool__(self) -> bool:
         """Whether there is anything to compute."""
         return bool(self._hashes)
 
     def take(self, part: memoryview) -> Deferred[None]:
-        """Go on with the next part, whose memory is in use until this has fired."""
-        return self._turns.run(self._run, self._update, part)
+        """Hash the next part, whose memory is in use until the Deferred has fired."""
+        return self._lock.run(self._run, self._update, part)
 
     def check(self) -> Digests:
-        """The digests of all parts, once the last has been taken.
+        """Return the digests of all parts, after the last one was hashed.
 
         Raises:
-            DigestMismatch: one is not as expected.
+            DigestMismatch: one is not the expected one.
         """
         digests = {name: running.digest() for name, running in self._hashes.items()}
         for name, expected in self._expected.items():

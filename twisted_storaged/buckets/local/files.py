@@ -1,4 +1,9 @@
-"""The embedded bucket's files: immutable contents, each written once, past the page cache. Blocking."""
+"""The files of the embedded bucket: immutable contents, written and read past the page cache. Blocking.
+
+Each content is written once, under a name of its own, in its final place: only the index makes it visible. From before
+its creation until its commit has returned, an empty file of the same name, the note, is in `pending/`. After a crash, a
+note proves that no client was told of the content, so that it may be removed; see `sweep`.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +21,9 @@ from twisted_storaged.errors import StartError
 from twisted_storaged.runtime.buffers import PIECE, SMALL_PIECE, BufferPool
 from twisted_storaged.runtime.files import make_folder, sync_folder, tighten, touch
 
-# The embedded bucket's files: immutable contents, each written once under a name of its own. Blocking.
-#
-# A file is visible only once the index names it, so a new one is written in its final place. While it is written and
-# until its commit has returned, an empty file of the same name in `pending/` says so. After a crash such a note
-# proves that nobody was told of the file, and that it may be removed; files that the index does not name and that
-# have no note are never removed, but moved to `lost/`: see `leftovers`.
-#
-# Whole blocks go past the page cache, while more of the body arrives. The end of a file, and file systems that know
-# no O_DIRECT, take the usual way.
-
-#: Pieces of memory that are kept for the next reads and writes.
+#: Free pieces of memory that are kept for the next reads.
 KEEP = 32
-#: How often, and in which distance in seconds, the lock of a folder is tried for.
+#: How often, and at which interval in seconds, the lock of a folder is tried.
 LOCK_TRIES = 5
 LOCK_PAUSE = 0.02
 
@@ -39,7 +34,7 @@ _NAME = re.compile(r"[0-9a-f]{32}")
 
 
 class ContentFiles:
-    """The files of an embedded bucket, for reading: in 256 folders, by the first two letters of their names."""
+    """The contents of an embedded bucket, for reading: in 256 folders, by the first two letters of their names."""
 
     def __init__(self, path: Path) -> None:
         self.index_path = path / "index.sqlite"
@@ -49,16 +44,16 @@ class ContentFiles:
         self.memory = BufferPool(SMALL_PIECE, PIECE, keep=KEEP)
 
     def open(self, name: str, *, direct: bool = False) -> int:
-        """A descriptor for reading a content, through the page cache or past it. Raises FileNotFoundError."""
-        return open_to_read(self._folder(name) / name, direct)
+        """Open a content for reading, through the page cache or past it (`direct`). Raises FileNotFoundError."""
+        return open_to_read(self.path_of(name), direct)
 
     def names(self) -> Iterator[str]:
-        """The names of all contents, in order: regular files with a name of ours, in the folder of that name."""
+        """Yield the names of all contents in order: regular files of such a name, in its folder."""
         for folder in _FOLDERS:
             yield from sorted(entry.name for entry in self._entries(folder) if _is_content(entry, folder))
 
     def strays(self) -> Iterator[Path]:
-        """Everything else that is where contents are. It is not ours, and nobody touches it."""
+        """Yield all other files and folders among the contents. They are not storaged's, and are left alone."""
         for entry in os.scandir(self.objects_path):
             if entry.name not in _FOLDERS:
                 yield Path(entry.path)
@@ -66,7 +61,7 @@ class ContentFiles:
             yield from (Path(entry.path) for entry in self._entries(folder) if not _is_content(entry, folder))
 
     def unnamed(self, named: Iterator[str]) -> Iterator[str]:
-        """Every content that is not in `named`, which comes in order."""
+        """Yield every content that is not in `named`, which is in order."""
         kept = next(named, None)
         for name in self.names():
             while kept is not None and kept < name:
@@ -75,27 +70,24 @@ class ContentFiles:
                 yield name
 
     def is_in_use(self) -> bool:
-        """Whether a daemon has the folder."""
+        """Whether a daemon has locked the folder."""
         try:
             descriptor = os.open(self.objects_path.with_name("lock"), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
         try:
-            # Shared, so that two that ask at once do not take each other for a daemon.
+            # A shared lock, so that two callers at the same time do not take each other for a daemon.
             return not _try_lock(descriptor, fcntl.LOCK_SH)
         finally:
             os.close(descriptor)
 
     def pending(self) -> dict[str, Path]:
-        """The notes of uploads that have begun and not ended, by the names of their contents."""
+        """Return the notes of unfinished uploads, by the names of their contents."""
         return {note.name: note for note in self.pending_path.glob("*/*") if _NAME.fullmatch(note.name)}
 
     def path_of(self, name: str) -> Path:
-        """Where a content is, or would be."""
-        return self._folder(name) / name
-
-    def _folder(self, name: str) -> Path:
-        return self.objects_path / name[:2]
+        """Return the path of a content, whether or not it exists."""
+        return self.objects_path / name[:2] / name
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
         try:
@@ -105,16 +97,16 @@ class ContentFiles:
 
 
 class DataFolder(ContentFiles):
-    """A folder that one daemon has for itself, with contents in 256 folders below it."""
+    """The folder of an embedded bucket, locked by one daemon, which writes it."""
 
     def __init__(self, path: Path, boot: str | None = None) -> None:
-        """Make it if need be, lock it, and close to others what storaged made in it.
+        """Create the folder if there is none, lock it, and remove the access of other users to its files.
 
-        `boot` is a name of the kernel's present run; without it, the boot id.
+        `boot` identifies the current boot of the kernel; by default it is the boot id.
 
         Raises:
-            StartError: another daemon has it, or some of it belongs to another user.
-            OSError: it cannot be made or used.
+            StartError: another daemon has locked it, or some of it belongs to another user.
+            OSError: it cannot be created or used.
         """
         super().__init__(path)
         self.boot = boot or boot_id()
@@ -126,13 +118,13 @@ class DataFolder(ContentFiles):
             tighten(path / name)
 
     def create(self) -> ContentFile:
-        """A new, empty content with a name that no other ever had, and its note."""
+        """Create an empty content with a new name, and its note."""
         name = new_name()
         os.close(os.open(self._notes / name, _NEW, 0o600))
         return ContentFile(self, name)
 
     def drop_note(self, name: str) -> None:
-        """Remove the note of a content: either the index names it, or it is gone. Before anybody is told of it."""
+        """Remove the note of a content that is committed or removed. Called before the client is answered."""
         (self._notes / name).unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
@@ -141,7 +133,7 @@ class DataFolder(ContentFiles):
         self.drop_note(name)
 
     def close(self) -> None:
-        """Let another daemon have it."""
+        """Unlock the folder."""
         os.close(self._lock)
 
     def _make_folders(self) -> None:
@@ -154,7 +146,7 @@ class DataFolder(ContentFiles):
 
 
 class ContentFile:
-    """A content while it is written."""
+    """A content that is being written."""
 
     def __init__(self, folder: DataFolder, name: str) -> None:
         self.name = name
@@ -165,20 +157,24 @@ class ContentFile:
             self._descriptors.append(os.open(self._path, _DIRECT))
 
     def write(self, data: memoryview, offset: int) -> None:
-        """Write all of `data` at `offset`; safe beside other calls, at other offsets."""
+        """Write `data` at `offset`. Calls for different places may overlap.
+
+        Whole blocks bypass the page cache (O_DIRECT), so that little is left for fsync to wait for. The end of a
+        file, and all of it on file systems without O_DIRECT, go through the page cache.
+        """
         usual, *direct = self._descriptors
         if direct and len(data) % ALIGNMENT == offset % ALIGNMENT == 0:
             try:
                 write_all(direct[0], data, offset)
                 return
             except OSError as error:
-                # Small bodies are in memory of the channel's, which is not aligned.
+                # A body that arrived with its headers is in memory that is not aligned.
                 if error.errno != errno.EINVAL:
                     raise
         write_all(usual, data, offset)
 
     def seal(self) -> int:
-        """Bring the bytes, and then the name, to the disk; returns the size in bytes."""
+        """Make the bytes and then the name durable; returns the size in bytes."""
         os.fsync(self._descriptors[0])
         size = os.fstat(self._descriptors[0]).st_size
         self._close()
@@ -186,7 +182,7 @@ class ContentFile:
         return size
 
     def discard(self) -> None:
-        """Remove it again, and then its note."""
+        """Remove the content, and then its note."""
         self._close()
         self._folder.remove(self.name)
 
@@ -197,24 +193,24 @@ class ContentFile:
 
 
 def boot_id() -> str:
-    """A name that the kernel has until it boots again. See random(4)."""
+    """Return an id of the kernel that changes at each boot. See random(4)."""
     return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
 
 
 def new_name() -> str:
-    """A name for a content that no other ever had."""
+    """Return a random name for a new content."""
     return os.urandom(16).hex()
 
 
 def _is_content(entry: os.DirEntry[str], folder: str) -> bool:
-    is_ours = entry.name.startswith(folder) and _NAME.fullmatch(entry.name) is not None
-    return is_ours and entry.is_file(follow_symlinks=False)
+    is_named_so = entry.name.startswith(folder) and _NAME.fullmatch(entry.name) is not None
+    return is_named_so and entry.is_file(follow_symlinks=False)
 
 
 def _lock(path: Path) -> int:
     touch(path / "lock")
     descriptor = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC)
-    # Whoever asks `is_in_use` has the lock for microseconds.
+    # `is_in_use` of another process holds the lock for microseconds.
     for _ in range(LOCK_TRIES):
         if _try_lock(descriptor, fcntl.LOCK_EX):
             return descriptor
@@ -231,18 +227,12 @@ def _try_lock(descriptor: int, kind: int) -> bool:
     return True
 
 
-# Writing and reading past the page cache (O_DIRECT, see open(2)).
-#
-# The disk moves whole blocks from memory and to it by itself: the kernel neither copies them nor finds pages for
-# them, little is left for an fsync to wait for, and what others on this host read often stays in the page cache. As
-# what is written is not in it, a first read is cheaper past it, too; what is read again is worth a place there.
-
-#: What O_DIRECT wants places, lengths and memory to be multiples of, in bytes: a page does for every disk.
+#: Offsets, lengths and memory addresses of O_DIRECT must be multiples of this: a page suits every disk. See open(2)
 ALIGNMENT = 4096
 
 
 def open_to_read(path: Path, direct: bool) -> int:
-    """A descriptor for reading; O_DIRECT if that is asked for, and this file system knows it.
+    """Open a file for reading; with O_DIRECT if `direct` is true and the file system supports it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -257,9 +247,9 @@ def open_to_read(path: Path, direct: bool) -> int:
 
 
 def read_at(descriptor: int, size: int, offset: int, memory: BufferPool) -> memoryview:
-    """`size` bytes at `offset`, at most a piece of memory; fewer where the file ends.
+    """Read `size` bytes at `offset`; fewer at the end of the file.
 
-    A descriptor that is O_DIRECT no longer is, once it was to be read where no block begins.
+    A descriptor that is O_DIRECT loses that flag when it is read at an offset where no block begins.
     """
     whole = -(-size // ALIGNMENT) * ALIGNMENT
     piece, count = memory.take(whole), 0
@@ -281,7 +271,7 @@ def _read_some(data: memoryview, descriptor: int, offset: int) -> int:
 
 
 def write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write all of `data` at `offset`, in as many calls as it takes."""
+    """Write all of `data` at `offset`, in as many calls as needed."""
     while data:
         written = os.pwrite(descriptor, data, offset)
         offset += written
@@ -289,14 +279,14 @@ def write_all(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 class RecentNames:
-    """The last names that were asked for, `keep` of them."""
+    """A set of the `keep` names that were asked for last."""
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
         self._names: OrderedDict[str, None] = OrderedDict()
 
     def asked_again(self, name: str) -> bool:
-        """Whether this name is among them; it is from now on."""
+        """Add a name; returns whether it was in the set before."""
         again = name in self._names
         self._names[name] = None
         self._names.move_to_end(name)

@@ -1,4 +1,4 @@
-"""Writing to an embedded bucket: the content of a PUT, and the commits that make it visible."""
+"""Writing to an embedded bucket: the content of a PUT, and the commit that makes it visible."""
 
 from __future__ import annotations
 
@@ -22,18 +22,17 @@ from twisted_storaged.errors import BucketBusy, WritesSuspended
 from twisted_storaged.model import ObjectInfo
 from twisted_storaged.runtime.concurrency import Run
 
-# The way of a body into an embedded bucket, up to the commit: kept for the index if small, else in a new file.
-
-#: Bytes that are written at once: whole blocks, as each has a checksum.
+#: Bytes of a part: whole blocks, since each has a checksum.
 PART_SIZE = 8 * BLOCK_SIZE
-#: Bytes of the largest content that is kept in the index.
+#: Bytes of the largest content that is stored in the index.
 SMALL = 64 << 10
 
 
 class LocalUpload(ThreadedSink):
-    """A PartSink. After `whole` or `complete`, `entry` is what is to be committed: durable, but for what it has itself.
+    """A PartSink that stores a body in a new file, or, if it is small, in the entry that is to be committed.
 
-    Its ETag is a name that no content ever had or will have, which makes it a strong validator. RFC 9110, 8.8.1
+    After `whole` or `complete`, `entry` is what to commit, and a file is durable. The ETag is the name of the content,
+    which is unique, so that it is a strong validator. RFC 9110, 8.8.1
     """
 
     def __init__(self, key: str, directory: DataFolder, run: Run) -> None:
@@ -45,12 +44,12 @@ class LocalUpload(ThreadedSink):
     def whole(self, body: memoryview) -> Deferred[ObjectInfo]:
         if len(body) > SMALL:
             return super().whole(body)
-        # No thread for this: it takes microseconds. A copy, as the memory is the caller's again before the commit.
+        # Not in a thread, as this takes microseconds. A copy, since the memory is reused before the commit.
         self._content = bytes(body)
         return succeed(ObjectInfo(self._key, len(body), new_name(), time.time()))
 
     def entry(self, info: ObjectInfo) -> Entry:
-        """The entry of what was stored, with what else is known of it by now."""
+        """Return the entry of the stored content, with its checksums."""
         if self._content is not None:
             return Entry(info, self._content, crc32c(self._content))
         checksums = self._file.checksums
@@ -58,7 +57,7 @@ class LocalUpload(ThreadedSink):
 
 
 class _NewFile:
-    """The parts of one PUT, in a new file. What `complete` leaves is durable, and named by the ETag it gives."""
+    """A BlockingSink that writes the parts to a new file, whose name becomes the ETag."""
 
     def __init__(self, key: str, directory: DataFolder) -> None:
         self._file: ContentFile | None = None
@@ -68,7 +67,7 @@ class _NewFile:
 
     @property
     def checksums(self) -> list[int]:
-        """The CRC-32C of each block of all parts."""
+        """The CRC-32C of each block, in order."""
         return [checksum for _, checksums in sorted(self._checksums.items()) for checksum in checksums]
 
     def whole(self, body: memoryview) -> ObjectInfo:
@@ -85,7 +84,7 @@ class _NewFile:
 
     def part(self, number: int, body: memoryview) -> None:
         assert self._file is not None
-        # Of what came, not of what was written: between the two, memory and disk may go wrong.
+        # Computed before writing, so that an error of memory or disk on the way is detected by reads.
         self._checksums[number] = block_checksums(body)
         self._file.write(body, (number - 1) * PART_SIZE)
 
@@ -98,34 +97,31 @@ class _NewFile:
             self._file.discard()
 
 
-# Commits of the embedded bucket whose outcome is certain, or after which nothing more is written. Blocking.
-#
-# A transaction is in SQLite's write-ahead log before fsync is asked to bring it to the disk. If that fails, SQLite
-# rolls back: all readers see the old state. But the frames of the transaction stay in the file, whole and valid, up
-# to where the next one overwrites them, and whoever opens the index after a kill -9 finds a transaction there that
-# was answered as failed. Calling fsync again proves nothing, as Linux marks pages clean that it could not write, and
-# drops them. See fsync(2) and https://wiki.postgresql.org/wiki/Fsync_Errors
-#
-# So after any failure the log is cut to the frames that the wal-index counts, which readers go by, and which earlier
-# fsyncs brought to the disk; and the cut itself is brought to the disk. Then it is certain that the transaction did
-# not happen. Until that has worked, no write is taken.
-
 _log = Logger()
 
 
 class Commits:
-    """Commits to an index that is where it was when it was opened. One thread at a time."""
+    """Commits changes to the index, and makes sure of the outcome of each. One thread at a time. Blocking.
+
+    A transaction is in SQLite's write-ahead log before it is synced. If fsync fails, SQLite rolls back, but the frames
+    stay in the file, intact, until others overwrite them: after a kill -9, SQLite would recover a transaction that was
+    answered as failed. Calling fsync again proves nothing, since Linux marks pages clean that it could not write. See
+    fsync(2) and https://wiki.postgresql.org/wiki/Fsync_Errors
+
+    So after a failure the log is truncated to the frames that the wal-index counts as committed, which earlier fsyncs
+    made durable, and the truncation is synced. Until that has succeeded, no write is accepted.
+    """
 
     def __init__(self, index: IndexWriter, index_path: Path, objects_path: Path) -> None:
-        """To be made when the index has been written to, so that all of its files exist.
+        """Remember which files the index has. It must have been written to, so that all of them exist.
 
         Raises:
-            OSError: some of them do not.
+            OSError: some of them do not exist.
         """
         self._index = index
         self._wal_path = index_path.with_name(f"{index_path.name}-wal")
-        # SQLite has its files open, so that their inode numbers are not used again; the folder is kept open for that.
-        # None of SQLite's files may be opened and closed here: closing drops the locks that it has. See fcntl(2)
+        # An inode number may be reused once a file is closed: SQLite has its files open, the folder is kept open here.
+        # The database and the wal-index must not be closed while SQLite uses them: that drops its locks. See fcntl(2)
         self._objects = os.open(objects_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._wal_index = -1
         try:
@@ -137,18 +133,18 @@ class Commits:
         self._failed: Exception | None = None
 
     def close(self) -> None:
-        """To be called when the index is closed."""
+        """Close the files. To be called after the index was closed."""
         for descriptor in (self._objects, self._wal_index):
             if descriptor >= 0:
                 os.close(descriptor)
 
     def commit(self, changes: Sequence[Change]) -> Sequence[Outcome]:
-        """The same as `Index.commit`.
+        """Commit changes as `IndexWriter.commit` does.
 
         Raises:
-            BucketBusy: another program has the index locked; nothing has happened.
-            WritesSuspended: the folder is not the one that was opened, or an earlier commit is not yet settled.
-            sqlite3.Error: it failed; unless the next one says otherwise, nothing has happened.
+            BucketBusy: another program has locked the index; nothing was changed.
+            WritesSuspended: files were replaced, or the log cannot be truncated after a failed commit.
+            sqlite3.Error: the commit failed; nothing was changed.
         """
         self._check_files(begun=False)
         if self._failed is not None:
@@ -156,10 +152,10 @@ class Commits:
         try:
             outcomes = self._index.commit(changes)
         except sqlite3.Error as error:
-            if _is_busy(error):
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
                 raise BucketBusy(f"another program has locked the index: {error}") from error
             self._failed = error
-            _log.critical("a commit failed, no write is taken until it is settled: {error}", error=error)
+            _log.critical("a commit failed, no writes are accepted until its log is truncated: {error}", error=error)
             self._settle(error, begun=True)
             raise
         self._check_files(begun=True)
@@ -168,14 +164,14 @@ class Commits:
     def _settle(self, failed: Exception, begun: bool) -> None:
         try:
             with self._index.locked():
-                self._cut()
+                self._truncate_log()
         except (OSError, sqlite3.Error) as error:
-            cause = f"a commit failed ({failed}), and its log cannot be cut: {error}"
+            cause = f"a commit failed ({failed}), and its log cannot be truncated: {error}"
             raise WritesSuspended(cause, begun) from error
         self._failed = None
-        _log.info("the commit that failed is settled: it has not happened; writes are taken again")
+        _log.info("the failed commit was rolled back for good; writes are accepted again")
 
-    def _cut(self) -> None:
+    def _truncate_log(self) -> None:
         committed = read_wal_index(self._wal_index)
         if committed is None:
             raise OSError("the wal-index of SQLite is damaged")
@@ -194,13 +190,9 @@ class Commits:
             except OSError as error:
                 raise WritesSuspended(f"{path} was removed: {error}; stop storaged and restore it", begun) from error
             if found != identity:
-                raise WritesSuspended(f"{path} was replaced by another; start storaged again, if that was meant", begun)
+                raise WritesSuspended(f"{path} was replaced by another; restart storaged if that was intended", begun)
 
 
 def _identity(path: Path) -> tuple[int, int]:
     found = os.stat(path)
     return found.st_dev, found.st_ino
-
-
-def _is_busy(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
