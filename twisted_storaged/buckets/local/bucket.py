@@ -1,14 +1,11 @@
-"""LocalBucket: the embedded default. An index says which keys there are, immutable files hold what they contain.
+"""LocalBucket: the default bucket, embedded in the daemon. An index names the keys, immutable files hold the contents.
 
-A PUT writes a new file, brings it and its name to the disk, and then points the key at it in one transaction: before
-the commit nobody sees the new object, after it nobody loses it. The file of the old object is removed last; who is
-reading it has it open and reads on.
+A PUT writes a new file, makes it and its name durable, and then points the key at it in one transaction, which also
+checks the condition of the write: before the commit the new object is invisible, after it the object is durable. The
+file of the old object is removed last; a reader that has it open can still read it.
 
-A small content is written into the index, by that same transaction: what limits small PUTs is how often the disk is
-waited for, and three waits for each object (file, folder, key) become one for all that arrive together.
-
-The transaction is also where the condition of a write is checked, so that nothing comes between; and with the key go
-checksums of its row and of each block of its content, which all reads and `scrub` verify.
+A small content is stored in the index by that same transaction. Small PUTs are limited by how often the disk is synced:
+so one sync, for all objects that arrive together, takes the place of three for each (file, folder, index).
 """
 
 from __future__ import annotations
@@ -66,28 +63,28 @@ from twisted_storaged.runtime.files import touch
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-#: What a GET is for: a key, and a range of it, or None for all.
+#: The key of a GET and the range that it wants, None for all.
 _Wanted = tuple[str, ByteRange | None]
 
-#: How many parts of one body may be written at once.
+#: Parts of one body that are written at once.
 WINDOW = 2
-#: Threads beside the writing ones: for GETs and lists, for removing files, and one for the commits.
+#: Threads in addition to those that write parts: for GETs, lists and removing files, and for commits.
 READERS = 4
 COMMITTERS = 1
-#: Objects of which it is known that they were read; the next time they come through the page cache.
+#: Names of recently read files to remember. The second read of a file goes through the page cache.
 RECENT = 4096
 
 
 @dataclass(frozen=True)
 class LocalSettings:
-    """Where an embedded bucket is."""
+    """The settings of an embedded bucket."""
 
     path: Path
 
 
 @implementer(IBucket)
 class LocalBucket:
-    """A bucket in a folder of this machine."""
+    """A bucket in a folder of the local file system."""
 
     _log = Logger()
 
@@ -99,7 +96,7 @@ class LocalBucket:
         put_slots: int,
         delivering: DeliveryBudget | None = None,
     ) -> None:
-        """`delivering` is shared by all buckets; without it, there is one for this bucket alone."""
+        """Create the bucket, unopened. `delivering` is shared by all buckets; by default the bucket has its own."""
         self.name = name
         self._path = settings.path
         self._threads = Threads(reactor, put_slots * WINDOW + READERS + COMMITTERS, f"bucket {name}")
@@ -151,19 +148,19 @@ class LocalBucket:
         try:
             self._index.close(keep_log=keep_log)
         except sqlite3.Error as error:
-            self._log.warn("bucket {name}: the index cannot be closed: {error}", name=self.name, error=error)
+            self._log.warn("bucket {name}: cannot close the index: {error}", name=self.name, error=error)
 
     def _close_generation(self) -> bool:
-        """Note that the index needs its log no more; if another program reads it, the log stays, and is needed.
+        """Note durably that the index no longer needs its write-ahead log; returns False if it does.
 
-        Returns whether that is durable.
+        While another program reads the index, the log cannot be checkpointed completely, and is needed.
         """
         try:
             if self._index.is_checkpointed():
                 self._generation.close()
                 return True
         except (OSError, sqlite3.Error) as error:
-            self._log.warn("bucket {name}: the log of the index stays: {error}", name=self.name, error=error)
+            self._log.warn("bucket {name}: the log of the index is kept: {error}", name=self.name, error=error)
         return False
 
     async def put(self, key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
@@ -175,7 +172,7 @@ class LocalBucket:
         except (PreconditionFailed, OutOfSpace, BucketBusy, WritesSuspended) as error:
             if isinstance(error, WritesSuspended) and error.begun:
                 raise
-            # This was not committed. Of other failures nobody can say, so the file stays for the next start to look at.
+            # The entry was not committed. After other errors that is unknown: the file is left for the next start.
             await self._forget(entry)
             raise
         return entry.info
@@ -196,13 +193,13 @@ class LocalBucket:
         await self._commit(Change(key, None, condition))
 
     def _sweep(self) -> None:
-        """Clear away what a crash left; nothing, if the index cannot be read to its end."""
+        """Remove what a crash left behind, unless the index is damaged."""
         try:
             swept = sweep(self._directory, self._index, self._warn)
         except (sqlite3.DatabaseError, DamagedObject) as error:
             if not is_corrupt(error):
                 raise
-            self._log.critical("bucket {name} is damaged: {error}: try --scrub", name=self.name, error=error)
+            self._log.critical("bucket {name} is damaged: {error}: run --scrub", name=self.name, error=error)
         else:
             self._log.info(
                 "bucket {name} is in {path}; {swept.removed} leftovers removed, {swept.lost} files moved to "
@@ -244,7 +241,7 @@ class LocalBucket:
         return self._run(_each, self._open, asked)
 
     def _open(self, key: str, wanted: ByteRange | None) -> IObjectReader:
-        """The reader of a key."""
+        """Open a key for reading."""
         entry, descriptor = self._look_up(key)
         try:
             size = entry.info.size
@@ -261,7 +258,7 @@ class LocalBucket:
             raise
 
     def _look_up(self, key: str) -> tuple[Entry, int]:
-        """The entry of a key, and a descriptor of its file if it has one, else -1."""
+        """Look up the entry of a key, and open its file; the descriptor is -1 if the content is in the index."""
         entry = self._index.get(key)
         while entry is not None:
             if entry.content is not None:
@@ -270,19 +267,19 @@ class LocalBucket:
                 again = self._recent.asked_again(entry.info.etag)
                 return entry, self._directory.open(entry.info.etag, direct=not again)
             except FileNotFoundError:
-                # Replaced between the two steps? Then the index has another entry by now.
+                # If it was replaced between the two steps, the index has another entry by now.
                 missing, entry = entry, self._index.get(key)
                 if entry == missing:
                     raise damaged(missing, "there is no file") from None
         raise ObjectNotFound(key)
 
     async def _forget(self, entry: Entry) -> None:
-        """Remove the file of an entry that will never be."""
+        """Remove the file of an entry that was not committed."""
         if entry.content is None:
             await self._run(self._directory.remove, entry.info.etag).addErrback(self._not_removed, entry.info.etag)
 
     def _remove_later(self, name: str) -> None:
-        """Remove a file that no key points at any more; the answer need not wait, a sweep would find it too."""
+        """Remove a replaced file. The answer does not wait for it: after a crash, the sweep removes the file."""
         removed: Deferred[None] = self._run(self._remove, name)
         removed.addErrback(self._not_removed, name)
 
@@ -291,13 +288,13 @@ class LocalBucket:
         self._index.removed(name)
 
     def _not_removed(self, failure: Failure, name: str) -> None:
-        self._log.warn("{name} was not removed: {failure.value}", name=name, failure=failure)
+        self._log.warn("cannot remove the file {name}: {failure.value}", name=name, failure=failure)
 
 
 def _each(call: Callable[..., _T], asked: Sequence[tuple[Any, ...]]) -> list[_T | StorageError]:
-    """Make a call for each of a batch, and answer each by itself: whatever one meets, the others have their results.
+    """Make a call for each item of a batch. An error of one becomes its result, so that the others have theirs.
 
-    This is the only place where a batch is gone through, so that none ends early with readers that were opened in it.
+    Otherwise readers that were opened for earlier items would never be closed.
     """
     return [_answer(call, one) for one in asked]
 
@@ -309,7 +306,7 @@ def _answer(call: Callable[..., _T], arguments: tuple[Any, ...]) -> _T | Storage
         return error
     except (OSError, sqlite3.Error) as error:
         return _failure(error)
-    except Exception as error:  # noqa: BLE001 (one that nobody thought of is that of one key, too)
+    except Exception as error:  # noqa: BLE001 (an unexpected error is that of one item, too)
         return BucketError(f"unexpected {type(error).__name__}: {error}")
 
 

@@ -1,4 +1,16 @@
-"""Whether an index, and its write-ahead log, are those that the files of an embedded bucket belong to. Blocking."""
+"""Checks at start that an index, and its write-ahead log, belong to the files of the embedded bucket. Blocking.
+
+The index holds a random generation and counts the starts of the daemon. The file `index.state` beside it holds the same
+values, and whether a daemon has the index open. An index that is missing, empty, of another folder, older than its
+files, or without its log is refused before anything relies on it: files that it does not name may be all that is left
+of acknowledged objects.
+
+Here SQLite's log is only read. SQLite reads it up to the first frame with a wrong checksum and ignores the rest without
+an error. That is right after a loss of power, but hides lost commits where a bit was flipped. The wal-index (`-shm`)
+counts the committed frames in shared memory, which survives a kill -9. It is updated after the fsync of a commit and
+before the client is answered, so that a commit that it does not count was answered to nobody, and may be torn.
+https://sqlite.org/walformat.html
+"""
 
 from __future__ import annotations
 
@@ -16,14 +28,7 @@ from twisted_storaged.buckets.local.index_writes import IndexWriter
 from twisted_storaged.errors import StartError
 from twisted_storaged.runtime.files import write_durably
 
-# Whether the index of an embedded bucket is the one that its files belong to. Blocking.
-#
-# The index holds a random generation and counts the starts of the daemon; the file `index.state` beside it holds the
-# same, and whether a daemon has the index open. Both are written at every start. So an index that is missing, empty,
-# of another folder, older than its files, or without its write-ahead log is recognised before anything goes by what
-# it says, and refused: files that it does not name any more may be all that is left of acknowledged objects.
-
-#: What every refusal ends with.
+#: The end of every error text of this module.
 ADVICE = (
     "nothing was changed; restore the folder from a backup, or see 'Restoring the embedded bucket' in docs/buckets.md"
 )
@@ -31,13 +36,13 @@ ADVICE = (
 
 @dataclass(frozen=True)
 class State:
-    """What `index.state` says.
+    """The content of `index.state`.
 
     Attributes:
-        generation: a random name, given to the index when it was made.
-        starts: how often a daemon has started on it.
+        generation: a random id, assigned when the index was created.
+        starts: the number of starts of a daemon.
         boot: the kernel's boot id at the last start.
-        is_open: whether a daemon has it open, or has not closed it before it ended.
+        is_open: whether a daemon has the index open, or ended without closing it.
     """
 
     generation: str
@@ -58,24 +63,24 @@ class Generation:
         self._has_contents = False
 
     def check_files(self, has_contents: bool) -> None:
-        """Look at the files, before SQLite opens them and changes them.
+        """Check the files, before SQLite opens and changes them.
 
         Raises:
-            StartError: they are not what the last daemon left.
+            StartError: they are not those that the last daemon left.
         """
         self._state = state = self._read()
         self._has_contents = has_contents
         if not self._index_path.exists():
             if state is not None or has_contents:
-                raise _refused(self._index_path, "does not exist, but there are objects that it named")
+                raise _refused(self._index_path, "does not exist, but there are files of objects")
             return
         if self._index_path.stat().st_size == 0 and (state is not None or has_contents):
-            raise _refused(self._index_path, "is empty, but there are objects that it named")
+            raise _refused(self._index_path, "is empty, but there are files of objects")
         if state is not None and state.is_open:
             self._check_wal(state)
 
     def _check_wal(self, state: State) -> None:
-        """A daemon that ended without closing the index leaves a log, with at least the commit of its start."""
+        """Check the log that a daemon leaves which ended without closing the index. It has the commit of its start."""
         wal_path = self._index_path.with_name("index.sqlite-wal")
         wal = read_wal(wal_path)
         if wal is None:
@@ -85,14 +90,14 @@ class Generation:
             raise _refused(wal_path, f"is damaged: of {committed.frames} committed frames, {wal.frames} can be read")
         if committed is not None and committed.is_counted:
             return
-        # The machine may lose its power while the last commit is on its way to the disk, and with it any part of that
-        # commit; whoever asked for it got no answer. A kill -9 or a full disk can leave the one of a start so.
+        # A loss of power can tear the last commit, which was answered to nobody. A kill -9 or a full disk can tear the
+        # commit of a start.
         excused = 1 if state.boot != self._boot or committed is not None else 0
         if wal.unreadable > excused:
             raise _refused(wal_path, f"is damaged: {wal.unreadable} commits in it cannot be read")
 
     def _committed(self, state: State, wal: WalState) -> WalIndex | None:
-        """What the wal-index says of this log, if no loss of power came between."""
+        """Return what the wal-index says of this log; None if the machine was booted since, which discards it."""
         if state.boot != self._boot:
             return None
         try:
@@ -106,10 +111,10 @@ class Generation:
         return committed if committed is not None and committed.salts == wal.salts else None
 
     def open(self, index: IndexWriter) -> None:
-        """Compare the index with the file, and note in both that a daemon has started on it. Durable when it returns.
+        """Compare the index with `index.state`, and count a start in both, durably.
 
         Raises:
-            StartError: the index is another one, or an older copy.
+            StartError: it is another index, or an older copy.
         """
         self._compare(index)
         generation, starts = index.count_start()
@@ -127,7 +132,7 @@ class Generation:
             raise _refused(self._index_path, f"is an older copy, of start {starts} of {state.starts}")
 
     def close(self) -> None:
-        """Note that the index will be closed now. After this, SQLite may remove its log."""
+        """Note that the index is about to be closed. After this, SQLite may remove its log."""
         if self._state is not None and self._state.is_open:
             self._write(replace(self._state, is_open=False))
 
@@ -145,7 +150,7 @@ class Generation:
 
 
 def write_copied(path: Path, generation: str, starts: int) -> None:
-    """Write `index.state` of a copy of a data folder, in which the index is closed."""
+    """Write the `index.state` of a backup, in which the index is closed."""
     write_durably(path / "index.state", json.dumps(asdict(State(generation, starts, "", is_open=False))).encode())
 
 
@@ -153,33 +158,28 @@ def _refused(path: Path, why: str) -> StartError:
     return StartError(f"{os.fspath(path)} {why}; {ADVICE}")
 
 
-# SQLite's write-ahead log as a file: whether it holds commits that SQLite would pass over.
-#
-# SQLite reads its log up to the first frame whose checksum is wrong, and says nothing of what comes after: that is
-# right where the machine lost its power while it wrote, and hides lost commits where a bit was flipped. This module
-# reads and changes nothing. https://sqlite.org/walformat.html
-#
-# The wal-index beside it (`-shm`) counts the frames that were committed. It is memory that is shared, so that it
-# outlives a kill -9, and it is written after the fsync of a commit and before anybody is told of it. Until the
-# machine loses its power it is exact: a commit that it does not count was answered to nobody, and may be torn.
-
 _HEADER = struct.Struct(">8I")
 _FRAME = struct.Struct(">6I")
 #: The wal-index begins with two copies of this: changes since it was made, whether it is, page size, committed frames,
 #: salts. https://sqlite.org/walformat.html#the_wal_index_file_format
 _WAL_INDEX = struct.Struct("=8xIBxHI12x8s8x")
-#: The first word of a log; its lowest bit tells the byte order that checksums are computed in.
+#: The first word of a log. Its lowest bit tells the byte order of its checksums.
 _MAGIC = 0x377F0682
 
 
 class WalState(NamedTuple):
-    """What a log holds: commits that SQLite will find, and commits behind a damaged place, which it will not."""
+    """The content of a log.
+
+    Attributes:
+        readable: commits that SQLite finds.
+        unreadable: commits after a damaged place, which SQLite ignores.
+        frames: the number of frames up to the last commit that SQLite finds.
+        salts: numbers that SQLite changes each time it begins to overwrite the log.
+    """
 
     readable: int
     unreadable: int
-    #: The number of frames up to the last commit that SQLite will find.
     frames: int
-    #: What tells this round of the log from others.
     salts: bytes
 
 
@@ -187,11 +187,11 @@ class WalIndex(NamedTuple):
     """What the wal-index says of the log.
 
     Attributes:
-        frames: how many frames of the log are committed.
+        frames: the number of committed frames.
         size: bytes of the log up to the last of these.
-        salts: which round of the log it is about, as in `WalState`.
-        is_counted: whether there were commits since the wal-index was made; else the number is what was found in the
-            log then.
+        salts: those of the log that it is about, as in `WalState`.
+        is_counted: whether there were commits since the wal-index was created; otherwise the numbers are those that
+            were found in the log then.
     """
 
     frames: int
@@ -219,7 +219,7 @@ def read_wal_index(descriptor: int) -> WalIndex | None:
 
 
 def read_wal(path: Path) -> WalState | None:
-    """What the log at `path` holds; None if there is none, it is empty, or its header is damaged.
+    """Read the log at `path`; None if there is none, it is empty, or its header is damaged.
 
     Raises:
         OSError: it cannot be read.
@@ -241,8 +241,9 @@ def read_wal(path: Path) -> WalState | None:
 
 
 def _count(frames: Iterator[bytes], salts: tuple[int, ...], checksum: _Checksum) -> WalState:
-    """Count the commits up to the first frame that is not valid, and those after it that were written by the same log:
-    what an earlier round of it left behind has other salts.
+    """Count the commits up to the first invalid frame, and those after it that have the salts of this log.
+
+    Frames with other salts are left over from before SQLite began to overwrite the log.
     """
     readable = unreadable = last = 0
     intact = True
@@ -250,13 +251,13 @@ def _count(frames: Iterator[bytes], salts: tuple[int, ...], checksum: _Checksum)
         if len(frame) < _FRAME.size:
             break
         _, pages, *frame_salts, sum1, sum2 = _FRAME.unpack_from(frame)
-        ours = tuple(frame_salts) == salts
+        is_current = tuple(frame_salts) == salts
         if intact:
             checksum.add(frame[:8])
             checksum.add(frame[_FRAME.size :])
-            intact = ours and checksum.sums == (sum1, sum2)
-        # A frame that ends a transaction tells how many pages the database then has.
-        if ours and pages:
+            intact = is_current and checksum.sums == (sum1, sum2)
+        # The last frame of a transaction has the number of pages of the database, others have 0.
+        if is_current and pages:
             if intact:
                 readable, last = readable + 1, number
             else:
@@ -265,14 +266,14 @@ def _count(frames: Iterator[bytes], salts: tuple[int, ...], checksum: _Checksum)
 
 
 class _Checksum:
-    """The running checksum of a log, over pairs of 32-bit words."""
+    """The cumulative checksum of a log, over pairs of 32-bit words."""
 
     def __init__(self, bigendian: bool) -> None:
         self._swap = bigendian != (sys.byteorder == "big")
         self.sums = (0, 0)
 
     def add(self, data: bytes) -> None:
-        """Take in bytes, whose number is a multiple of 8 (of a frame that is cut short, those that fit)."""
+        """Add bytes, in multiples of 8; an incomplete rest, of a truncated frame, is ignored."""
         words = array("I", data[: len(data) // 8 * 8])
         if self._swap:
             words.byteswap()

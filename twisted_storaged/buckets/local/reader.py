@@ -1,4 +1,9 @@
-"""Reading from an embedded bucket: a file is read ahead in threads and verified block by block."""
+"""Reading from an embedded bucket: files are read ahead in threads, verified, and handed to a consumer.
+
+Files are read in whole blocks, and each is verified before any of its bytes is delivered. For files of older versions
+only the CRC-32C of the whole content is known: they are verified when they are read as a whole, and their last bytes
+are delivered only after that.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +28,9 @@ from twisted_storaged.runtime.budgets import MAX_READ, DeliveryBudget, ReadReser
 from twisted_storaged.runtime.buffers import BufferPool
 from twisted_storaged.runtime.concurrency import BackpressureGate, Run, deferred
 
-# The way of an object out of an embedded bucket, and what its bytes are held against on that way.
-#
-# Files are read in whole blocks, each of which is verified before any of its bytes is delivered, also if only some
-# are wanted. A file of which only the CRC-32C of all its bytes is known, as older versions kept it, is verified when
-# it is read as a whole: its last bytes are held back until all are known, so that wrong ones never come to a clean
-# end.
-#
-# Where so many GETs share the memory that a read is less than a block, the block is read for each of its parts.
-
 
 class FileSource:
-    """The bytes of a file, verified: by blocks, or, where their checksums are not known, if it is to be delivered from
-    its first byte to its last. Takes over the descriptor."""
+    """A Source that reads and verifies a file. It closes the descriptor."""
 
     def __init__(self, descriptor: int, entry: Entry, span: Span, memory: BufferPool) -> None:
         self._descriptor = descriptor
@@ -44,6 +39,7 @@ class FileSource:
         self._size = entry.info.size
         self._blocks = None if entry.blocks is None else unpack(entry.blocks)
         self._left = span.end - span.start
+        # Without checksums of blocks, only the file as a whole can be verified.
         self._expected = entry.checksum if self._blocks is None and span == (0, self._size) else None
         self._checksum = 0
 
@@ -59,7 +55,7 @@ class FileSource:
             raise damaged(self._entry, f"the checksum of a block of the file from {start} on is wrong")
         if len(data) == size:
             return Chunk(data, 0)
-        # Only what is wanted is held until it has left.
+        # A copy, so that the unwanted rest of the block is not held until the client has taken the bytes.
         wanted = self._memory.take(size)[:size]
         wanted[:] = data[offset - start :][:size]
         return Chunk(wanted, 0)
@@ -84,7 +80,7 @@ class FileSource:
 
 @implementer(IObjectReader)
 class InlineReader:
-    """An object that has been read, and verified."""
+    """The reader of a content that is in memory, and verified."""
 
     def __init__(self, info: ObjectInfo, content: bytes, span: Span) -> None:
         self.info = info
@@ -97,14 +93,14 @@ class InlineReader:
         return succeed(None)
 
     def close(self) -> None:
-        """There is nothing to let go of."""
+        """Nothing is open."""
 
 
 def verify_content(entry: Entry, content: bytes) -> None:
-    """Look whether a small content is what was put.
+    """Compare a content that was in the index with its entry.
 
     Raises:
-        DamagedObject: it is not.
+        DamagedObject: they do not match.
     """
     if len(content) != entry.info.size:
         raise damaged(entry, f"{len(content)} bytes of {entry.info.size} are in the index")
@@ -113,10 +109,10 @@ def verify_content(entry: Entry, content: bytes) -> None:
 
 
 def verify_size(entry: Entry, descriptor: int) -> None:
-    """Look whether a file has as many bytes as were put.
+    """Compare the size of a file with its entry.
 
     Raises:
-        DamagedObject: it has not.
+        DamagedObject: they do not match.
     """
     size = os.fstat(descriptor).st_size
     if size != entry.info.size:
@@ -124,18 +120,13 @@ def verify_size(entry: Entry, descriptor: int) -> None:
 
 
 def damaged(entry: Entry, why: str) -> DamagedObject:
-    """What to raise for an entry whose bytes are not those that were put."""
+    """Return the exception for an entry whose bytes are not those that were put."""
     return DamagedObject(f"{entry.info.key!r} ({entry.info.etag}) is damaged: {why}")
 
 
-# The way of an object out of a bucket: a blocking source is read in threads and handed to a consumer.
-#
-# A thread reads one chunk and returns; no thread waits for a client. While one chunk is being sent the next two are
-# read, so that the disk always has something to do.
-
-#: Bytes that are read at once, at most.
+#: Bytes of one read, at most.
 CHUNK = MAX_READ
-#: Chunks of one GET that are read while one more is being sent.
+#: Chunks that are read ahead while another is being sent, so that the disk is never idle.
 AHEAD = 2
 
 
@@ -143,39 +134,42 @@ _log = Logger()
 
 
 class Chunk(NamedTuple):
-    """Bytes of an object, and their CRC-32C; 0, where the source is not going to check it."""
+    """Bytes of an object, and their CRC-32C, which is 0 where `check` does not need it."""
 
     data: memoryview
     checksum: int
 
 
 class Source(Protocol):
-    """The bytes of an open object."""
+    """The bytes of an open object, for `FileReader`."""
 
     def read(self, offset: int, size: int) -> Chunk:
-        """All of these `size` bytes of the object. Blocks, and is made in a thread, beside other reads.
+        """Read exactly `size` bytes at `offset`. Blocking; called in threads, concurrently.
 
         Raises:
-            DamagedObject: there are not as many.
+            DamagedObject: there are fewer, or they are not those that were put.
         """
 
     def check(self, chunk: Chunk) -> None:
-        """Take note of what is delivered next.
+        """Account for the chunk that is delivered next.
 
         Raises:
-            DamagedObject: these are the last bytes, and all together are not what was put.
+            DamagedObject: this is the last chunk, and the whole content does not have its checksum.
         """
 
     def close(self) -> None:
-        """Let go of it, wherever reading stopped. Blocks, and is made in a thread, after the reads."""
+        """Close it. Blocking; called in a thread, after all reads have returned."""
 
 
 @implementer(IObjectReader)
 class FileReader:
-    """An open object of any bucket that has a `Source` for it."""
+    """Delivers a span of an object to a consumer, reading ahead from a `Source` in threads.
+
+    A thread reads one chunk and returns: no thread waits for a client.
+    """
 
     def __init__(self, info: ObjectInfo, span: Span, source: Source, budget: DeliveryBudget, run: Run) -> None:
-        """Read `span` of an object from `source`."""
+        """Deliver `span` of the object from `source`, within `budget`; blocking calls are made by `run`."""
         self.info = info
         self.span = span
         self._at = span.start
@@ -206,7 +200,7 @@ class FileReader:
                 chunk = await ahead.popleft()
                 self._source.check(chunk)
                 self._read(ahead, portion)
-                # A view, as IConsumer does not know it. From here on, only the consumer keeps it.
+                # A memoryview, which IConsumer is not typed for. From here on, only the consumer refers to it.
                 consumer.write(chunk.data)  # type: ignore[arg-type]
                 size = len(chunk.data)
                 del chunk
@@ -215,11 +209,11 @@ class FileReader:
                 self._read(ahead, portion)
         finally:
             for reading in ahead:
-                # The source must not be closed under it.
+                # The source must not be closed while it is being read.
                 await reading.addErrback(lambda _: None)
 
     def _read(self, ahead: deque[Deferred[Chunk]], portion: ReadReservation) -> None:
-        """Have enough read ahead: as much as there is memory for, and something in any case, once nothing is held."""
+        """Start reads, as many as the budget allows; one at least if nothing is held."""
         while self._at < self.span.end and len(ahead) < AHEAD:
             step = _step(portion.next_size())
             if not step:
@@ -230,10 +224,12 @@ class FileReader:
             self._at += size
 
     def _close_failed(self, failure: Failure) -> None:
-        _log.warn("{key!r} was not closed: {failure.value}", key=self.info.key, failure=failure)
+        _log.warn("cannot close the file of {key!r}: {failure.value}", key=self.info.key, failure=failure)
 
 
 def _step(most: int) -> int:
-    """How much of `most` bytes to read: whole blocks, as each is verified as a whole; else a part that divides one, so
-    that no read needs two."""
+    """Return how much of `most` bytes to read: whole blocks, since they are verified as a whole.
+
+    If it is less than a block, then a power of two, so that no read touches two blocks.
+    """
     return most - most % BLOCK_SIZE if most >= BLOCK_SIZE else 1 << most.bit_length() >> 1
