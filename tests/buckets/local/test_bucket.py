@@ -197,7 +197,7 @@ class StartTests:
         await put(bucket, "a", large(b"x"))
         await bucket.stop()
         (tmp_path / "index.sqlite").unlink()
-        with pytest.raises(StartError, match=r"index.sqlite does not exist, but there are files of objects"):
+        with pytest.raises(StartError, match=r"index.sqlite does not exist, but there are objects that it should name"):
             make(tmp_path).start()
         assert len(contents(tmp_path)) == 1
 

@@ -72,10 +72,10 @@ class Generation:
         self._has_contents = has_contents
         if not self._index_path.exists():
             if state is not None or has_contents:
-                raise _refused(self._index_path, "does not exist, but there are files of objects")
+                raise _refused(self._index_path, "does not exist, but there are objects that it should name")
             return
         if self._index_path.stat().st_size == 0 and (state is not None or has_contents):
-            raise _refused(self._index_path, "is empty, but there are files of objects")
+            raise _refused(self._index_path, "is empty, but there are objects that it should name")
         if state is not None and state.is_open:
             self._check_wal(state)
 
