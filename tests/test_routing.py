@@ -81,7 +81,7 @@ class NamespaceTests:
 
         buckets[0].list = again  # type: ignore[method-assign,assignment]
         for prefix in ("", "x"):
-            with pytest.raises(BucketError, match="circle"):
+            with pytest.raises(BucketError, match="cycle"):
                 listed(namespace, prefix)
         assert len(asked) < 10
 

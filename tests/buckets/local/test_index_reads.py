@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sqlite3
 from collections.abc import Iterable
@@ -136,6 +137,7 @@ class DamagedRowTests:
             return opened(self, key, wanted)
 
         monkeypatch.setattr(LocalBucket, "_open", broken)
+        gc.collect()  # it would close descriptors of earlier tests meanwhile
         before = len(os.listdir("/proc/self/fd"))
         gets: list[Any] = await get_all(bucket, "abc")
         assert type(gets[2]) is BucketError
@@ -147,6 +149,7 @@ class DamagedRowTests:
     async def test_who_no_longer_wants_a_reader(self, bucket: LocalBucket) -> None:
         """Leaves no descriptor open, neither with the others of the batch nor alone."""
         await put(bucket, "a", large(b"x"))
+        gc.collect()  # it would close descriptors of earlier tests meanwhile
         before = len(os.listdir("/proc/self/fd"))
         gone = [bucket.get("a").addErrback(lambda failure: failure.trap(CancelledError) and None) for _ in range(3)]
         kept = bucket.get("a")

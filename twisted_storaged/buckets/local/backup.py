@@ -1,8 +1,8 @@
-"""A consistent copy of an embedded bucket's folder, made beside a running daemon. Blocking.
+"""Backup: a consistent copy of an embedded bucket's folder, made beside a running daemon. Blocking.
 
-The index is copied by SQLite out of one snapshot, and every file that this snapshot names is in the copy, though the
-daemon goes on to replace and remove objects. Files never change, so that a hard link is a copy; where the copy is on
-another file system, they are copied. Until it is whole, the copy has another name.
+SQLite copies the index from one snapshot, and every file that this snapshot names is in the copy, even while the daemon
+replaces and removes objects. Files are immutable, so that hard links suffice; on another file system they are copied.
+The copy has a temporary name until it is complete.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from twisted_storaged.buckets.local.index_reads import connect_to_read
 from twisted_storaged.errors import StartError
 from twisted_storaged.runtime.files import make_folder, sync_folder, touch
 
-#: How often a snapshot is tried. Each round has only the files to link that are new since the one before, so that one
-#: of them is replaced in this time only by chance.
+#: Attempts at a snapshot whose files all exist. Each has to link only the files that are new since the one before, so
+#: that it is unlikely that one of them is replaced meanwhile.
 ROUNDS = 100
-#: What link(2) says where there can be no hard link.
+#: Errors of link(2) where hard links are impossible.
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP}
 
 
@@ -33,7 +33,7 @@ def back_up(path: Path, target: Path) -> int:
     """Copy the data folder at `path` to `target`, which must not exist; returns how many files it has.
 
     Raises:
-        StartError: there is no bucket, `target` exists, or the copy cannot be made; then nothing is left of it.
+        StartError: there is no bucket, `target` exists, or the copy failed; then nothing of it is left.
     """
     if os.path.lexists(target):
         raise StartError(f"{target} exists: a backup is made in a new folder")
@@ -58,7 +58,7 @@ def back_up(path: Path, target: Path) -> int:
 
 
 def _copy(index: sqlite3.Connection, contents: ContentFiles, copy: ContentFiles) -> int:
-    """Fill the empty folder of the copy; returns how many files it has. Durable when it returns."""
+    """Fill the empty folder of the copy, durably; returns how many files it has."""
     for folder in (copy.objects_path, *(copy.objects_path / f"{number:02x}" for number in range(256))):
         make_folder(folder)
     touch(copy.index_path)
@@ -73,7 +73,7 @@ def _copy(index: sqlite3.Connection, contents: ContentFiles, copy: ContentFiles)
                     origin = copied.execute("SELECT generation, starts FROM origin").fetchone()
                 break
     else:
-        raise StartError(f"{contents.index_path} is changed too fast for a backup")
+        raise StartError(f"{contents.index_path} changes too fast for a backup: try again when there are fewer writes")
     for name in linked - names:
         copy.path_of(name).unlink()
     write_copied(copy.index_path.parent, *origin)
@@ -84,7 +84,7 @@ def _copy(index: sqlite3.Connection, contents: ContentFiles, copy: ContentFiles)
 
 @contextmanager
 def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
-    """Everything that is read is of one moment, also what `backup` copies."""
+    """A read transaction: everything that is read, or copied by `backup`, is of one snapshot."""
     connection.execute("BEGIN")
     try:
         yield
@@ -93,7 +93,7 @@ def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _link(names: Iterable[str], contents: ContentFiles, copy: ContentFiles) -> Iterator[str]:
-    """Have these files in the copy; gives the names of those that are still there to be had."""
+    """Link files into the copy; yields the names of those that still existed."""
     for name in names:
         try:
             _link_one(contents.path_of(name), copy.path_of(name))

@@ -1,7 +1,7 @@
-"""A page of the embedded bucket's list, out of an index that finds keys in their order.
+"""A page of the embedded bucket's list, out of an index that is ordered by key.
 
-What is below a common prefix is not read: the next look into the index is for what follows all of it, so that a list
-with a delimiter costs what it gives, however many keys there are.
+Keys below a common prefix are skipped by the next query: the cost of a list with a delimiter is that of its entries,
+however many keys there are.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from itertools import islice
 
 from twisted_storaged.model import ListPage, ListQuery, ObjectInfo
 
-#: Entries of a page at most, whatever a query says: it is in memory as a whole.
+#: The maximum number of entries of a page, which is in memory as a whole.
 PAGE_LIMIT = 1000
-#: More than any byte of UTF-8: what starts with a prefix sorts before the prefix and this.
+#: Greater than any byte of UTF-8: all keys with a prefix sort before the prefix followed by this.
 _END = b"\xff"
 
-#: Finds up to so many objects, in key order, from the first bytes on and before the second.
+#: Selects objects in key order: those from the first key, inclusive, to the second, exclusive; at most so many.
 Select = Callable[[bytes, bytes, int], Generator[ObjectInfo, None, None]]
 
 
 def list_page(select: Select, query: ListQuery, token: str | None) -> ListPage:
-    """The page of a list at `token`, which is the entry before it."""
+    """Return the page at `token`, which is the last entry of the page before; None for the first page."""
     after = query.after if token is None else token
     limit = min(query.page_limit, PAGE_LIMIT)
     first, end = _start(query, after), query.prefix.encode() + _END
-    # One more than the page: is there another?
+    # One entry more than the page has, to know whether there is a next page.
     if not query.delimiter:
         found = list(select(first, end, limit + 1))
         return ListPage(found[:limit], found[limit - 1].key if len(found) > limit else None)
@@ -43,11 +43,11 @@ def _page(found: list[ObjectInfo | str], limit: int) -> ListPage:
 
 
 def _entries(select: Select, query: ListQuery, first: bytes, end: bytes) -> Generator[ObjectInfo | str, None, None]:
-    """Objects and common prefixes from `first` on, in their order."""
+    """Yield objects and common prefixes from `first` on, in order."""
     more = True
     while more:
         more = False
-        # Closed at once, as an open cursor keeps the index as it was when it was opened.
+        # Closed at once, since an open cursor holds a snapshot of the index, which keeps its log from being reset.
         with closing(select(first, end, -1)) as objects:
             for info in objects:
                 common = _common_prefix(info.key, query)
@@ -59,17 +59,17 @@ def _entries(select: Select, query: ListQuery, first: bytes, end: bytes) -> Gene
 
 
 def _start(query: ListQuery, after: str | None) -> bytes:
-    """Where entries after `after` begin: an entry there may be a common prefix, and the end of what is below it."""
+    """Return the first possible key after the entry `after`: after all keys below it, if it is a common prefix."""
     first = query.prefix.encode()
     if after is None:
         return first
     common = _common_prefix(after, query) if query.delimiter and after.startswith(query.prefix) else None
-    # No key is between another and the same with a zero byte.
+    # No key sorts between a key and the same key with a zero byte.
     return max(first, after.encode() + b"\0" if common is None else common.encode() + _END)
 
 
 def _common_prefix(key: str, query: ListQuery) -> str | None:
-    """What a key is listed as, if not as itself."""
+    """Return the common prefix that a key is listed under; None if it is listed itself."""
     assert query.delimiter
     at = key.find(query.delimiter, len(query.prefix))
     return None if at < 0 else key[: at + len(query.delimiter)]

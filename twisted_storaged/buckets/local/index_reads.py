@@ -1,7 +1,6 @@
-"""Reading the embedded bucket's index. SQLite, blocking; any thread may.
+"""Reading the embedded bucket's index. Blocking; any thread may.
 
-No row is believed before it has been held against its checksums: what does not match them raises DamagedObject, for
-the key that was asked for and for no other.
+Every row is verified by its checksums before it is used. A damaged row raises DamagedObject for its own key only.
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ FROM objects LEFT JOIN details ON details.row = objects.details LEFT JOIN conten
 WHERE key = ?
 """  # noqa: S608 (a constant)
 _COLUMNS = 12
-# Where a key would be.
+# The rows on both sides of a missing key.
 _BESIDE = (
     f"SELECT {_LISTED} FROM objects WHERE key >= ? ORDER BY key LIMIT 1",  # noqa: S608
     f"SELECT {_LISTED} FROM objects WHERE key <= ? ORDER BY key DESC LIMIT 1",  # noqa: S608
 )
-# A bound is bytes, as it need not be the text of a key; TEXT is compared by its bytes.
+# Bounds are given as bytes, since they need not be valid UTF-8. SQLite compares TEXT by its bytes.
 _LIST = f"""
 SELECT {_LISTED} FROM objects WHERE key >= CAST(? AS TEXT) AND key < CAST(? AS TEXT) ORDER BY key LIMIT ?
 """  # noqa: S608
 _FILES = f"SELECT {_LISTED} FROM objects WHERE row IS NULL ORDER BY etag"  # noqa: S608
-# What a scrub reads: a key as bytes, as it may no longer be text; and whether a list would read it.
+# For a scrub: keys as bytes, since a damaged key may not be UTF-8, and the types of the columns.
 _WALK = """
 SELECT CAST(key AS BLOB), typeof(key) || typeof(size) || typeof(etag) || typeof(last_modified), size,
     CAST(etag AS BLOB), last_modified, listed_crc
@@ -55,8 +54,13 @@ FROM objects WHERE key > CAST(? AS TEXT) ORDER BY key LIMIT ?
 
 
 class Entry(NamedTuple):
-    """An object; its content if that is in the index, else it is the file that is named by the ETag; and the CRC-32C
-    of the whole content and of each of its blocks, packed, where they are known."""
+    """An object in the index.
+
+    Attributes:
+        content: the content if it is in the index; if None, it is the file that the ETag names.
+        checksum: the CRC-32C of the content, if it is known.
+        blocks: the packed CRC-32C of each of its blocks, if they are known.
+    """
 
     info: ObjectInfo
     content: bytes | None = None
@@ -65,24 +69,24 @@ class Entry(NamedTuple):
 
 
 class VerifiedRow(NamedTuple):
-    """An object's row, which has been held against its checksums."""
+    """A row of an object that matches its checksums."""
 
     info: ObjectInfo
     row: Row
 
 
 class IndexReader:
-    """The index, for reading."""
+    """The index, for reading. Calls of several threads take turns."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._reader = connection
         self._reading = Lock()
 
     def get(self, key: str) -> Entry | None:
-        """The entry of a key.
+        """Look up a key with its content; None if there is no object.
 
         Raises:
-            DamagedObject: its row, or what belongs to it, is not as it was written.
+            DamagedObject: its row, or what the row refers to, is damaged.
         """
         with self._reading:
             columns = self._reader.execute(_GET, (key,)).fetchone()
@@ -94,47 +98,47 @@ class IndexReader:
         if row.row is not None and content is None:
             raise damaged_row(key, "its content is not in the index")
         if row.blocks is not None and (type(blocks) is not bytes or packed_checksum(info.etag, blocks) != crc):
-            raise damaged_row(key, "the checksums of its blocks are not in the index as they were written")
+            raise damaged_row(key, "the checksums of its blocks in the index are damaged")
         return Entry(info, content, row.checksum, blocks)
 
     def head(self, key: str) -> ObjectInfo | None:
-        """The same, without looking for a content."""
+        """Look up a key without its content; None if there is no object. Raises DamagedObject."""
         with self._reading:
             found = find(self._reader, key)
         return found and found.info
 
     def page(self, query: ListQuery, token: str | None = None) -> ListPage:
-        """A page of a list.
+        """Read a page of a list.
 
         Raises:
-            DamagedObject: a row of it is not as it was written.
+            DamagedObject: one of its rows is damaged.
         """
         with self._reading:
             return list_page(self._select, query, token)
 
     def walk(self, after: bytes, limit: int) -> list[tuple[bytes, bool]]:
-        """Up to `limit` keys after `after`, as bytes, and whether the row of each is one that a list would believe."""
+        """Read up to `limit` keys after `after`, as bytes, and whether the row of each matches its list checksum."""
         with self._reading:
             rows = self._reader.execute(_WALK, (after, limit)).fetchall()
         return [(key, types == "textintegertextreal" and _is_listed(key, *rest)) for key, types, *rest in rows]
 
     def files(self) -> Iterator[str]:
-        """All files that keys have, in order. For the time before others use the index.
+        """Yield the names of all files that keys refer to, in order. Without a lock: no other thread may use the index.
 
         Raises:
-            DamagedObject: a row is not as it was written, so that nobody knows which file it has.
+            DamagedObject: a row is damaged, so that its file is unknown.
         """
-        return (info.etag for info in _believed(self._reader.execute(_FILES)))
+        return (info.etag for info in _verified_list(self._reader.execute(_FILES)))
 
     def replaced(self) -> set[str]:
-        """Files that no key has any more, and that were not removed yet."""
+        """Return the names of replaced files that were not removed yet."""
         try:
             return {name for (name,) in self._reader.execute("SELECT name FROM replaced")}
-        except sqlite3.OperationalError:  # an index that has had no start by a storaged which has this table
+        except sqlite3.OperationalError:  # no version with this table has written the index yet
             return set()
 
     def faults(self) -> Iterator[str]:
-        """What SQLite itself finds wrong, by its PRAGMA integrity_check."""
+        """Yield the errors that SQLite's PRAGMA integrity_check finds."""
         return (fault for (fault,) in self._reader.execute("PRAGMA integrity_check") if fault != "ok")
 
     def close(self) -> None:
@@ -142,18 +146,18 @@ class IndexReader:
         self._reader.close()
 
     def _select(self, first: bytes, end: bytes, limit: int) -> Generator[ObjectInfo, None, None]:
-        return _believed(self._reader.execute(_LIST, (first, end, limit)))
+        return _verified_list(self._reader.execute(_LIST, (first, end, limit)))
 
 
 _CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-_OTHER_ROW = "its row in the index is not as it was written: see --scrub"
+_DAMAGED_ROW = "its row in the index does not match its checksum: run --scrub"
 
 
 def find(connection: sqlite3.Connection, key: str) -> VerifiedRow | None:
-    """The row of a key.
+    """Look up the row of a key; None if there is none.
 
     Raises:
-        DamagedObject: it is not as it was written; or there is none, and the one in its place is not.
+        DamagedObject: it is damaged; or there is none, and a row beside its place is damaged.
     """
     columns = connection.execute(_HEAD, (key,)).fetchone()
     if columns is None:
@@ -162,31 +166,31 @@ def find(connection: sqlite3.Connection, key: str) -> VerifiedRow | None:
     return _verified(key, columns)
 
 
-def _believed(rows: sqlite3.Cursor) -> Generator[ObjectInfo, None, None]:
-    """Objects as lists have them; closes the cursor in the end."""
+def _verified_list(rows: sqlite3.Cursor) -> Generator[ObjectInfo, None, None]:
+    """Yield verified objects as in lists, and close the cursor at the end."""
     with closing(rows):
         for key, size, etag, last_modified, checksum in rows:
             if listed_checksum(key, size, etag, last_modified) != checksum:
-                raise damaged_row(key, _OTHER_ROW)
+                raise damaged_row(key, _DAMAGED_ROW)
             yield ObjectInfo(key, size, etag, last_modified)
 
 
 def _check_beside(connection: sqlite3.Connection, key: str) -> None:
-    """Verify the rows beside the place of a key that is not there: what was flipped may be the key of one of them.
+    """Verify the rows on both sides of a missing key: a flipped bit in the key of one may be why it is missing.
 
     Raises:
-        DamagedObject: one is not as it was written, so that nobody knows whether there is an object of this key.
+        DamagedObject: one of them is damaged, so that it is unknown whether there is an object with this key.
     """
     for beside in _BESIDE:
         columns = connection.execute(beside, (key,)).fetchone()
         if columns is not None and listed_checksum(*columns[:4]) != columns[4]:
-            raise damaged_row(key, f"it is not in the index, but where it would be, the row of {columns[0]!r} is bad")
+            raise damaged_row(key, f"it is not in the index, but the row of {columns[0]!r} beside its place is damaged")
 
 
 def _verified(key: str, columns: tuple[Any, ...]) -> VerifiedRow:
     listed, row = Listed(*columns[:4]), Row(*columns[6:])
     if row_checksum(listed_checksum(*listed), row) != columns[5]:
-        raise damaged_row(key, _OTHER_ROW)
+        raise damaged_row(key, _DAMAGED_ROW)
     return VerifiedRow(ObjectInfo(*listed, _metadata(row.metadata), _digests(row.digests)), row)
 
 
@@ -198,24 +202,24 @@ def _is_listed(key: bytes, size: int, etag: bytes, last_modified: float, checksu
 
 
 def damaged_row(key: object, why: str) -> DamagedObject:
-    """What to raise for a key whose row, or what that row points at, is not as it was written."""
+    """Return the exception for a key whose row, or what the row refers to, is damaged."""
     return DamagedObject(f"{key!r} is damaged: {why}")
 
 
 def open_index_reader(path: Path) -> IndexReader:
-    """An index that is only read, beside who writes it.
+    """Open an index for reading; another process may be writing it.
 
     Raises:
-        sqlite3.Error: it is not there, is none, or cannot be read.
+        sqlite3.Error: it does not exist, is not an index, or cannot be read.
     """
     return IndexReader(connect_to_read(path))
 
 
 def connect_to_read(path: Path) -> sqlite3.Connection:
-    """A connection to an index that cannot write it.
+    """Connect to an index read-only.
 
     Raises:
-        sqlite3.Error: it is not there, is none, or cannot be read.
+        sqlite3.Error: it does not exist, is not an index, or cannot be read.
     """
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
     try:
@@ -227,12 +231,12 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
 
 
 def is_corrupt(error: Exception) -> bool:
-    """Whether what is read of the index is not what was written: SQLite says so, or a checksum."""
+    """Whether an error means that the index is damaged, as found by SQLite or by a checksum."""
     return isinstance(error, DamagedObject) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _CORRUPT
 
 
 def details_of(info: ObjectInfo) -> tuple[str | None, str | None] | None:
-    """What the table of details has of an object; None if there is nothing to be said."""
+    """Return the columns of an object's row in the table of details; None if it needs none."""
     if not info.metadata and not info.digests:
         return None
     digests = {name: digest.hex() for name, digest in info.digests.items()}

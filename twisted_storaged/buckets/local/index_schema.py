@@ -1,4 +1,8 @@
-"""The tables of the embedded bucket's index, the checksums in them, and how an older layout becomes this one."""
+"""The tables of the embedded bucket's index, their migration from older layouts, and the checksums in them.
+
+All checksums are CRC-32C. That of a whole content is combined from those of its blocks. A row of `objects` has two: one
+over the columns that lists read, and one over the whole row with the metadata and digests that it refers to.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,14 @@ from typing import NamedTuple
 
 from awscrt.checksums import combine_crc32c, crc32c
 
-# The tables of the embedded bucket's index, and how an index of an older layout becomes one of this.
-
-#: The layout of the tables below, kept in the database's user_version.
+#: The version of the tables below, which is in the database's user_version.
 LAYOUT = 4
 
-# A key is compared as the bytes of its UTF-8, which is the order that S3 lists in. The columns up to last_modified
-# are an ObjectInfo as lists have it, and listed_crc is their checksum; row_crc is that of the whole row with its
-# details. What only HEAD and GET want is beside it, so that a list does not read past it.
-# `row` is NULL where the content is a file, `details` where there are none, `checksum` where it is not known, and
-# `blocks` where those of the blocks are not known or the content is in the index.
+# Keys are compared by the bytes of their UTF-8, the order of S3's lists. The columns up to last_modified are the
+# ObjectInfo of a list, with the checksum listed_crc; row_crc is the checksum of the whole row with its details. What
+# only HEAD and GET need is in other tables, so that a list does not read past it.
+# `row` is NULL if the content is a file, `details` if there are none, `checksum` if it is unknown, and `blocks` if the
+# checksums of the blocks are unknown or the content is in the index.
 _OBJECTS = """
     CREATE TABLE objects (
         key TEXT PRIMARY KEY COLLATE BINARY,
@@ -40,8 +42,8 @@ _CONTENTS = "CREATE TABLE contents (row INTEGER PRIMARY KEY, content BLOB NOT NU
 _DETAILS = "CREATE TABLE details (row INTEGER PRIMARY KEY, metadata TEXT, digests TEXT)"
 _BLOCKS = "CREATE TABLE blocks (row INTEGER PRIMARY KEY, checksums BLOB NOT NULL, crc INTEGER NOT NULL)"
 
-# Layout 3 had the columns of this one up to `checksum`, without listed_crc. Rows are copied in the order of their
-# keys, as growing them in place would split every page.
+# Layout 3 had the columns of this one up to `checksum`, without listed_crc. Rows are copied in the order of their keys,
+# since growing them in place would split every page.
 _COPY = """
     INSERT INTO objects
     SELECT key, size, etag, last_modified, listed_checksum(key, size, etag, last_modified), objects_3.row,
@@ -57,18 +59,18 @@ _FROM_2 = (
     _DETAILS,
     *_FROM_3,
 )
-#: Bytes of the log that are kept after a migration.
+#: Bytes that the log is truncated to after a migration.
 _LOG_SIZE = 8 << 20
 
-#: What brings a database of each layout to this one; 0 is an empty database.
+#: The statements that migrate a database of each layout to this one; 0 is an empty database.
 _STEPS = {0: (_OBJECTS, _CONTENTS, _DETAILS, _BLOCKS), 2: _FROM_2, 3: _FROM_3, LAYOUT: ()}
 
 
 def prepare(connection: sqlite3.Connection) -> None:
-    """Create the tables, or bring those of an older layout to this one; all of it or nothing, also when killed.
+    """Create the tables, or migrate those of an older layout, atomically.
 
     Raises:
-        sqlite3.Error: the database has another layout, is none, or cannot be read as a whole, or written.
+        sqlite3.Error: the layout is unknown, the file is not a database, or it cannot be read or written.
     """
     steps = _steps(connection)
     if steps:
@@ -77,31 +79,31 @@ def prepare(connection: sqlite3.Connection) -> None:
             for step in steps:
                 connection.execute(step)
             connection.execute(f"PRAGMA user_version = {LAYOUT}")
-        # A migration leaves a log as large as the index. The next commit cuts it; until then it stays as it is, since a
+        # A migration leaves a log as large as the index. The next commit truncates it, and not this function, since a
         # start takes an empty log for a lost one.
         connection.execute(f"PRAGMA journal_size_limit = {_LOG_SIZE}")
         connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
 
 
 def check(connection: sqlite3.Connection) -> None:
-    """Look whether the tables are those of this layout, and change nothing.
+    """Check that the tables are of this layout, without changing anything.
 
     Raises:
         sqlite3.Error: they are not.
     """
     if _steps(connection):
-        raise sqlite3.DatabaseError(f"the index is not of layout {LAYOUT} yet: start storaged once")
+        raise sqlite3.DatabaseError(f"the index is not of layout {LAYOUT} yet: start storaged once to migrate it")
 
 
 def add_functions(connection: sqlite3.Connection) -> None:
-    """Let statements compute the checksums of a row, as no column may be written without them."""
+    """Register the SQL functions that compute the checksums of a row."""
     connection.create_function("listed_checksum", 4, listed_checksum, deterministic=True)
     connection.create_function("row_checksum", 9, _row_checksum, deterministic=True)
 
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All that is executed, durably, or nothing."""
+    """A transaction: committed at the end of the context, rolled back on an exception."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -123,7 +125,7 @@ def _row_checksum(  # noqa: PLR0913 (the columns of a row)
     metadata: str | None,
     digests: str | None,
 ) -> int:
-    """The checksum of a row without checksums of blocks, as older layouts had them."""
+    """Compute the checksum of a row of an older layout, which has no checksums of blocks."""
     listed = listed_checksum(key, size, etag, last_modified)
     return row_checksum(listed, Row(row, details, checksum, None, metadata, digests))
 
@@ -131,27 +133,21 @@ def _row_checksum(  # noqa: PLR0913 (the columns of a row)
 def _steps(connection: sqlite3.Connection) -> tuple[str, ...]:
     (layout,) = connection.execute("PRAGMA user_version").fetchone()
     if layout not in _STEPS:
-        raise sqlite3.DatabaseError(f"the index has layout {layout}, this storaged knows {LAYOUT}")
+        raise sqlite3.DatabaseError(f"the index has layout {layout}, but this version of storaged supports {LAYOUT}")
     return _STEPS[layout]
 
-
-# Checksums of what an embedded bucket keeps: of each block of a content, of a whole content, and of index rows.
-#
-# All are CRC-32C. A whole content's is combined from those of its blocks. A row of the table of objects has two, as a
-# list reads only its first columns: one over those, and one over everything, with the metadata and digests that the
-# row points at.
 
 #: Bytes of a block; the last one of a content may be shorter.
 BLOCK_SIZE = 256 << 10
 
 _SIZE_AND_TIME = Struct("<qd").pack
 _NUMBERS = Struct("<qqqq").pack
-#: What reading a row as it was never written may raise: other types where text or numbers were.
+#: What a damaged row may raise, whose columns have other types than those that were written.
 _OTHER_TYPES = (TypeError, AttributeError, UnicodeError, error)
 
 
 class Listed(NamedTuple):
-    """The columns of an object's row that lists read, before their checksum."""
+    """The columns of an object's row that lists read, without their checksum."""
 
     key: str
     size: int
@@ -160,7 +156,7 @@ class Listed(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The columns of an object's row that only GET and HEAD read, and the text of the details that it points at."""
+    """The columns of an object's row that only GET and HEAD read, and the details that it refers to."""
 
     row: int | None
     details: int | None
@@ -171,10 +167,7 @@ class Row(NamedTuple):
 
 
 def listed_checksum(key: str, size: int, etag: str, last_modified: float) -> int:
-    """The checksum over the columns that lists read.
-
-    Returns -1, which no row has, for values that have never been written.
-    """
+    """Compute the checksum of the columns that lists read; -1, which no row has, for values of wrong types."""
     try:
         columns = f"{key}\0{etag}".encode() + _SIZE_AND_TIME(size, last_modified)
     except _OTHER_TYPES:
@@ -184,10 +177,7 @@ def listed_checksum(key: str, size: int, etag: str, last_modified: float) -> int
 
 
 def row_checksum(listed: int, row: Row) -> int:
-    """The checksum over a whole row, whose listed columns have the checksum `listed`.
-
-    Returns -1, which no row has, for values that have never been written.
-    """
+    """Compute the checksum of a row whose listed columns have the checksum `listed`; -1 for values of wrong types."""
     try:
         known = -1 if row.checksum is None else row.checksum
         numbers = _NUMBERS(row.row or 0, row.details or 0, row.blocks or 0, known)
@@ -198,12 +188,12 @@ def row_checksum(listed: int, row: Row) -> int:
 
 
 def block_checksums(data: memoryview) -> list[int]:
-    """The checksum of each block of `data`, which begins where a block does."""
+    """Compute the checksum of each block of `data`, which begins at a block."""
     return [crc32c(data[start : start + BLOCK_SIZE]) for start in range(0, len(data), BLOCK_SIZE)]
 
 
 def combined(checksums: Iterable[int], size: int) -> int:
-    """The checksum of `size` bytes, from those of their blocks."""
+    """Combine the checksums of the blocks of a content of `size` bytes into that of the whole."""
     whole = 0
     for number, checksum in enumerate(checksums):
         whole = combine_crc32c(whole, checksum, min(BLOCK_SIZE, size - number * BLOCK_SIZE))
@@ -211,17 +201,17 @@ def combined(checksums: Iterable[int], size: int) -> int:
 
 
 def pack(checksums: Iterable[int]) -> bytes:
-    """Checksums as the index keeps them: four bytes each, the lowest first."""
+    """Pack checksums for the index: four bytes each, little-endian."""
     return _little(array("I", checksums)).tobytes()
 
 
 def unpack(packed: bytes) -> array[int]:
-    """What `pack` has packed."""
+    """Reverse `pack`."""
     return _little(array("I", packed))
 
 
 def packed_checksum(etag: str, packed: bytes) -> int:
-    """The checksum over the packed checksums of the blocks of the object of this ETag."""
+    """Compute the checksum of the packed checksums of an object's blocks, and of its ETag."""
     checksum: int = crc32c(packed, crc32c(etag.encode()))
     return checksum
 

@@ -1,8 +1,8 @@
-"""The embedded bucket's index: which keys there are, and where the content of each is. SQLite, blocking.
+"""Writing the embedded bucket's index: the keys, and where the content of each is. Blocking.
 
-A small content is in here itself: committing a key waits for the disk once, and brings the content with it, where a
-file would need two waits of its own. It is in a table of its own, so that a list does not read past it. What
-overwritten and deleted ones leave free is used again, but the database does not get smaller.
+A small content is in the index itself: committing its key syncs the disk once, where a file would need two more syncs.
+It is in a table of its own, so that a list does not read past it. Space of replaced and deleted contents is reused, but
+the database does not shrink.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ from twisted_storaged.model import Condition
 
 
 class Change(NamedTuple):
-    """What is to be done to a key: have this entry, or none; if `condition` holds."""
+    """A write to a key: set its entry, or delete it (None), if `condition` holds."""
 
     key: str
     entry: Entry | None
     condition: Condition | None = None
 
 
-#: What became of a change: the file that its key had before, if any; or nothing, as its condition does not hold.
+#: The result of a change: the replaced file, if there was one; or the error if nothing was changed.
 Outcome = str | StorageError | None
 
 
-#: How long another program, such as an SQLite shell, may have the index locked before a commit is refused.
+#: Seconds to wait for another program, such as an SQLite shell, that has locked the index.
 BUSY_SECONDS = 2.0
 
 _NO_ROW = Row(None, None, None, None, None, None)
 
 
 class _Table(NamedTuple):
-    """What an object may have a row of; a row that is NULL is a new one."""
+    """The statements that write and delete a row of a table; writing row NULL adds a new one."""
 
-    keep: str
-    remove: str
+    write: str
+    delete: str
 
 
 _CONTENTS = _Table("INSERT OR REPLACE INTO contents VALUES (?, ?)", "DELETE FROM contents WHERE row = ?")
@@ -66,18 +66,18 @@ _DETAILS = _Table("INSERT OR REPLACE INTO details VALUES (?, ?, ?)", "DELETE FRO
 _BLOCKS = _Table("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?)", "DELETE FROM blocks WHERE row = ?")
 
 
-#: The files that commits have replaced, until they are removed.
+# The files that commits have replaced, until they are removed.
 _CREATE_REPLACED = "CREATE TABLE IF NOT EXISTS replaced (name TEXT PRIMARY KEY) WITHOUT ROWID"
 
 
 class IndexWriter(IndexReader):
-    """One connection writes, one reads; neither waits for the other."""
+    """The index, for reading and writing, by one connection each: neither waits for the other."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create it.
+        """Open or create the index.
 
         Raises:
-            sqlite3.Error: the file is not such an index, or cannot be used.
+            sqlite3.Error: the file is not an index, or cannot be used.
         """
         self._path = path
         self._writer = _connect(path)
@@ -87,11 +87,10 @@ class IndexWriter(IndexReader):
         super().__init__(_connect(path))
 
     def commit(self, changes: Sequence[Change]) -> Sequence[Outcome]:
-        """Make all changes whose conditions hold, in this order, or none; durably. One thread may do so at a time.
+        """Make the changes whose conditions hold, in this order, in one durable transaction. One thread at a time.
 
-        A condition is checked against what the changes before it, in this and earlier commits, have left.
-
-        Where SQLite finds a place of the index damaged, only the changes that need it fail.
+        A condition is checked after the changes before it. Where SQLite finds the index damaged, only the changes that
+        need the damaged place fail.
         """
         try:
             return self._commit_together(changes)
@@ -101,7 +100,7 @@ class IndexWriter(IndexReader):
             return [self._commit_alone(change) for change in changes]
 
     def removed(self, name: str) -> None:
-        """Note that a file which a commit has replaced is gone; any thread may."""
+        """Note that a replaced file was removed. Any thread may."""
         self._removed.append(name)
 
     def _commit_alone(self, change: Change) -> Outcome:
@@ -110,13 +109,13 @@ class IndexWriter(IndexReader):
         except sqlite3.DatabaseError as error:
             if not is_corrupt(error):
                 raise
-            return BucketError(f"{change.key!r} was not changed: {error}")
+            return BucketError(f"cannot change {change.key!r}: {error}")
 
     def _commit_together(self, changes: Sequence[Change]) -> list[Outcome]:
         gone = list(self._removed)
         with transaction(self._writer):
             outcomes = [self._change(*change) for change in changes]
-            # Who is killed before a replaced file is removed finds in the index that it may be.
+            # After a kill before a replaced file is removed, the next start removes it.
             replaced = [
                 (outcome,)
                 for change, outcome in zip(changes, outcomes, strict=True)
@@ -129,20 +128,20 @@ class IndexWriter(IndexReader):
         return outcomes
 
     def forget_replaced(self) -> None:
-        """All files that commits have replaced are gone."""
+        """Note that all replaced files were removed."""
         self._writer.execute("DELETE FROM replaced")
 
     def is_checkpointed(self) -> bool:
-        """Bring all commits from the log into the index; returns whether that was possible, or others were reading."""
+        """Checkpoint the log; returns whether it is complete, or False if other programs are reading."""
         busy, frames, done = self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         return not busy and frames == done
 
     def locked(self) -> AbstractContextManager[None]:
-        """Keep other programs from writing meanwhile. Nothing is written by this."""
+        """A context in which no other program can write the index. It writes nothing itself."""
         return transaction(self._writer)
 
     def identity(self) -> tuple[str, int]:
-        """The generation of this index, and how many starts it has counted; an empty name and 0 before the first."""
+        """Return the generation of this index and the starts that it has counted; "" and 0 before the first."""
         try:
             found = self._writer.execute("SELECT generation, starts FROM origin").fetchone()
         except sqlite3.OperationalError:
@@ -150,7 +149,7 @@ class IndexWriter(IndexReader):
         return found or ("", 0)
 
     def count_start(self) -> tuple[str, int]:
-        """Count a start, durably, and give the index a generation at the first; returns the new identity."""
+        """Count a start durably, and assign a generation at the first one; returns the new identity."""
         generation, starts = self.identity()
         origin = (generation or os.urandom(16).hex(), starts + 1)
         with transaction(self._writer):
@@ -162,15 +161,15 @@ class IndexWriter(IndexReader):
         return origin
 
     def is_empty(self) -> bool:
-        """Whether it names no object."""
+        """Whether there is no object."""
         return self._writer.execute("SELECT 1 FROM objects LIMIT 1").fetchone() is None
 
     def close(self, *, keep_log: bool = False) -> None:
-        """Close both connections; nothing is lost without it.
+        """Close both connections.
 
-        With `keep_log`, its log and wal-index stay as they are: `index.state` says that they are needed.
+        With `keep_log`, the log and the wal-index are not removed, since `index.state` says that they are needed.
         """
-        # SQLite removes the log only when the last connection that is closed can write.
+        # SQLite removes the log when the last connection is closed, unless that is read-only.
         with closing(connect_to_read(self._path)) if keep_log else nullcontext():
             super().close()
             self._writer.close()
@@ -184,54 +183,54 @@ class IndexWriter(IndexReader):
         if condition is not None and condition.etag != etag:
             return PreconditionFailed(f"{key!r} is {etag or 'not there'}, and was to be {condition.etag or 'new'}")
         if entry is None:
-            self._keep(_CONTENTS, row.row, None)
-            self._keep(_DETAILS, row.details, None)
-            self._keep(_BLOCKS, row.blocks, None)
+            self._store(_CONTENTS, row.row, None)
+            self._store(_DETAILS, row.details, None)
+            self._store(_BLOCKS, row.blocks, None)
             self._writer.execute("DELETE FROM objects WHERE key = ?", (key,))
         else:
-            self._keep_object(entry, row)
+            self._store_object(entry, row)
         return etag if row.row is None else None
 
     def _find(self, key: str, condition: Condition | None) -> VerifiedRow | None:
-        """The row of a key that is to be replaced.
+        """Look up the row of a key that is to be replaced.
 
         Raises:
-            DamagedObject: it is not as it was written, and there is a condition on it.
+            DamagedObject: it is damaged, and there is a condition on it.
         """
         try:
             return find(self._writer, key)
         except DamagedObject:
             if condition is not None:
                 raise
-            # It may be replaced, but what it points at may be others'. That stays, and its file is for the next start.
+            # It may be replaced. But what it refers to may belong to others, and its file is left for the next start.
             return None
 
-    def _keep_object(self, entry: Entry, old: Row) -> None:
+    def _store_object(self, entry: Entry, old: Row) -> None:
         info, details = entry.info, details_of(entry.info)
         blocks = None if entry.blocks is None else (entry.blocks, packed_checksum(info.etag, entry.blocks))
         row = Row(
-            self._keep(_CONTENTS, old.row, None if entry.content is None else (entry.content,)),
-            self._keep(_DETAILS, old.details, details),
+            self._store(_CONTENTS, old.row, None if entry.content is None else (entry.content,)),
+            self._store(_DETAILS, old.details, details),
             entry.checksum,
-            self._keep(_BLOCKS, old.blocks, blocks),
+            self._store(_BLOCKS, old.blocks, blocks),
             *(details or (None, None)),
         )
         listed = listed_checksum(*info[:4])
         fields = (*info[:4], listed, *row[:4], row_checksum(listed, row))
         self._writer.execute("INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", fields)
 
-    def _keep(self, table: _Table, row: int | None, values: tuple[Any, ...] | None) -> int | None:
-        """Have these values where the object had `row`, if it had one; without values, no row. Returns which it has."""
+    def _store(self, table: _Table, row: int | None, values: tuple[Any, ...] | None) -> int | None:
+        """Write `values` to the row that the object has, or to a new one; delete it if None. Returns the new row."""
         if values is not None:
-            return self._writer.execute(table.keep, (row, *values)).lastrowid
+            return self._writer.execute(table.write, (row, *values)).lastrowid
         if row is not None:
-            self._writer.execute(table.remove, (row,))
+            self._writer.execute(table.delete, (row,))
         return None
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
-    # FULL: a commit returns when the log is on the disk. https://sqlite.org/pragma.html#pragma_synchronous
+    # FULL: a commit syncs the log before it returns. https://sqlite.org/pragma.html#pragma_synchronous
     connection.execute("PRAGMA synchronous = FULL")
     return connection

@@ -1,4 +1,9 @@
-"""The scrub of an embedded bucket: reads everything and compares it with its checksums. Blocking."""
+"""The scrub of an embedded bucket: reads everything and verifies its checksums. Blocking.
+
+It may run beside the daemon: the index is opened as another reader, files are immutable, and an object that was
+replaced while it was verified is verified again. Nothing is changed, unless `ChecksumRepair` is to add the checksums
+that objects of older versions lack.
+"""
 
 from __future__ import annotations
 
@@ -22,30 +27,24 @@ from twisted_storaged.buckets.local.reader import CHUNK, FileSource, damaged, ve
 from twisted_storaged.errors import DamagedObject, StartError, StorageError
 from twisted_storaged.model import Condition, Span
 
-# Reading all that is in an embedded bucket, and holding it against its checksums. Blocking.
-#
-# It works beside a daemon that has the bucket: the index is read as any other reader does, a file never changes, and
-# where an object was replaced while it was looked at, it is looked at again. It changes nothing, unless it is to give
-# objects of older versions the checksums that they lack: see `repair`.
-
-#: Seconds after which a running daemon has removed a file that it had replaced.
+#: Seconds in which a running daemon removes a replaced file.
 SETTLE_SECONDS = 2
 
 
 @dataclass
 class Report:
-    """What was found.
+    """The result of a scrub.
 
     Attributes:
-        objects: how many were read to their end and are as they were put.
-        size: the bytes of these.
-        unknown: how many of these lack checksums, of the whole or of their blocks, as their storaged took none.
-        repaired: how many of these were given them by this scrub.
-        damaged: how many objects, or places in the index, are not as they should be.
-        missing: how many of the damaged objects have no file.
-        unnamed: how many files no key names, and no upload under way has; the next start moves them to `lost/`.
-        lost: how many files earlier starts have moved to `lost/`.
-        strays: how many names among the files are not storaged's.
+        objects: intact objects, read completely.
+        size: bytes of these.
+        unknown: those of these that lack a checksum, since an older version wrote them.
+        repaired: those of these whose missing checksums this scrub added.
+        damaged: damaged objects, and damaged places in the index.
+        missing: damaged objects whose file does not exist.
+        unnamed: files that neither a key nor an upload refers to; the next start moves them to `lost/`.
+        lost: files in `lost/`, which earlier starts moved there.
+        strays: files and folders among the contents that are not storaged's.
     """
 
     objects: int = 0
@@ -60,7 +59,7 @@ class Report:
 
     @property
     def is_sound(self) -> bool:
-        """Whether there is nothing that somebody should look at."""
+        """Whether nothing was found that an operator should look at."""
         return not (self.damaged or self.unnamed or self.lost or self.strays)
 
     def __str__(self) -> str:
@@ -73,7 +72,7 @@ class Report:
 
 
 class Scrub:
-    """One look at the bucket in a folder."""
+    """One scrub of the bucket in a folder."""
 
     def __init__(
         self,
@@ -83,9 +82,9 @@ class Scrub:
         *,
         repair_checksums: bool = False,
     ) -> None:
-        """Say all that somebody should look at to `complain`: each damage by its key and why, each file without one.
+        """Prepare a scrub, which calls `complain` with a line for each damage and for each file without a key.
 
-        With `repair_checksums`, sound objects of older versions are given the checksums that they lack.
+        With `repair_checksums`, missing checksums are added to intact objects of older versions.
         """
         self._path = path
         self._contents = ContentFiles(path)
@@ -97,7 +96,7 @@ class Scrub:
         self.report = Report()
 
     def run(self) -> None:
-        """Read everything.
+        """Read and verify everything.
 
         Raises:
             StartError: there is no bucket, or it cannot be read.
@@ -106,16 +105,16 @@ class Scrub:
             self._in_use = self._contents.is_in_use()
             self._check_generation()
             with closing(open_index_reader(self._contents.index_path)) as index:
-                for look in (self._check_index, self._check_objects, self._check_files):
-                    self._as_far_as_possible(look, index)
+                for check in (self._check_index, self._check_objects, self._check_files):
+                    self._run_check(check, index)
         except (OSError, sqlite3.Error) as error:
             if not is_corrupt(error):
                 raise StartError(f"{self._path} cannot be scrubbed: {error}") from error
             self._damage(f"the index cannot be read: {error}")
 
-    def _as_far_as_possible(self, look: Callable[[IndexReader], None], index: IndexReader) -> None:
+    def _run_check(self, check: Callable[[IndexReader], None], index: IndexReader) -> None:
         try:
-            look(index)
+            check(index)
         except sqlite3.DatabaseError as error:
             if not is_corrupt(error):
                 raise
@@ -126,10 +125,10 @@ class Scrub:
             self._damage(f"the index: {' '.join(fault.split())}")
 
     def _check_generation(self) -> None:
-        """What a start would refuse is damage. Beside a daemon, which has looked itself, the files are changing.
+        """Report what a start would refuse, unless a daemon is running, which has checked it.
 
-        Nothing else is looked at then: SQLite would note in the wal-index that what it cannot read of a damaged log was
-        never committed, and the next start would go by that.
+        Nothing else is checked then: opening a damaged log with SQLite resets the wal-index, and the next start could
+        no longer tell that commits are lost.
         """
         if not self._in_use:
             try:
@@ -139,14 +138,14 @@ class Scrub:
                 raise
 
     def _check_objects(self, index: IndexReader) -> None:
-        # The lookup is closed after the repair, which thereby is never the last to close the index.
+        # The reader is closed after the repair: if the last connection could write, it would remove the log.
         with closing(ChecksumRepair(self._contents.index_path)) if self._repair_checksums else nullcontext() as repair:
             self._repair = repair
             for key, is_sound in _keys(index):
                 if is_sound:
                     self._check(key.decode(), index)
                 else:
-                    self._damage(f"{key!r} is damaged: its row in the index is not as it was written")
+                    self._damage(f"{key!r} is damaged: its row in the index does not match its checksum")
             if repair:
                 self.report.repaired = repair.finish()
 
@@ -156,13 +155,13 @@ class Scrub:
                 self.report.unnamed += 1
                 self._complain(f"no key names the file {name}")
         except DamagedObject as error:
-            self._complain(f"files that no key names were not looked for: {error}")
+            self._complain(f"skipped the search for files that no key names: {error}")
         for path in self._contents.strays():
             self.report.strays += 1
             self._complain(f"{path} is not storaged's")
         for path in sorted(self._contents.lost_path.glob("*")):
             self.report.lost += 1
-            self._complain(f"no key named {path.name}, which an earlier start has moved to {path.parent}")
+            self._complain(f"no key named {path.name}, which an earlier start moved to {path.parent}")
 
     def _check(self, key: str, index: IndexReader) -> None:
         try:
@@ -193,12 +192,12 @@ class Scrub:
                 self._repair.add(entry, found)
 
     def _verify_file(self, entry: Entry) -> list[int]:
-        """Read a file and verify it; returns the checksums of its blocks, as they are."""
+        """Read and verify a file; returns the checksums of its blocks."""
         descriptor, size = self._contents.open(entry.info.etag, direct=True), entry.info.size
         found: list[int] = []
         with closing(FileSource(descriptor, entry, Span(0, size), self._contents.memory)) as source:
             verify_size(entry, descriptor)
-            # What counts is what the disk has, not what the page cache remembers.
+            # Verify what is on the disk, not what is in the page cache.
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             for offset in range(0, size, CHUNK):
                 chunk = source.read(offset, min(CHUNK, size - offset))
@@ -221,12 +220,12 @@ class Scrub:
         self._complain(what)
 
     def _unnamed(self, index: IndexReader) -> list[str]:
-        """Files that are not in the index, and that nobody is writing or removing."""
+        """Return the files that are not in the index, and that nobody is writing or removing."""
         found = set(self._contents.unnamed(index.files()))
         if found and self._in_use:
-            # A replaced file is removed soon after its key has another: only what is there for longer has no reason.
+            # The daemon removes a replaced file soon after the commit. Wait until it has.
             self._sleep(SETTLE_SECONDS)
-        # Some may have been committed since, others removed; those with a note are of uploads.
+        # Some may have been committed or removed since; those with a note belong to uploads.
         found.difference_update(self._contents.pending())
         found.difference_update(index.replaced())
         found.difference_update(index.files())
@@ -234,11 +233,11 @@ class Scrub:
 
 
 def _keys(index: IndexReader) -> Iterator[tuple[bytes, bool]]:
-    """All keys, and whether their rows are sound; between two pages the index is free, so that a daemon's log does not
-    grow meanwhile.
+    """Yield all keys, and whether their rows match their checksums.
 
-    A key that was flipped may stand anywhere in the order: pages go on after the last that is sound. Where SQLite
-    finds the index damaged, those before that place come one by one, and then SQLite's error.
+    Between two pages the index is not being read, so that the log of a daemon can be reset. A damaged key may be
+    anywhere in the order: the next page begins after the last sound one. Where SQLite finds the index damaged, the keys
+    before that place are read one by one, and then SQLite's error is raised.
     """
     after, limit = b"", PAGE_LIMIT
     while True:
@@ -258,21 +257,18 @@ def _keys(index: IndexReader) -> Iterator[tuple[bytes, bool]]:
         after = page[-1][0]
 
 
-# Giving objects of older versions the checksums that they lack. Blocking; may be done beside a running daemon.
-#
-# Each is committed again as it is, on the condition that it is still the same object: a write of the daemon's that
-# comes between wins. SQLite lets one of the two commit at a time, and a commit of a hundred objects takes
-# milliseconds.
-
-#: Objects that are committed together.
-TOGETHER = 100
+#: Objects of one commit, which takes milliseconds.
+REPAIR_BATCH = 100
 
 
 class ChecksumRepair:
-    """The objects that have been read and are to be given their checksums."""
+    """Adds missing checksums to objects of older versions. It may run beside a daemon.
+
+    Each object is committed again on the condition that it is unchanged, so that a write of the daemon wins.
+    """
 
     def __init__(self, index_path: Path) -> None:
-        """Open the index, which is of this layout.
+        """Open the index, which must be of the current layout.
 
         Raises:
             sqlite3.Error: it cannot be written.
@@ -282,7 +278,7 @@ class ChecksumRepair:
         self._repaired = 0
 
     def add(self, entry: Entry, checksums: Sequence[int]) -> None:
-        """Take note of the checksums of the blocks of an object; of one in the index, that of its content.
+        """Add the checksums of the blocks of an object, or that of a content in the index.
 
         Raises:
             sqlite3.Error: earlier ones could not be committed.
@@ -292,11 +288,11 @@ class ChecksumRepair:
         else:
             full = entry._replace(checksum=combined(checksums, entry.info.size), blocks=pack(checksums))
         self._changes.append(Change(entry.info.key, full, Condition(entry.info.etag)))
-        if len(self._changes) >= TOGETHER:
+        if len(self._changes) >= REPAIR_BATCH:
             self._commit()
 
     def finish(self) -> int:
-        """Commit what is left; returns how many objects have been given their checksums.
+        """Commit the rest; returns the number of repaired objects.
 
         Raises:
             sqlite3.Error: it could not be committed.
@@ -310,7 +306,7 @@ class ChecksumRepair:
 
     def _commit(self) -> None:
         if self._changes:
-            # The file that an object had is the one that it has.
+            # No file is removed, although each change "replaces" the file of its object: it is the same one.
             outcomes = self._index.commit(self._changes)
             self._repaired += sum(not isinstance(outcome, StorageError) for outcome in outcomes)
             self._changes.clear()

@@ -1,9 +1,9 @@
-"""What a start does with files that the index does not name: nothing is deleted that is not proven to be a leftover.
+"""The sweep of a data folder at start: files that the index does not name are removed or moved. Blocking.
 
-Proven is a file that the index itself says a commit has replaced; and a file with a note in `pending/` that was written
-under the kernel that still runs: the note is removed after the commit and before anybody is told of it, in memory that
-no kill -9 can take back. After the machine has lost its power, notes prove nothing. Blocking, and for the time before
-the bucket serves.
+A file is removed only if it is proven to be a leftover: the index says that a commit replaced it; or it has a note in
+`pending/` that was written since the kernel booted, since notes are removed after the commit and before the client is
+told of it, which a kill -9 cannot undo. After a loss of power, notes prove nothing. All other files are moved to
+`lost/`. It runs before the bucket serves requests.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from twisted_storaged.buckets.local.files import DataFolder
 from twisted_storaged.buckets.local.index_writes import IndexWriter
 from twisted_storaged.runtime.files import sync_folder
 
-#: Lines that are logged of each kind of find, so that a million of them do not fill the disk.
+#: Lines that are logged of each kind, so that a million files do not fill the disk.
 LINES = 20
 
 
 @dataclass
 class SweepReport:
-    """What was found, and what was done with it.
+    """The result of a sweep.
 
     Attributes:
-        removed: contents of uploads that were broken off, or that were replaced.
+        removed: removed contents of interrupted uploads, and replaced ones.
         lost: contents that were moved to `lost/`.
-        strays: names that are not storaged's, which were left alone.
+        strays: files and folders that are not storaged's, which were left alone.
     """
 
     removed: int = 0
@@ -37,11 +37,11 @@ class SweepReport:
 
 
 def sweep(directory: DataFolder, index: IndexWriter, warn: Callable[[str], None]) -> SweepReport:
-    """Clear a data folder of leftovers.
+    """Remove leftovers from a data folder.
 
     Raises:
         OSError: a file cannot be moved or removed.
-        sqlite3.Error: the index cannot be read; then nothing has been touched.
+        sqlite3.Error: the index cannot be read; then nothing was changed.
     """
     swept, boot = SweepReport(), directory.boot
     notes, replaced = directory.pending(), index.replaced()
@@ -57,7 +57,7 @@ def sweep(directory: DataFolder, index: IndexWriter, warn: Callable[[str], None]
                 swept.lost, warn, f"no key names {directory.path_of(name)}: moved to {directory.lost_path}"
             )
     if swept.lost:
-        # The moves are durable before the notes go, which tell in turn why there were files without a row.
+        # The moves must be durable before the notes are removed, which say why there were files without a row.
         sync_folder(directory.lost_path)
     index.forget_replaced()
     for note in notes.values():
@@ -72,7 +72,7 @@ def sweep(directory: DataFolder, index: IndexWriter, warn: Callable[[str], None]
 
 
 def _move(path: Path, lost: Path) -> None:
-    """Move a file, and never replace one: by a link, which an earlier start may have made before it was killed."""
+    """Move a file without replacing one. A start that was killed may have made the link already."""
     try:
         os.link(path, lost)
     except FileExistsError:
@@ -85,4 +85,4 @@ def _warn_of_the_first(number: int, warn: Callable[[str], None], line: str) -> N
     if number <= LINES:
         warn(line)
     elif number == LINES + 1:
-        warn("and more, of which there are no lines")
+        warn("further lines of this kind are suppressed")
