@@ -10,10 +10,10 @@ from twisted_storaged.errors import NoFreeSlot
 
 
 class PutSlotsTests:
-    """How many PUTs may be under way."""
+    """The limit on concurrent PUTs."""
 
     def test_four_by_default(self) -> None:
-        """The fifth is refused, at once."""
+        """The fifth concurrent PUT is refused at once."""
         slots = PutSlots()
         for _ in range(DEFAULT_PUT_SLOTS):
             slots.acquire()
@@ -22,7 +22,7 @@ class PutSlotsTests:
         assert DEFAULT_PUT_SLOTS == 4
 
     def test_a_slot_given_back_is_free(self) -> None:
-        """For the very next PUT."""
+        """A released slot can be acquired again."""
         slots = PutSlots(1)
         slots.acquire()
         slots.release()
@@ -30,12 +30,12 @@ class PutSlotsTests:
         assert slots.free == 0
 
     def test_giving_back_too_much_is_a_defect(self) -> None:
-        """It would let one PUT too many in."""
+        """Releasing more slots than were acquired is an error, as it would raise the limit."""
         with pytest.raises(AssertionError):
             PutSlots(1).release()
 
     def test_idle_when_all_are_back(self) -> None:
-        """A daemon that stops waits for this."""
+        """`when_idle` fires when all slots are free, which a daemon that stops waits for."""
         slots = PutSlots(2)
         result(slots.when_idle())
         slots.acquire()

@@ -48,27 +48,27 @@ FINE = [
 
 
 class ParseKeyTests:
-    """What a client may call an object."""
+    """What is a valid key."""
 
     @pytest.mark.parametrize(("raw", "message"), BROKEN)
     def test_broken_rule_is_named(self, raw: bytes, message: str) -> None:
-        """The message is the contract's, to the letter."""
+        """The error has exactly the text of the wire contract."""
         with pytest.raises(InvalidKey) as caught:
             parse_key(raw)
         assert str(caught.value) == message
 
     @pytest.mark.parametrize("key", FINE)
     def test_anything_else_is_a_key(self, key: str) -> None:
-        """Spaces, slashes and the like are part of the key."""
+        """Spaces, slashes and other special characters are part of the key."""
         assert parse_key(key.encode()) == key
 
     def test_empty_key_is_none(self) -> None:
-        """There is no object without a name."""
+        """An empty key is refused."""
         with pytest.raises(InvalidKey, match=r"^empty key$"):
             parse_key(b"")
 
     def test_rules_are_tried_in_the_order_of_the_contract(self) -> None:
-        """A key that breaks several hears of the first."""
+        """For a key that breaks several rules, the first one is reported."""
         with pytest.raises(InvalidKey, match="NUL"):
             parse_key(b"/../\0\xff\n")
         with pytest.raises(InvalidKey, match="starts with /"):
@@ -80,7 +80,7 @@ class ParseKeyTests:
 
     @given(st.binary(max_size=64))
     def test_what_is_taken_is_what_was_sent(self, raw: bytes) -> None:
-        """A key is either refused or means exactly its bytes."""
+        """A key is either refused or decodes to exactly its bytes."""
         try:
             key = parse_key(raw)
         except InvalidKey:
@@ -92,15 +92,15 @@ class ParseKeyTests:
 
 
 class ParsePrefixTests:
-    """What a client may list by."""
+    """What is a valid prefix."""
 
     def test_empty_prefix_is_everything(self) -> None:
-        """A list without a prefix lists all."""
+        """An empty prefix is valid."""
         assert parse_prefix(b"") == ""
 
     @pytest.mark.parametrize(("raw", "message"), BROKEN)
     def test_rules_are_those_of_keys(self, raw: bytes, message: str) -> None:
-        """A prefix that no key can have is refused as the key would be."""
+        """A prefix that no key can have is refused with the error of such a key."""
         with pytest.raises(InvalidKey) as caught:
             parse_prefix(raw)
         assert str(caught.value) == message

@@ -1,4 +1,4 @@
-"""One space of keys over several buckets."""
+"""One key space over several buckets."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def listed(namespace: Namespace, prefix: str, delimiter: str | None = None, afte
 
 
 class NamespaceTests:
-    """Where keys live."""
+    """Which bucket has a key, and how lists are merged."""
 
     def test_a_key_lives_where_the_policy_says(self) -> None:
-        """By its longest prefix."""
+        """The bucket of a key is that of the rule with the longest matching prefix."""
         buckets = [MemoryBucket(name) for name in ("primary", "one", "two")]
         namespace = Namespace(Policy(RULES), Registry(buckets))
         assert [namespace.bucket_for(key).name for key in ("x", "a/x", "a/b/x", "cx")] == [
@@ -38,7 +38,7 @@ class NamespaceTests:
         ]
 
     def test_an_unknown_bucket_is_named(self) -> None:
-        """A registry raises its own error."""
+        """A bucket that does not exist raises UnknownBucket with its name."""
         with pytest.raises(UnknownBucket, match="one"):
             Namespace(Policy(RULES), Registry([MemoryBucket()])).bucket_for("a/x")
 
@@ -49,7 +49,7 @@ class NamespaceTests:
         page=st.integers(1, 4),
     )
     def test_a_list_is_as_of_one_bucket(self, keys: set[str], strays: set[str], prefix: str, page: int) -> None:
-        """All keys in one order, each once, none that the policy finds elsewhere."""
+        """A list has all keys in order, each once, and none that the policy finds in another bucket."""
         buckets = {name: MemoryBucket(name, page) for name in ("primary", "one", "two")}
         namespace = Namespace(Policy(RULES), Registry(buckets.values()))
         for key in keys:
@@ -61,7 +61,7 @@ class NamespaceTests:
         assert listed(namespace, prefix) == expected
 
     def test_trouble_of_any_bucket_is_trouble(self) -> None:
-        """A list with a hole is no list."""
+        """A list fails if any of the buckets that it reads fails."""
         buckets = [MemoryBucket(name) for name in ("primary", "one", "two")]
         buckets[2].failing = BucketError("down")
         namespace = Namespace(Policy(RULES), Registry(buckets))
@@ -70,7 +70,7 @@ class NamespaceTests:
         assert listed(namespace, "x") == []
 
     def test_a_list_that_cannot_be_is_trouble(self) -> None:
-        """Be it of one bucket or of several: it ends, and as an error."""
+        """A bucket whose tokens repeat makes the list fail, whether it is the only one or one of several."""
         buckets = [MemoryBucket(name) for name in ("primary", "one", "two")]
         namespace = Namespace(Policy(RULES), Registry(buckets))
         asked = []
@@ -92,7 +92,7 @@ class NamespaceTests:
         page=st.integers(1, 4),
     )
     def test_common_prefixes_are_as_of_one_bucket(self, keys: set[str], prefix: str, after: str, page: int) -> None:
-        """Each once, though several buckets have keys below it."""
+        """A common prefix is listed once even if several buckets have keys below it."""
         buckets = {name: MemoryBucket(name, page) for name in ("primary", "one", "two")}
         namespace = Namespace(Policy(RULES), Registry(buckets.values()))
         for key in keys:
@@ -101,7 +101,7 @@ class NamespaceTests:
         assert listed(namespace, prefix, "/", after) == expected
 
     def test_a_bucket_can_be_asked_for(self) -> None:
-        """Whatever the policy says."""
+        """A bucket can be selected by name, whatever the policy says."""
         buckets = [MemoryBucket(name) for name in ("primary", "one", "two")]
         namespace = Namespace(Policy(RULES), Registry(buckets))
         buckets[2].objects = {"x": b"", "a/x": b""}

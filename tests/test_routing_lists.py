@@ -1,4 +1,4 @@
-"""Lists that cannot be: whatever an engine makes up, it ends, and as an error."""
+"""Lists of faulty engines end with an error."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def walked(*pages: ListPage) -> None:
 
 
 class OrderTests:
-    """Entries in the order of the bytes of their names, each once."""
+    """Entries must be in the order of the bytes of their names, each once."""
 
     def test_a_list(self) -> None:
-        """Objects and common prefixes come mixed; an empty page says nothing; UTF-8 is not UTF-16."""
+        """Objects and common prefixes may be mixed, pages may be empty, and the order is that of UTF-8, not UTF-16."""
         walked(page("a", "c", prefixes=("b/",)), page(), page("d"), page(prefixes=("e/", "\uffff/")), page("😀"))
 
     @pytest.mark.parametrize(
@@ -46,12 +46,12 @@ class OrderTests:
         ],
     )
     def test_out_of_order(self, pages: list[ListPage]) -> None:
-        """On a page, or from one to the next."""
+        """Entries out of order, on one page or from one to the next, are an error."""
         with pytest.raises(BucketError, match="order"):
             walked(*pages)
 
     def test_where_none_is_promised(self) -> None:
-        """It is as it comes."""
+        """The order is not checked where the bucket promises none."""
         walked(page("b", "a", ordered=False), page("a", ordered=False, prefixes=("b/", "a/")))
 
 
@@ -60,21 +60,21 @@ class EndTests:
 
     @given(before=st.integers(0, 20), length=st.integers(1, 50))
     def test_tokens_that_repeat(self, before: int, length: int) -> None:
-        """After a number of pages that is bounded by where the circle begins, and how long it is."""
+        """A cycle of tokens is found after a number of pages that its start and length bound."""
         numbers = range(4 * (before + length))
         tokens = [number if number < before else before + (number - before) % length for number in numbers]
         with pytest.raises(BucketError, match="cycle"):
             walked(*(page("a", token=str(token), ordered=False) for token in tokens))
 
     def test_tokens_that_do_not(self) -> None:
-        """However many there are."""
+        """A long list without repeated tokens is accepted."""
         walk = ListChecker()
         for number in range(5000):
             walk.take(page(f"{number:04}", token=str(number)))
         walk.take(page())
 
     def test_pages_that_stay_empty(self) -> None:
-        """Some may; one with an entry begins anew."""
+        """Too many consecutive empty pages are an error; a page with an entry restarts the count."""
         walk, tokens = ListChecker(), map(str, count())
         for key in ("a", "b"):
             for _ in range(EMPTY_PAGES):

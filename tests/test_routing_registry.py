@@ -1,4 +1,4 @@
-"""Names to buckets."""
+"""The buckets of a daemon by name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from twisted_storaged.routing import Registry
 
 
 class RegistryTests:
-    """The buckets of a daemon."""
+    """Finding, opening and closing buckets."""
 
     def test_by_name(self) -> None:
-        """Each its own; another is an error of its own."""
+        """A bucket is found by its name, and an unknown name raises UnknownBucket."""
         one, two = MemoryBucket("one"), MemoryBucket("two")
         registry = Registry([one, two])
         registry.start()

@@ -1,4 +1,4 @@
-"""The way of a body into a bucket: cutting, the window, back-pressure, and what happens when things fail."""
+"""Uploading a body: parts, the window, back-pressure, failures, and the memory of parts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PART = 10
 
 
 class CountedBuffers(BufferPool):
-    """Buffers that know how many of them have an owner."""
+    """A pool that counts the pieces that were taken and not given back."""
 
     def __init__(self) -> None:
         super().__init__(PART, keep=100)
@@ -37,7 +37,7 @@ class CountedBuffers(BufferPool):
 
 
 class Sink:
-    """Writes down what it is told to do; `failing` names a call that raises."""
+    """A sink that records its calls; the call named by `failing` raises."""
 
     def __init__(self, failing: str = "") -> None:
         self.failing = failing
@@ -84,13 +84,13 @@ class WholeTests:
     @pytest.mark.parametrize("size", [0, 1, PART - 1, PART])
     @pytest.mark.parametrize("chunked", [True, False])
     def test_is_stored_in_one_call(self, size: int, chunked: bool) -> None:
-        """No multipart upload for it, also when nobody knew its length."""
+        """A body that fits into one part is stored by one call of `whole`, even if its length was unknown."""
         sink = Sink()
         info = result(upload(BytesBody(b"x" * size, chunk=3, chunked=chunked), sink))
         assert (sink.told, sink.content, info.size) == (["whole"], b"x" * size, size)
 
     def test_failure_is_passed_on(self) -> None:
-        """And there is nothing to abort."""
+        """A failure of `whole` is raised, and nothing is aborted, as nothing was begun."""
         sink = Sink(failing="whole")
         with pytest.raises(BucketError):
             result(upload(BytesBody(b"x"), sink))
@@ -106,7 +106,7 @@ class PartsTests:
         window=st.integers(1, 4),
     )
     def test_the_bytes_arrive_in_equal_parts(self, chunks: list[bytes], known: bool, window: int) -> None:
-        """However they come, all parts but the last have the same size, and joined they are the body."""
+        """For any chunks, all parts but the last have the same size, and joined they are the body."""
         data = b"".join(chunks)
         sink, body = Sink(), Body(len(data) if known else None)
         outcome = upload(body, sink, window=window)
@@ -119,7 +119,7 @@ class PartsTests:
         assert sink.told[-1] == ("complete" if len(data) > PART else "whole")
 
     def test_begin_waits_for_a_second_part(self) -> None:
-        """Until then it may yet be one PutObject."""
+        """A full part of a body of unknown length is held until more bytes arrive: it may be the whole body."""
         sink, body = Sink(), Body()
         outcome = upload(body, sink)
         body.send(b"x" * PART)
@@ -130,7 +130,7 @@ class PartsTests:
         result(outcome)
 
     def test_parts_leave_while_more_bytes_come(self) -> None:
-        """A body that is sent slowly is stored as it comes."""
+        """Parts are stored while the body is still being received."""
         sink, body = Sink(), Body()
         outcome = upload(body, sink)
         for _ in range(35):
@@ -141,7 +141,7 @@ class PartsTests:
 
     @pytest.mark.parametrize("sent", [14, 16, 100])
     def test_a_length_that_was_not_true_stores_nothing(self, sent: int) -> None:
-        """Fewer bytes or more: it is not the object that was meant."""
+        """A body with fewer or more bytes than declared is not stored."""
         sink, body = Sink(), Body(15)
         outcome = upload(body, sink)
         body.send(b"x" * sent)
@@ -153,10 +153,10 @@ class PartsTests:
 
 
 class WindowTests:
-    """How much is in flight, and in memory."""
+    """How many parts are in flight, and how much is in memory."""
 
     def test_no_more_parts_than_the_window_are_in_flight(self) -> None:
-        """The others wait, and so does the peer."""
+        """While the window is full, the next part waits, and the body is paused."""
         sink, body, run = Sink(), Body(), RunLater()
         outcome = upload(body, sink, run, window=2)
         body.send(b"x" * 11)
@@ -176,7 +176,7 @@ class WindowTests:
         result(outcome)
 
     def test_a_write_after_the_pause_is_taken(self) -> None:
-        """The socket may have been read once more."""
+        """Bytes that a producer writes after it was paused are part of the body."""
         sink, body, run = Sink(), Body(), RunLater()
         outcome = upload(body, sink, run, window=1)
         body.send(b"x" * 21)
@@ -188,7 +188,7 @@ class WindowTests:
         assert sink.content == b"x" * 21 + b"y" * 35
 
     def test_one_body_alone_has_more_of_it(self) -> None:
-        """As soon as others come, it has its share; nobody has less than the least."""
+        """A single body has the maximum window, several share the total, and none has less than the minimum."""
         window = FairShare(total=16, minimum=4, maximum=8)
         shares = []
         with window.taken():
@@ -201,7 +201,7 @@ class WindowTests:
         assert window.count == 0
 
     def test_complete_waits_for_every_part(self) -> None:
-        """Also when they come back out of order."""
+        """`complete` is called after all parts are stored, in whatever order they were."""
         sink, body, run = Sink(), Body(), RunLater()
         outcome = upload(body, sink, run, window=3)
         body.send(b"x" * 25)
@@ -218,12 +218,12 @@ class WindowTests:
 
 
 class FailureTests:
-    """Whatever fails, nothing is left."""
+    """After any failure, nothing is left in the sink."""
 
     @pytest.mark.parametrize("failing", ["begin", "part 1", "part 2", "part 3", "complete"])
     @pytest.mark.parametrize("window", [1, 2, 4])
     def test_failure_of_the_sink_aborts(self, failing: str, window: int) -> None:
-        """Once, as the last thing, and the body is told to stop if it had not ended."""
+        """When a call of the sink fails, `abort` is called once, as the last call."""
         sink = Sink(failing)
         with pytest.raises(BucketError, match=failing):
             result(upload(BytesBody(b"x" * 25, chunk=4), sink, window=window))
@@ -231,7 +231,7 @@ class FailureTests:
         assert sink.told.count("abort") == 1
 
     def test_failure_of_the_body_aborts(self) -> None:
-        """The peer went away: no object, no upload."""
+        """When the client disconnects, the parts are discarded."""
         sink, body = Sink(), Body()
         outcome = upload(body, sink)
         body.send(b"x" * 25)
@@ -241,7 +241,7 @@ class FailureTests:
         assert sink.told == ["begin", "part 1", "part 2", "abort"]
 
     def test_failure_of_a_short_body_leaves_nothing_to_abort(self) -> None:
-        """Nothing was begun."""
+        """When the client disconnects within the first part, the sink is not called at all."""
         sink, body = Sink(), Body(5)
         outcome = upload(body, sink)
         body.send(b"x")
@@ -251,7 +251,7 @@ class FailureTests:
         assert sink.told == []
 
     def test_a_failed_part_stops_the_peer_at_once(self) -> None:
-        """Not only when the next part is full."""
+        """A failure of a part stops the body at once, not when the next part is full."""
         sink, body, run = Sink("part 1"), Body(), RunLater()
         outcome = upload(body, sink, run)
         body.send(b"x" * 11)
@@ -263,7 +263,7 @@ class FailureTests:
         assert sink.told == ["begin", "part 1", "abort"]
 
     def test_abort_waits_for_the_parts_in_flight(self) -> None:
-        """A part that lands after the abort would be paid for, for ever."""
+        """`abort` is called after all parts have returned: one that is stored later would never be removed."""
         sink, body, run = Sink("part 1"), Body(), RunLater()
         outcome = upload(body, sink, run)
         body.send(b"x" * 25)
@@ -278,7 +278,7 @@ class FailureTests:
             result(outcome)
 
     def test_a_body_that_ends_too_soon_while_its_first_part_is_taken(self) -> None:
-        """It is not taken for a whole one of one part."""
+        """Its first part is not stored as if it were the whole body."""
         body = BytesBody(b"x" * 12, chunk=11)
         body.length = 15
         sink = Sink()
@@ -287,7 +287,7 @@ class FailureTests:
         assert sink.told == []
 
     def test_when_the_abort_fails_too_the_first_failure_counts(self) -> None:
-        """The other one is for the log."""
+        """When `abort` fails as well, the failure that caused it is raised."""
         sink = Sink("abort")
         body = Body()
         outcome = upload(body, sink)
@@ -297,7 +297,7 @@ class FailureTests:
             result(outcome)
 
     def test_a_body_that_ended_is_not_stopped(self) -> None:
-        """Producers may not expect it then."""
+        """`stopProducing` is not called on a body that has ended."""
         body = Body()
         outcome = upload(body, Sink())
         body.send(b"x")
@@ -307,7 +307,7 @@ class FailureTests:
 
 
 class OwnershipTests:
-    """The memory of parts has one owner at a time, who gives it back on every path."""
+    """The memory of parts is given back on every path."""
 
     @staticmethod
     def _upload(body: object, sink: Sink, options: PutOptions = NO_OPTIONS) -> tuple[CountedBuffers, Failure | None]:
@@ -324,13 +324,13 @@ class OwnershipTests:
     @pytest.mark.parametrize("failing", ["", "whole", "begin", "part 1", "part 2", "part 4", "complete"])
     @pytest.mark.parametrize("chunked", [True, False])
     def test_after_whatever_the_sink_does(self, failing: str, size: int, chunked: bool) -> None:
-        """Also where a part could not be sent, or was never sent."""
+        """No memory is kept after any call of the sink has failed, or after none did."""
         buffers, _ = self._upload(BytesBody(b"x" * size, chunk=3, chunked=chunked), Sink(failing))
         assert buffers.owned == 0
 
     @pytest.mark.parametrize("size", [5, 3 * PART])
     def test_after_a_wrong_digest(self, size: int) -> None:
-        """A body that is refused at its end."""
+        """No memory is kept of a body that is refused at its end for its digest."""
         options = PutOptions(expected={"md5": b"no"})
         buffers, failure = self._upload(BytesBody(b"x" * size), Sink(), options)
         assert failure is not None
@@ -339,7 +339,7 @@ class OwnershipTests:
 
     @pytest.mark.parametrize("sent", [0, 5, PART, PART + 5, 3 * PART + 5])
     def test_after_a_client_that_leaves(self, sent: int) -> None:
-        """Wherever in its body it does."""
+        """No memory is kept after a client disconnects, at any point of its body."""
         body, buffers = Body(100), CountedBuffers()
         uploader = Uploader(buffers, FairShare(2, 2, 2))
         storing = Deferred.fromCoroutine(
@@ -353,7 +353,7 @@ class OwnershipTests:
 
     @pytest.mark.parametrize("failing", ["whole", "part 2", "complete"])
     def test_an_error_that_is_kept_keeps_no_part(self, failing: str) -> None:
-        """The frames that the error has passed have no parts among their variables any more."""
+        """The frames in the traceback of an error do not refer to parts."""
         size = 5 if failing == "whole" else 3 * PART
         _, failure = self._upload(BytesBody(b"x" * size), Sink(failing))
         assert failure is not None
@@ -363,7 +363,7 @@ class OwnershipTests:
         assert not any(isinstance(value, memoryview) for variables in frames for value in variables.values())
 
     def test_an_error_whose_causes_lead_in_a_circle(self) -> None:
-        """It is told as any other, and does not hang the daemon."""
+        """An error whose causes form a cycle is raised like any other."""
         error, cause = BucketError("one"), BucketError("other")
         error.__cause__, cause.__cause__ = cause, error
         body = Body(100)
@@ -373,6 +373,6 @@ class OwnershipTests:
             result(storing)
 
     def test_few_are_kept_while_there_is_no_put(self) -> None:
-        """The others go back to the system when the last body has been stored."""
+        """After the last upload, only a few free buffers are kept."""
         buffers, _ = self._upload(BytesBody(b"x" * 20 * PART), Sink())
         assert len(buffers._free[PART]) <= KEEP_IDLE

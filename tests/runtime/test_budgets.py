@@ -10,23 +10,23 @@ from twisted_storaged.runtime.budgets import DELIVERY_BYTES, MAX_READ, MIN_READ,
 
 
 class DeliveryBudgetTests:
-    """How much each may read, and what all hold."""
+    """How much each GET may read, and how much all hold."""
 
     def test_few_read_in_large_pieces(self) -> None:
-        """One GET, or ten, are as fast as they can be."""
+        """With up to ten GETs, each read has the maximum size."""
         budget = DeliveryBudget()
         portions = [budget.join(3) for _ in range(10)]
         assert {portion.next_size() for portion in portions} == {MAX_READ}
 
     @pytest.mark.parametrize("count", [17, 64, 150])
     def test_many_share_the_total(self, count: int) -> None:
-        """As many reads as each may make fit into it."""
+        """With more GETs, all their reads together fit into the total."""
         budget = DeliveryBudget()
         portions = [budget.join(3) for _ in range(count)]
         assert sum(3 * portion.next_size() for portion in portions) <= DELIVERY_BYTES
 
     def test_who_holds_nothing_may_always_read(self) -> None:
-        """The least, also where others hold everything; and no more, until it has left."""
+        """A GET that holds nothing may make one smallest read, even if others hold everything."""
         budget = DeliveryBudget()
         first, second = budget.join(2), budget.join(2)
         first.hold(DELIVERY_BYTES)
@@ -38,7 +38,7 @@ class DeliveryBudgetTests:
         assert second.next_size() == MIN_READ
 
     def test_says_when_the_last_has_ended(self) -> None:
-        """And not before."""
+        """The functions in `when_idle` are called when the last GET has ended, and not before."""
         budget, told = DeliveryBudget(), list[int]()
         budget.when_idle.append(lambda: told.append(budget.count))
         first, second = budget.join(1), budget.join(1)
@@ -48,7 +48,7 @@ class DeliveryBudgetTests:
         assert told == [0]
 
     def test_the_bound_holds_at_every_moment(self) -> None:
-        """However GETs come, read, send, and end; and in the end nothing is held."""
+        """In any sequence of GETs, reads and releases the bound holds, and at the end nothing is held."""
         budget, source, portions = DeliveryBudget(), random.Random(3), list[ReadReservation]()
         for _ in range(20_000):
             kind = source.random()

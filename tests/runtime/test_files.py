@@ -1,4 +1,4 @@
-"""Spools: what goes in comes out, and nothing stays."""
+"""Spools: temporary storage in memory and files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def kept(spool: Spool) -> list[bytes]:
 
 
 def added(spool: Spool, *pieces: bytes) -> list[bytes]:
-    """What comes out of a spool after these went in."""
+    """Add bytes to a spool, and return what comes out."""
 
     async def add() -> list[bytes]:
         for piece in pieces:
@@ -53,11 +53,11 @@ class Short:
 
 
 class SpoolTests:
-    """Bytes in memory, or in a file."""
+    """Bytes are kept in memory while they are few, and in a file otherwise."""
 
     @given(pieces=st.lists(st.binary(max_size=20), max_size=20), in_memory=st.integers(0, 100))
     def test_gives_what_it_got(self, pieces: list[bytes], in_memory: int) -> None:
-        """In order, wherever the pieces were; and it lets go of its file."""
+        """A spool yields what was added, in order, and closes its file."""
         before = open_files()
         spool = Spool(run_now, in_memory)
         assert b"".join(added(spool, *pieces)) == b"".join(pieces)
@@ -65,7 +65,7 @@ class SpoolTests:
         assert open_files() == before
 
     def test_has_no_more_in_memory_than_it_may(self, tmp_path: Path) -> None:
-        """Neither when it takes, nor when it gives; the file has no name."""
+        """A spool exceeds its limit of memory neither on adding nor on reading, and its file has no name."""
         spool = Spool(run_now, 1000, files_in(tmp_path))
         pieces = added(spool, *[b"x" * 100] * 5000)
         assert sum(map(len, pieces)) == 500_000
@@ -74,19 +74,19 @@ class SpoolTests:
         assert list(tmp_path.iterdir()) == []
 
     def test_few_bytes_need_no_file(self, tmp_path: Path) -> None:
-        """Nor a folder."""
+        """A spool creates no file while its bytes fit in memory."""
         assert added(Spool(run_now, 10, files_in(tmp_path / "none")), b"12345", b"67890") == [b"12345", b"67890"]
 
     def test_no_file(self, tmp_path: Path) -> None:
-        """Is trouble."""
+        """BucketError is raised if the temporary file cannot be created."""
         with pytest.raises(BucketError, match="none"):
             added(Spool(run_now, 1, files_in(tmp_path / "none")), b"12")
 
     def test_a_full_disk(self) -> None:
-        """Is what it is, as on a PUT."""
+        """OutOfSpace is raised if the disk is full."""
         with Path("/dev/full").open("r+b", buffering=0) as full, pytest.raises(OutOfSpace, match="No space left"):
             added(Spool(run_now, 1, lambda: full), b"12")
 
     def test_writes_that_are_short(self, tmp_path: Path) -> None:
-        """Go on where they stopped."""
+        """A write that takes fewer bytes is continued."""
         assert added(Spool(run_now, 1, lambda: Short(tmp_path)), b"0123456789", b"x") == [b"0123456789", b"x"]

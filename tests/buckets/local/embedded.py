@@ -1,4 +1,4 @@
-"""What the tests of the embedded bucket share: making one, putting, reading, and damaging what it has."""
+"""Helpers of the tests of the embedded bucket: creating one, putting, reading, and damaging it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def put(bucket: LocalBucket, key: str, data: bytes, options: PutOptions = 
 
 
 def large(data: bytes) -> bytes:
-    """The same, too large for the index."""
+    """Make a body with this content that is too large for the index."""
     return data + b" " * SMALL
 
 
@@ -43,7 +43,7 @@ def contents(path: Path) -> set[str]:
 
 
 async def until(condition: Any) -> bool:
-    """Wait, for as long as a slow machine might take, until something that was started has happened."""
+    """Wait until a condition holds, for as long as a slow machine may need; returns whether it does."""
     for _ in range(1000):
         if condition():
             return True
@@ -61,7 +61,7 @@ def flip(path: Path, place: int) -> None:
 
 
 def forget_checksums(bucket: LocalBucket, *columns: str) -> None:
-    """Make all objects, without metadata and digests, those of a storaged that took no such checksums."""
+    """Remove the checksums of all objects without metadata and digests, as an older version would have written them."""
     writer = bucket._index._writer
     add_functions(writer)
     writer.execute(f"UPDATE objects SET {', '.join(f'{column} = NULL' for column in (*columns, 'blocks'))}")
@@ -71,7 +71,7 @@ def forget_checksums(bucket: LocalBucket, *columns: str) -> None:
 
 @contextmanager
 def logged(level: Any = LogLevel.error) -> Generator[list[str], None, None]:
-    """What is logged meanwhile, from this level on."""
+    """Collect the events that are logged in the context, from a level on."""
     lines: list[str] = []
 
     @provider(ILogObserver)
@@ -87,7 +87,7 @@ def logged(level: Any = LogLevel.error) -> Generator[list[str], None, None]:
 
 
 def spoil_index(path: Path, info: ObjectInfo) -> None:
-    """Overwrite the beginning of the page of an index that has this object."""
+    """Overwrite the beginning of the page of the index that has an object."""
     place = path.read_bytes().index(info.etag.encode())
     with path.open("r+b") as file:
         file.seek(place // 4096 * 4096)

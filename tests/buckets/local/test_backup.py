@@ -1,4 +1,4 @@
-"""Copies of an embedded bucket that are made while it is used."""
+"""Backups of an embedded bucket, made while it is used."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from twisted_storaged.model import ListQuery
 
 
 async def objects(path: Path) -> dict[str, bytes]:
-    """All that a daemon serves that is started on a folder."""
+    """Return all objects that a daemon serves which is started on a folder."""
     bucket = make(path)
     bucket.start()
     page = await bucket.list(ListQuery())
@@ -38,12 +38,12 @@ def names(path: Path) -> set[str]:
 
 
 class BackUpTests:
-    """A copy is a data folder."""
+    """A backup is a data folder."""
 
     @pytest.mark.parametrize("running", [True, False])
     @pytest_twisted.ensureDeferred
     async def test_has_every_object(self, tmp_path: Path, running: bool) -> None:
-        """With a daemon, or without one; small objects and large ones."""
+        """A backup has every object, small and large, with a running daemon or without."""
         bucket = make(tmp_path / "data")
         bucket.start()
         stored = {str(number): large(b"%d" % number) if number % 2 else b"%d" % number for number in range(10)}
@@ -61,7 +61,7 @@ class BackUpTests:
 
     @pytest_twisted.ensureDeferred
     async def test_is_consistent(self, tmp_path: Path) -> None:
-        """While objects are replaced and removed all the time, each copy has every file that its index names."""
+        """While objects are replaced and removed, every backup has all files that its index names."""
         bucket, ended = make(tmp_path / "data"), False
         bucket.start()
 
@@ -90,7 +90,7 @@ class BackUpTests:
 
     @pytest_twisted.ensureDeferred
     async def test_a_file_that_goes_meanwhile(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An object that is replaced between the look into the index and the link is looked for again."""
+        """An object that is replaced between the look-up and the link is looked up again."""
         bucket = make(tmp_path / "data")
         bucket.start()
         old = await put(bucket, "a", large(b"old"))
@@ -115,7 +115,7 @@ class BackUpTests:
 
     @pytest_twisted.ensureDeferred
     async def test_on_another_file_system(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Where there can be no hard links, files are copied."""
+        """Files are copied where hard links are impossible."""
         bucket = make(tmp_path / "data")
         bucket.start()
         await put(bucket, "a", large(b"x"))
@@ -131,7 +131,7 @@ class BackUpTests:
 
     @pytest_twisted.ensureDeferred
     async def test_one_that_fails_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A copy that is not whole has no name that it could be taken for one by."""
+        """A failed backup leaves no folder behind."""
         bucket = make(tmp_path / "data")
         bucket.start()
         await put(bucket, "a", large(b"x"))
@@ -146,21 +146,21 @@ class BackUpTests:
         assert names(tmp_path) == {"data"}
 
     def test_a_target_that_exists(self, tmp_path: Path) -> None:
-        """Is refused, and left as it is."""
+        """A target that exists is refused, and not changed."""
         (tmp_path / "copy").mkdir()
         with pytest.raises(StartError, match="copy exists"):
             back_up(tmp_path / "data", tmp_path / "copy")
         assert list((tmp_path / "copy").iterdir()) == []
 
     def test_a_folder_that_is_none(self, tmp_path: Path) -> None:
-        """Is said so, and nothing is made."""
+        """A folder without a bucket is refused, and nothing is created."""
         with pytest.raises(StartError, match="cannot be backed up"):
             back_up(tmp_path / "data", tmp_path / "copy")
         assert list(tmp_path.iterdir()) == []
 
     @pytest_twisted.ensureDeferred
     async def test_an_index_that_a_start_would_refuse(self, tmp_path: Path) -> None:
-        """A damaged folder does not become the backup."""
+        """A folder that a start would refuse is not backed up."""
         bucket = make(tmp_path / "data")
         bucket.start()
         await put(bucket, "a", large(b"x"))

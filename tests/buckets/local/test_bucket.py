@@ -1,4 +1,4 @@
-"""LocalBucket: the order of a PUT on the disk, what a crash leaves, and on which threads the disk is touched."""
+"""LocalBucket: the order of writes, what a crash leaves, full disks, and threads."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from twisted_storaged.model import ListQuery, ObjectInfo
 
 
 class DurabilityTests:
-    """What has happened when a PUT is answered."""
+    """What is durable when a PUT is answered."""
 
     @pytest.mark.parametrize("size", [SMALL + 1, PART_SIZE * 2 + 1])
     @pytest_twisted.ensureDeferred
     async def test_the_bytes_then_the_name_then_the_key(
         self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch, size: int
     ) -> None:
-        """Each is on the disk before the next, so that no crash between two shows half an object."""
+        """Bytes, name and key are made durable in this order, so that a crash never shows half an object."""
         order: list[str] = []
         fsync, commit = os.fsync, IndexWriter.commit
 
@@ -59,7 +59,7 @@ class DurabilityTests:
     async def test_a_failed_fsync_is_a_failed_put(
         self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        """The old object stays, and the new file goes."""
+        """After a failed fsync the old object stays, and the new file is removed."""
         await put(bucket, "a", large(b"old"))
         before = contents(tmp_path)
 
@@ -78,7 +78,7 @@ class DurabilityTests:
     async def test_a_failed_commit_leaves_the_file_to_the_sweep(
         self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        """A commit that was reported as failed may yet be found done: its file must be there then."""
+        """The file of a failed commit is kept until the next start, as the commit may turn out to be durable."""
         await put(bucket, "a", large(b"old"))
 
         def broken(self: IndexWriter, changes: Sequence[Change]) -> None:
@@ -93,7 +93,7 @@ class DurabilityTests:
 
     @pytest_twisted.ensureDeferred
     async def test_an_overwritten_file_goes(self, bucket: LocalBucket, tmp_path: Path) -> None:
-        """As does a deleted one."""
+        """The file of an overwritten or deleted object is removed."""
         for data in (b"one", b"two", b"three"):
             await put(bucket, "a", large(data))
         await bucket.delete("a")
@@ -101,12 +101,12 @@ class DurabilityTests:
 
 
 class SmallTests:
-    """Contents that are kept in the index."""
+    """Contents that are stored in the index."""
 
     @pytest.mark.parametrize("size", [0, 1, SMALL, SMALL + 1])
     @pytest_twisted.ensureDeferred
     async def test_makes_no_file(self, bucket: LocalBucket, tmp_path: Path, size: int) -> None:
-        """Up to the limit; and reads as any other."""
+        """A content up to the limit is stored without a file, and reads like any other."""
         info = await put(bucket, "a", b"x" * size)
         assert len(contents(tmp_path)) == (size > SMALL)
         assert info.size == size
@@ -115,7 +115,7 @@ class SmallTests:
 
     @pytest_twisted.ensureDeferred
     async def test_a_reader_reads_on(self, bucket: LocalBucket) -> None:
-        """What it opened, whatever is put after."""
+        """A reader delivers the object that it opened, whatever is put afterwards."""
         old = await put(bucket, "a", b"old")
         reader = await bucket.get("a")
         new = await put(bucket, "a", b"new")
@@ -126,7 +126,7 @@ class SmallTests:
 
     @pytest_twisted.ensureDeferred
     async def test_small_over_large_and_back(self, bucket: LocalBucket, tmp_path: Path) -> None:
-        """Leaves the last one, and no file of another."""
+        """Replacing large contents by small ones and back leaves only the last one."""
         for data in (b"one", large(b"two"), b"three", large(b"four"), b"five"):
             await put(bucket, "a", data)
             assert await read(bucket, "a") == data
@@ -136,7 +136,7 @@ class SmallTests:
     async def test_those_that_come_together_are_committed_together(
         self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Sixteen clients do not wait for the disk sixteen times; and what is answered has been committed."""
+        """Sixteen concurrent PUTs need fewer commits, and each is answered after its own."""
         batches: list[int] = []
         committed: set[str] = set()
         commit = IndexWriter.commit
@@ -158,11 +158,11 @@ class SmallTests:
 
 
 class StartTests:
-    """What is found at the start."""
+    """What a start finds in the folder."""
 
     @pytest_twisted.ensureDeferred
     async def test_everything_is_there_again(self, tmp_path: Path) -> None:
-        """Objects of an earlier start are served; a file that no key names is kept aside."""
+        """Objects of an earlier start are served, and a file that no key names is moved to lost/."""
         first = make(tmp_path)
         first.start()
         await put(first, "a", b"kept")
@@ -179,19 +179,19 @@ class StartTests:
         await second.stop()
 
     def test_a_directory_in_use(self, bucket: LocalBucket, tmp_path: Path) -> None:
-        """Is refused, by name."""
+        """A folder that another daemon uses is refused, by its path."""
         with pytest.raises(StartError, match="is in use by another storaged"):
             make(tmp_path).start()
 
     def test_a_directory_that_cannot_be(self, tmp_path: Path) -> None:
-        """Is refused, with the reason."""
+        """A path that cannot be a folder is refused, with the reason."""
         (tmp_path / "file").touch()
         with pytest.raises(StartError, match=r"bucket local: .*/file/data cannot be used: .*Not a directory"):
             make(tmp_path / "file" / "data").start()
 
     @pytest_twisted.ensureDeferred
     async def test_an_index_that_is_lost(self, tmp_path: Path) -> None:
-        """Does not take the objects with it."""
+        """A missing index is refused, and the files stay."""
         bucket = make(tmp_path)
         bucket.start()
         await put(bucket, "a", large(b"x"))
@@ -202,7 +202,7 @@ class StartTests:
         assert len(contents(tmp_path)) == 1
 
     def test_an_index_that_is_none(self, tmp_path: Path) -> None:
-        """Is refused, and left as it is."""
+        """A file that is not an index is refused, and not changed."""
         (tmp_path / "index.sqlite").write_bytes(b"somebody's only copy" * 1000)
         with pytest.raises(StartError, match="file is not a database"):
             make(tmp_path).start()
@@ -216,7 +216,7 @@ class ReadersTests:
     async def test_a_reader_never_meets_a_removed_file(
         self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The key was overwritten between the look into the index and the opening: it looks again."""
+        """If a key is overwritten between the look-up and the opening of its file, it is looked up again."""
         await put(bucket, "a", large(b"old"))
         opened = directory.DataFolder.open
         replaced: list[str] = []
@@ -238,7 +238,7 @@ class ReadersTests:
     async def test_what_is_read_once_leaves_the_page_cache_to_others(
         self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What is read again goes through it."""
+        """The first read of a file bypasses the page cache, the second does not."""
         ways: set[int] = set()
         preadv = os.preadv
 
@@ -255,7 +255,7 @@ class ReadersTests:
 
     @pytest_twisted.ensureDeferred
     async def test_a_file_that_is_gone_is_trouble(self, bucket: LocalBucket, tmp_path: Path) -> None:
-        """Not an object that never was."""
+        """A missing file is damage, not a missing object."""
         info = await put(bucket, "a", large(b"x"))
         (tmp_path / "objects" / info.etag[:2] / info.etag).unlink()
         with pytest.raises(DamagedObject, match=r"'a'.*there is no file"):
@@ -263,7 +263,7 @@ class ReadersTests:
 
     @pytest_twisted.ensureDeferred
     async def test_many_open_together(self, bucket: LocalBucket, tmp_path: Path) -> None:
-        """In one call of a thread; what is wrong with one of them is not the others' fault."""
+        """Concurrent GETs are opened by one call in a thread, and an error of one does not affect the others."""
         lost = await put(bucket, "lost", large(b"x"))
         (tmp_path / "objects" / lost.etag[:2] / lost.etag).unlink()
         locked = await put(bucket, "not a file", large(b"x"))
@@ -279,11 +279,11 @@ class ReadersTests:
 
 
 class ThreadsTests:
-    """Who touches the disk."""
+    """Which threads access the disk."""
 
     @pytest_twisted.ensureDeferred
     async def test_never_the_reactors_thread(self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch) -> None:
-        """One slow disk must not stop every request."""
+        """The disk is never accessed in the thread of the reactor."""
         callers: dict[str, set[str]] = {}
 
         def watch(place: Any, name: str) -> None:
@@ -323,7 +323,7 @@ class ThreadsTests:
 
 
 class OutOfSpaceTests:
-    """A disk without room, and one with room again."""
+    """A full disk, and one with space again."""
 
     @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
     @pytest.mark.parametrize("call", ["pwrite", "fsync", "open"])
@@ -331,7 +331,7 @@ class OutOfSpaceTests:
     async def test_for_a_file(
         self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, call: str, code: int
     ) -> None:
-        """Is its own error; nothing is left, and writing goes on later."""
+        """A full disk on writing a file raises OutOfSpace, leaves nothing, and later writes succeed."""
         await put(bucket, "a", large(b"old"))
         before = contents(tmp_path)
 
@@ -353,7 +353,7 @@ class OutOfSpaceTests:
     @pytest.mark.parametrize("size", [50_000, SMALL + 1])
     @pytest_twisted.ensureDeferred
     async def test_for_the_index(self, bucket: LocalBucket, tmp_path: Path, size: int) -> None:
-        """The same, by SQLite's own error; a file is not left behind to take even more."""
+        """A full disk on a commit raises OutOfSpace, and the file is removed."""
         writer = bucket._index._writer
         (pages,) = writer.execute("PRAGMA page_count").fetchone()
         writer.execute(f"PRAGMA max_page_count = {pages + 3}")
@@ -372,7 +372,7 @@ class OutOfSpaceTests:
 
     @pytest_twisted.ensureDeferred
     async def test_another_error_is_another_error(self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A disk that breaks must not look like one that is full."""
+        """An I/O error is not reported as a full disk."""
 
         def broken(*_: object) -> None:
             raise OSError(errno.EIO, "Input/output error")

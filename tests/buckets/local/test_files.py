@@ -1,4 +1,4 @@
-"""The embedded bucket's files."""
+"""The files of the embedded bucket."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from twisted_storaged.runtime.buffers import PIECE, BufferPool
 
 
 class DirectoryTests:
-    """Contents under names of their own."""
+    """Writing, finding and removing contents."""
 
     def test_writes_anywhere_in_any_order(self, tmp_path: Path) -> None:
-        """Parts overlap."""
+        """Parts of a content may be written in any order."""
         directory = DataFolder(tmp_path / "new" / "data")
         content = directory.create()
         content.write(memoryview(b"world"), 5)
@@ -32,7 +32,7 @@ class DirectoryTests:
 
     @pytest.mark.parametrize("direct", [True, False])
     def test_whole_blocks_and_the_rest(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: bool) -> None:
-        """Come together to one content, also on a file system that knows no O_DIRECT."""
+        """Whole blocks and the rest make up the content, also on file systems without O_DIRECT."""
         if not direct:
             monkeypatch.setattr(directory_module, "_DIRECT", os.O_DIRECTORY)
         data = random.Random(0).randbytes(3 * PIECE + ALIGNMENT + 1)
@@ -44,7 +44,7 @@ class DirectoryTests:
         assert next((tmp_path / "objects").glob("*/*")).read_bytes() == data
 
     def test_whole_blocks_do_not_wait_for_the_fsync(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """They are written past the page cache; a rest is not."""
+        """Whole blocks are written with O_DIRECT, an incomplete block through the page cache."""
         flags: list[int] = []
         pwrite = os.pwrite
 
@@ -89,7 +89,7 @@ class DirectoryTests:
         assert tried == [0]
 
     def test_closes_what_it_opened(self, tmp_path: Path) -> None:
-        """However it ends."""
+        """`seal` and `discard` close all descriptors."""
         directory = DataFolder(tmp_path)
         before = os.listdir("/proc/self/fd")
         directory.create().seal()
@@ -97,7 +97,7 @@ class DirectoryTests:
         assert os.listdir("/proc/self/fd") == before
 
     def test_who_has_it_open_reads_on(self, tmp_path: Path) -> None:
-        """After it was removed, too."""
+        """A content that was removed can still be read by a reader that has it open."""
         directory = DataFolder(tmp_path)
         content = directory.create()
         content.write(memoryview(b"old"), 0)
@@ -110,7 +110,7 @@ class DirectoryTests:
             directory.open(content.name)
 
     def test_discarding_leaves_nothing(self, tmp_path: Path) -> None:
-        """Also when it is done twice."""
+        """`discard` removes the content and its note, and may be called twice."""
         directory = DataFolder(tmp_path)
         content = directory.create()
         content.discard()
@@ -119,7 +119,7 @@ class DirectoryTests:
         assert directory.pending() == {}
 
     def test_unnamed(self, tmp_path: Path) -> None:
-        """Contents that nobody names are found, wherever names fall in the order."""
+        """`unnamed` finds exactly the contents that are not in the sorted names."""
         directory = DataFolder(tmp_path)
         names = []
         for _ in range(50):
@@ -133,7 +133,7 @@ class DirectoryTests:
         "stray", ["zzz", "core", "lost+found/", "00" * 15 + "0", "ff" * 16, "0" * 32 + "/", "00" * 17]
     )
     def test_strays_are_no_contents(self, tmp_path: Path, stray: str) -> None:
-        """A name that is not ours, or not in its place, does not make contents of others look unnamed."""
+        """Other files and folders are strays, and do not disturb the search for unnamed contents."""
         directory = DataFolder(tmp_path)
         names = sorted(directory.create().name for _ in range(40))
         path = tmp_path / "objects" / "00" / stray.rstrip("/")
@@ -147,7 +147,7 @@ class DirectoryTests:
         assert sorted(directory.strays()) == sorted([path, tmp_path / "objects" / "Trash"])
 
     def test_a_link_is_no_content(self, tmp_path: Path) -> None:
-        """A symbolic link with a name of ours is a stray."""
+        """A symbolic link with the name of a content is a stray."""
         directory = DataFolder(tmp_path)
         link = tmp_path / "objects" / "00" / ("00" * 16)
         link.symlink_to("/etc/passwd")
@@ -155,7 +155,7 @@ class DirectoryTests:
         assert list(directory.strays()) == [link]
 
     def test_a_note_while_a_content_is_written(self, tmp_path: Path) -> None:
-        """It is there before the content is, until the commit, and goes with a content that is removed."""
+        """A note exists from the creation of a content to its commit or removal."""
         directory = DataFolder(tmp_path)
         kept, dropped = directory.create(), directory.create()
         assert set(directory.pending()) == {kept.name, dropped.name}
@@ -166,7 +166,7 @@ class DirectoryTests:
         assert directory.pending() == {}
 
     def test_one_daemon_per_directory(self, tmp_path: Path) -> None:
-        """The second is told which directory it is about."""
+        """A folder that another daemon has locked is refused, by its path."""
         first = DataFolder(tmp_path)
         with pytest.raises(StartError, match=f"{tmp_path} is in use by another storaged"):
             DataFolder(tmp_path)
@@ -174,7 +174,7 @@ class DirectoryTests:
         DataFolder(tmp_path)
 
     def test_contents_are_for_the_daemon_alone(self, tmp_path: Path) -> None:
-        """Other users of the host go through storaged."""
+        """Contents are not accessible to other users."""
         directory = DataFolder(tmp_path / "data")
         content = directory.create()
         content.seal()

@@ -1,4 +1,4 @@
-"""Reading past the page cache, and through it."""
+"""Reading files with O_DIRECT and through the page cache."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ def read(descriptor: int, size: int, offset: int) -> bytes:
 
 
 class ReadTests:
-    """The bytes are the same on either way."""
+    """Both ways read the same bytes."""
 
     @given(direct=st.booleans(), offset=st.integers(0, SIZE + ALIGNMENT), size=st.integers(1, SIZE + ALIGNMENT))
     def test_any_place(self, file: Path, direct: bool, offset: int, size: int) -> None:
-        """Where a block begins or not, up to the end of the file and past it."""
+        """Any offset and size can be read, aligned or not, up to the end of the file and past it."""
         with opened(file, direct) as descriptor:
             assert read(descriptor, size, offset) == DATA[offset : offset + size]
 
     def test_goes_past_the_page_cache_where_blocks_begin(self, file: Path) -> None:
-        """The end of the file is no obstacle; a place within a block is, and those after it go the usual way."""
+        """O_DIRECT is used until a read at an unaligned offset, and not after it."""
         with opened(file, True) as descriptor:
             for offset in range(0, SIZE, ALIGNMENT):
                 size = min(ALIGNMENT, SIZE - offset)
@@ -69,14 +69,14 @@ class ReadTests:
     def test_what_comes_in_pieces_is_put_together(
         self, file: Path, monkeypatch: pytest.MonkeyPatch, direct: bool
     ) -> None:
-        """As read(2) may give less than there is."""
+        """A short read is continued."""
         preadv = os.preadv
         monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: preadv(fd, [buffers[0][:ALIGNMENT]], offset))
         with opened(file, direct) as descriptor:
             assert read(descriptor, SIZE, 0) == DATA
 
     def test_other_errors_are_passed_on(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A disk that fails is not asked a second time."""
+        """An I/O error is raised, and the read is not repeated."""
         asked = []
 
         def fail(*args: object) -> int:
@@ -90,16 +90,16 @@ class ReadTests:
 
 
 class OpenTests:
-    """Descriptors for reading."""
+    """Opening files for reading."""
 
     @pytest.mark.parametrize("direct", [True, False])
     def test_a_file_that_is_not_there(self, tmp_path: Path, direct: bool) -> None:
-        """Is for the caller to understand."""
+        """FileNotFoundError is raised for a missing file."""
         with pytest.raises(FileNotFoundError):
             open_to_read(tmp_path / "none", direct)
 
     def test_a_file_system_that_knows_no_other_way(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Such as tmpfs was for long."""
+        """A file on a file system without O_DIRECT is opened without it."""
         open_file = os.open
 
         def refuse(path: Path, flags: int) -> int:
@@ -114,15 +114,15 @@ class OpenTests:
 
 
 class RecentTests:
-    """Names that were asked for last."""
+    """The names that were asked for last."""
 
     def test_the_second_time(self) -> None:
-        """And each one after it."""
+        """A name is known from the second time on."""
         recent = RecentNames(2)
         assert [recent.asked_again(name) for name in "abab"] == [False, False, True, True]
 
     def test_those_asked_for_longest_ago_are_forgotten(self) -> None:
-        """By when they were asked for last, not first."""
+        """The name that was asked for longest ago is forgotten first."""
         recent = RecentNames(2)
         for name in "abac":
             recent.asked_again(name)

@@ -1,4 +1,4 @@
-"""What a start makes of a data folder that is not as the last daemon left it: it deletes nothing that may be needed."""
+"""Starts on data folders that are not as the last daemon left them: nothing that may be needed is removed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OBJECTS = 12
 
 
 async def killed(path: Path) -> Path:
-    """The folder of a daemon that was killed with -9: twelve objects, half of them in files."""
+    """Make the folder of a daemon that was killed with -9: twelve objects, half of them in files."""
     bucket = make(path / "running")
     bucket.start()
     await fill(bucket)
@@ -31,7 +31,7 @@ async def killed(path: Path) -> Path:
 
 
 async def stopped(path: Path) -> Path:
-    """The folder of a daemon that has stopped."""
+    """Make the folder of a daemon that was stopped."""
     bucket = make(path / "stopped")
     bucket.start()
     await fill(bucket)
@@ -46,7 +46,7 @@ async def fill(bucket: LocalBucket) -> None:
 
 
 async def check(path: Path) -> LocalBucket:
-    """Start a daemon on the folder, which has all objects; the daemon runs on."""
+    """Start a daemon on the folder, check that it has all objects, and return it running."""
     bucket = make(path)
     bucket.start()
     for number in range(OBJECTS):
@@ -107,13 +107,13 @@ STRAYS = [
 
 
 class StrayTests:
-    """Names among the contents that are not storaged's."""
+    """Files and folders among the contents that are not storaged's."""
 
     @pytest.mark.parametrize("make_stray", STRAYS)
     @pytest.mark.parametrize("left", [killed, stopped])
     @pytest_twisted.ensureDeferred
     async def test_is_left_alone(self, tmp_path: Path, make_stray: Callable[[Path], Path], left: Any) -> None:
-        """The stray stays, every object stays, nothing moves, and the log names the stray."""
+        """A stray is left in place and logged, and all objects are served."""
         path = await left(tmp_path)
         stray, before = make_stray(path), contents(path)
         with logged() as lines:
@@ -177,7 +177,7 @@ def of_another_folder(path: Path) -> None:
 
 
 class DamagedIndexTests:
-    """An index that does not say any more what there is."""
+    """An index that is damaged, missing, or another one."""
 
     @pytest.mark.parametrize(
         "damage", [truncated, missing, made_anew, with_a_damaged_state, an_older_copy, of_another_folder]
@@ -185,7 +185,7 @@ class DamagedIndexTests:
     @pytest.mark.parametrize("left", [killed, stopped])
     @pytest_twisted.ensureDeferred
     async def test_is_refused(self, tmp_path: Path, damage: Callable[[Path], None], left: Any) -> None:
-        """The start ends with what to do, and every file is where it was."""
+        """The start fails with advice, and no file is changed."""
         await self._refused(await left(tmp_path), damage)
 
     @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ class DamagedIndexTests:
     )
     @pytest_twisted.ensureDeferred
     async def test_a_log_that_lost_commits_is_refused(self, tmp_path: Path, damage: Callable[[Path], None]) -> None:
-        """After a kill, the log has all commits: SQLite would pass over those that it cannot read."""
+        """After a kill, a log with unreadable commits is refused: SQLite would ignore these."""
         await self._refused(await killed(tmp_path), damage)
 
     async def _refused(self, path: Path, damage: Callable[[Path], None]) -> None:
@@ -214,7 +214,7 @@ class DamagedIndexTests:
 
     @pytest_twisted.ensureDeferred
     async def test_after_a_loss_of_power_the_last_commit_may_be_torn(self, tmp_path: Path) -> None:
-        """Nobody was told of that commit; what it named is kept in lost/."""
+        """A torn last commit is accepted, as nobody was told of it; its file is moved to lost/."""
         path = await killed(tmp_path)
         state = json.loads((path / "index.state").read_bytes())
         (path / "index.state").write_text(json.dumps({**state, "boot": "another"}))
@@ -226,7 +226,7 @@ class DamagedIndexTests:
 
     @pytest_twisted.ensureDeferred
     async def test_rows_that_are_gone(self, tmp_path: Path) -> None:
-        """Files whose rows were lost in a way that nothing else shows are moved to lost/, once, with a line each."""
+        """Files whose rows are missing are moved to lost/, once, with a log line each."""
         path = await stopped(tmp_path)
         connection = sqlite3.connect(path / "index.sqlite")
         connection.execute("DELETE FROM objects WHERE row IS NULL")
@@ -242,7 +242,7 @@ class DamagedIndexTests:
 
     @pytest_twisted.ensureDeferred
     async def test_a_move_that_was_broken_off(self, tmp_path: Path) -> None:
-        """A kill between the two steps of a move to lost/ does not keep the next start from going on."""
+        """A start that was killed while it moved a file to lost/ is continued by the next."""
         path = await stopped(tmp_path)
         name = "ab" * 16
         (path / "lost" / name).write_bytes(b"x")
@@ -258,7 +258,7 @@ class ReplacedTests:
 
     @pytest_twisted.ensureDeferred
     async def test_are_removed_after_a_kill(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The index says that they may be: they do not go to lost/, also after a loss of power."""
+        """Replaced files are removed at the next start, also after a loss of power, as the index names them."""
         bucket = make(tmp_path / "running")
         bucket.start()
         await fill(bucket)
@@ -281,7 +281,7 @@ class ReplacedTests:
 
     @pytest_twisted.ensureDeferred
     async def test_are_not_remembered_for_ever(self, tmp_path: Path) -> None:
-        """The commit after their removal forgets them."""
+        """The index forgets a replaced file with the commit after its removal."""
         bucket = make(tmp_path)
         bucket.start()
         for _ in range(20):
@@ -296,7 +296,7 @@ class OtherReaderTests:
 
     @pytest_twisted.ensureDeferred
     async def test_a_stop_beside_it_leaves_a_log_that_is_needed(self, tmp_path: Path) -> None:
-        """Commits that could not be brought into the index are not lost unnoticed with the log."""
+        """If a reader keeps the log from being checkpointed at a stop, a start without it is refused."""
         bucket = make(tmp_path / "data")
         bucket.start()
         bucket._index.is_checkpointed()
@@ -315,11 +315,11 @@ class OtherReaderTests:
 
 
 class PendingTests:
-    """What a broken-off upload leaves."""
+    """Files of interrupted uploads."""
 
     @pytest_twisted.ensureDeferred
     async def test_is_removed_after_a_kill(self, tmp_path: Path) -> None:
-        """The note of the upload proves that nobody was told of its file."""
+        """The file of an interrupted upload is removed, as its note proves that nobody was told of it."""
         path = await killed(tmp_path)
         before = contents(path)
         bucket = await check(path)
@@ -334,7 +334,7 @@ class PendingTests:
 
     @pytest_twisted.ensureDeferred
     async def test_is_kept_after_a_loss_of_power(self, tmp_path: Path) -> None:
-        """A note that an earlier boot of the machine has left may be one whose removal was lost."""
+        """A note of an earlier boot proves nothing, so its file is moved to lost/."""
         path = await stopped(tmp_path)
         name, before = "ab" * 16, contents(path)
         (path / "objects" / "ab" / name).write_bytes(b"x")
@@ -349,7 +349,7 @@ class PendingTests:
 
     @pytest_twisted.ensureDeferred
     async def test_a_note_of_a_committed_upload(self, tmp_path: Path) -> None:
-        """A daemon that was killed between the commit and the removal of the note has lost nothing."""
+        """A kill between the commit and the removal of the note loses nothing."""
         path = await killed(tmp_path)
         (boot,) = (path / "pending").iterdir()
         for content in contents(path):
@@ -361,17 +361,17 @@ class PendingTests:
 
     @pytest_twisted.ensureDeferred
     async def test_no_note_is_left_by_what_was_answered(self, tmp_path: Path) -> None:
-        """Neither a PUT that was stored nor one whose condition did not hold leaves one."""
+        """Neither a successful PUT nor one whose condition fails leaves a note."""
         path = await stopped(tmp_path)
         assert list(path.glob("pending/*/*")) == []
 
 
 class PermissionTests:
-    """Other users of the host go through storaged."""
+    """Permissions of the folder and its files."""
 
     @pytest_twisted.ensureDeferred
     async def test_whatever_the_umask_is(self, tmp_path: Path) -> None:
-        """All that the daemon makes in a folder that others can enter is closed to them."""
+        """All that the daemon creates is inaccessible to other users, whatever the umask."""
         (tmp_path / "data").mkdir(0o755)
         (tmp_path / "data").chmod(0o755)
         umask = os.umask(0)
@@ -388,7 +388,7 @@ class PermissionTests:
 
     @pytest_twisted.ensureDeferred
     async def test_what_is_laxer_is_tightened(self, tmp_path: Path) -> None:
-        """As earlier versions left it."""
+        """Permissions that an earlier version left to other users are removed."""
         path = await killed(tmp_path)
         lax = [
             path / "index.sqlite",
@@ -405,7 +405,7 @@ class PermissionTests:
 
     @pytest_twisted.ensureDeferred
     async def test_what_belongs_to_another_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Who owns a file can open it to others again."""
+        """A file of another user is refused, as its owner could change its permissions."""
         path, owner = await stopped(tmp_path), os.geteuid()
         monkeypatch.setattr(os, "geteuid", lambda: 12345)
         with pytest.raises(StartError, match=rf"lock belongs to user {owner}, and storaged runs as 12345"):

@@ -1,4 +1,4 @@
-"""What a start makes of the index's log after a kill: it goes by the wal-index, which says what was committed."""
+"""Starts after a kill: the wal-index says which commits the log must have."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def frames(path: Path) -> int:
 
 
 def append_torn_commit(path: Path) -> None:
-    """SQLite writes the head of a frame and its page in two steps; this is a kill between them."""
+    """Append the header of a frame without its page, as a kill between SQLite's two writes leaves it."""
     with wal(path).open("r+b") as file:
         salts = file.read(HEADER)[16:24]
         file.seek(0, os.SEEK_END)
@@ -40,12 +40,12 @@ def append_torn_commit(path: Path) -> None:
 
 
 class CommittedTests:
-    """The log has all that was committed, or it is refused."""
+    """The log has all committed frames, or it is refused."""
 
     @pytest.mark.parametrize("rest", [0, 1, FRAME_HEADER, FRAME_HEADER + 1])
     @pytest_twisted.ensureDeferred
     async def test_a_log_that_was_cut(self, tmp_path: Path, rest: int) -> None:
-        """Also where it was cut between two commits, and what is left is a sound log."""
+        """A truncated log is refused, even if it was cut between two commits, and the rest is valid."""
         path = await killed(tmp_path)
         log = wal(path).read_bytes()
         for number in range(frames(path)):
@@ -56,7 +56,7 @@ class CommittedTests:
     @pytest.mark.parametrize("place", range(FRAME_HEADER))
     @pytest_twisted.ensureDeferred
     async def test_a_bit_in_the_head_of_the_last_commit(self, tmp_path: Path, place: int) -> None:
-        """Without its salts it does not look as if it were of this log."""
+        """A flipped bit in the header of the last frame is refused, although its salts may be wrong then."""
         path = await killed(tmp_path)
         flip(wal(path), HEADER + (frames(path) - 1) * FRAME + place)
         with pytest.raises(StartError, match="nothing was changed"):
@@ -64,7 +64,7 @@ class CommittedTests:
 
     @pytest_twisted.ensureDeferred
     async def test_a_scrub_does_not_make_damage_acceptable(self, tmp_path: Path) -> None:
-        """Who opens a damaged log with SQLite lets the wal-index forget what was committed."""
+        """A scrub does not open a damaged log with SQLite, which would reset the wal-index."""
         path = await killed(tmp_path)
         with_the_last_commit_damaged(path)
         for _ in range(2):
@@ -77,11 +77,11 @@ class CommittedTests:
 
 
 class TornTests:
-    """A commit that was never answered does not make a sound folder unusable."""
+    """A torn commit, which was answered to nobody, is accepted."""
 
     @pytest_twisted.ensureDeferred
     async def test_by_a_kill(self, tmp_path: Path) -> None:
-        """The head of a frame without its page is the last thing in the log."""
+        """A log that ends in the header of a frame without its page is accepted."""
         path = await killed(tmp_path)
         append_torn_commit(path)
         await (await check(path)).stop()
@@ -89,7 +89,7 @@ class TornTests:
 
     @pytest_twisted.ensureDeferred
     async def test_in_a_start(self, tmp_path: Path) -> None:
-        """The wal-index is new then, and counts what was found."""
+        """A kill in a start, which has made a new wal-index, loses nothing."""
         path = await killed(tmp_path)
         with closing(sqlite3.connect(path / "index.sqlite")) as connection:
             connection.execute("SELECT count(*) FROM objects").fetchone()
@@ -99,12 +99,12 @@ class TornTests:
 
 
 class LogIsKeptTests:
-    """The log stays as long as `index.state` says that it is needed."""
+    """The log is kept as long as `index.state` says that it is needed."""
 
     @pytest.mark.parametrize("left", [killed, stopped])
     @pytest_twisted.ensureDeferred
     async def test_by_a_start_that_fails(self, tmp_path: Path, left: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The next one, once the cause is gone, finds everything."""
+        """After a failed start, the next one finds everything."""
         path = await left(tmp_path)
 
         def fail(*_: object) -> None:
@@ -119,7 +119,7 @@ class LogIsKeptTests:
 
     @pytest_twisted.ensureDeferred
     async def test_by_a_stop_that_cannot_write_the_state(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As on a disk that is full."""
+        """A stop that cannot write `index.state`, as on a full disk, keeps the log."""
         bucket = await check(await stopped(tmp_path))
 
         def fail(_: Generation) -> None:
@@ -136,7 +136,7 @@ class WalIndexTests:
 
     @pytest_twisted.ensureDeferred
     async def test_tells_the_size_of_what_is_committed(self, tmp_path: Path) -> None:
-        """It is that of the log, to which nothing was written after the last commit."""
+        """The size is that of the log, to which nothing was written after the last commit."""
         path = await killed(tmp_path)
         with (path / "index.sqlite-shm").open("rb") as file:
             index = read_wal_index(file.fileno())

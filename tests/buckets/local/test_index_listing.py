@@ -1,4 +1,4 @@
-"""Pages of the embedded bucket's list, held against the plainest list there is."""
+"""Pages of the embedded bucket's list, compared with a simple model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def filled(path: Path, keys: list[str]) -> IndexWriter:
 
 
 def read_all(index: IndexWriter, query: ListQuery) -> list[str]:
-    """The entries of all pages, looking at what each page promises."""
+    """Return the entries of all pages, and check what each page promises."""
     found: list[str] = []
     token: str | None = None
     while True:
@@ -42,10 +42,10 @@ def read_all(index: IndexWriter, query: ListQuery) -> list[str]:
 
 
 class ModelTests:
-    """Any keys, any query."""
+    """Any keys, and any query."""
 
     def test_is_what_a_plain_list_is(self, tmp_path: Path) -> None:
-        """Whatever the prefix, the delimiter, where it starts, and how many a page has."""
+        """The entries are those of the model for any prefix, delimiter, start and page size."""
         pick = random.Random(4)
         keys = ["".join(pick.choices(LETTERS, k=pick.randrange(1, 6))) for _ in range(300)]
         index = filled(tmp_path, keys)
@@ -65,19 +65,19 @@ class PageTests:
 
     @pytest.mark.parametrize("delimiter", [None, "/"])
     def test_the_last_page_is_known_to_be_the_last(self, tmp_path: Path, delimiter: str | None) -> None:
-        """A client does not ask for one that is empty."""
+        """The last page has no token, so that clients never request an empty one."""
         index = filled(tmp_path, ["a", "b", "c", "d"])
         page = index.page(ListQuery(delimiter=delimiter, page_limit=2))
         assert page.token == "b"
         assert index.page(ListQuery(delimiter=delimiter, page_limit=2), page.token).token is None
 
     def test_is_never_larger_than_memory_allows(self, tmp_path: Path) -> None:
-        """Whatever a client wants."""
+        """A page has at most PAGE_LIMIT entries, whatever the client requests."""
         index = filled(tmp_path, [f"{number:05}" for number in range(PAGE_LIMIT + 1)])
         assert len(index.page(ListQuery(page_limit=10**9)).objects) == PAGE_LIMIT
 
     def test_what_is_below_a_common_prefix_is_not_read(self, tmp_path: Path) -> None:
-        """A folder of a million objects costs no more than one of three."""
+        """Keys below a common prefix are skipped, not read."""
         index = filled(tmp_path, [f"{folder}/{number:05}" for folder in "abc" for number in range(1000)])
         rows: list[str] = []
 
@@ -90,7 +90,7 @@ class PageTests:
         assert rows == ["a/00000", "b/00000", "c/00000"]
 
     def test_holds_nothing_open(self, tmp_path: Path) -> None:
-        """A page that ends early does not keep the index as it was: what is committed later is seen."""
+        """A page that ends early closes its cursor: later commits are visible to the next page."""
         index = filled(tmp_path, ["a", "b", "c/1", "d"])
         index.page(ListQuery(delimiter="/", page_limit=1))
         index.commit([Change("a", None)])

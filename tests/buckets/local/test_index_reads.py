@@ -1,4 +1,4 @@
-"""Rows of the embedded bucket's index that are not as they were written."""
+"""Damaged rows of the embedded bucket's index."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def entries() -> dict[str, Entry]:
 
 
 def get_all(bucket: LocalBucket, keys: Iterable[str]) -> Deferred[list[Any]]:
-    """Open all in one batch: readers, and what others failed with."""
+    """Open all keys in one batch; returns readers and exceptions."""
     return gatherResults([bucket.get(key).addErrback(lambda failure: failure.value) for key in keys])
 
 
@@ -52,7 +52,7 @@ class FlippedBitTests:
     """One bit of an index file is flipped, in one byte after the other."""
 
     def test_no_get_or_head_is_made_up(self, tmp_path: Path) -> None:
-        """Each gives what was put, or raises what a bucket answers for a damaged object; and none is missing."""
+        """Each GET and HEAD returns what was put or reports damage; none finds no object."""
         all_entries = entries()
         with closing(IndexWriter(tmp_path / "index.sqlite")) as index:
             index.commit([Change(key, entry) for key, entry in all_entries.items()])
@@ -77,7 +77,7 @@ class FlippedBitTests:
 
 
 class DamagedRowTests:
-    """A bucket with three objects, of whose rows that of `b` is spoiled."""
+    """A bucket with three objects, where the row of `b` is damaged."""
 
     @pytest.mark.parametrize("spoiled", [*SPOILED, "details"])
     @pytest.mark.parametrize("size", ["small", "large"])
@@ -85,7 +85,7 @@ class DamagedRowTests:
     async def test_is_noticed_and_concerns_no_other(
         self, bucket: LocalBucket, tmp_path: Path, spoiled: str, size: str
     ) -> None:
-        """By get, head, list and scrub; in one batch with others, which have their answers, and nothing stays open."""
+        """GET, HEAD, list and scrub report the damage; other keys of the batch are read, and all is closed."""
         data = b"small" if size == "small" else large(b"x")
         for key in ("a", "b", "d"):
             await put(bucket, key, data, PutOptions(metadata=(("content-type", "a/b"),)))
@@ -113,7 +113,7 @@ class DamagedRowTests:
 
     @pytest_twisted.ensureDeferred
     async def test_is_replaced_but_not_by_a_condition(self, bucket: LocalBucket) -> None:
-        """Nobody knows whether that holds. What the row pointed at is left alone, as it may be others'."""
+        """A damaged row is replaced by a PUT without a condition; what it referred to is left alone."""
         for key in ("a", "b"):
             await put(bucket, key, b"small")
         bucket._index._writer.execute("UPDATE objects SET row = 1 WHERE key = 'b'")
@@ -126,7 +126,7 @@ class DamagedRowTests:
     async def test_what_nobody_thought_of_is_that_of_one_key(
         self, bucket: LocalBucket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """An exception of any type fails one get of a batch; the readers of the others are delivered, and closed."""
+        """An unexpected exception fails one GET of a batch; the other readers are delivered and closed."""
         for key in "abc":
             await put(bucket, key, large(b"x"))
         opened = LocalBucket._open
@@ -147,7 +147,7 @@ class DamagedRowTests:
 
     @pytest_twisted.ensureDeferred
     async def test_who_no_longer_wants_a_reader(self, bucket: LocalBucket) -> None:
-        """Leaves no descriptor open, neither with the others of the batch nor alone."""
+        """A cancelled GET leaves no descriptor open, in a batch with others or alone."""
         await put(bucket, "a", large(b"x"))
         gc.collect()  # it would close descriptors of earlier tests meanwhile
         before = len(os.listdir("/proc/self/fd"))
@@ -160,7 +160,7 @@ class DamagedRowTests:
 
     @pytest_twisted.ensureDeferred
     async def test_a_spoilt_page_concerns_only_its_keys(self, tmp_path: Path) -> None:
-        """Seven other keys that are opened, and looked at, in one batch with one on it have their answers."""
+        """In one batch with a key on a damaged page, seven others are opened and looked up."""
         bucket = make(tmp_path)
         bucket.start()
         infos = [await put(bucket, f"{number:03}", b"") for number in range(300)]

@@ -1,4 +1,4 @@
-"""The tables of the embedded bucket's index, through the times."""
+"""The layout of the embedded bucket's index, and its migration."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SMALL = ObjectInfo("small", 3, "f2", 2.5)
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """An index of layout 2."""
+    """Make an index of layout 2."""
     path = tmp_path / "index.sqlite"
     connection = sqlite3.connect(path)
     connection.executescript(LAYOUT_2)
@@ -40,10 +40,10 @@ def old(tmp_path: Path) -> Path:
 
 
 class MigrationTests:
-    """An index of layout 2."""
+    """Opening an index of layout 2."""
 
     def test_has_everything_as_it_was(self, old: Path) -> None:
-        """Without checksums, which nobody took then."""
+        """All objects are kept, without checksums, which layout 2 did not have."""
         index = IndexWriter(old)
         assert index.get("large") == Entry(LARGE)
         assert index.get("small") == Entry(SMALL, b"abc")
@@ -51,7 +51,7 @@ class MigrationTests:
         assert list(index.files()) == ["f1"]
 
     def test_is_one_of_this_layout_from_then_on(self, old: Path) -> None:
-        """It takes what a new one takes, also when it is opened again."""
+        """After the migration, everything can be written, also when it is opened again."""
         IndexWriter(old).close()
         index = IndexWriter(old)
         told = SMALL._replace(metadata=(("content-type", "a/b"),), digests={"md5": b"x"})
@@ -59,7 +59,7 @@ class MigrationTests:
         assert index.get("small") == Entry(told, b"xyz", 5)
 
     def test_a_migration_that_fails_changes_nothing(self, old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The storaged of before can still use it."""
+        """After a failed migration, the older version can still use the index."""
         steps = (*layout._STEPS[2], "CREATE TABLE objects (already TEXT)")
         with monkeypatch.context() as patch:
             patch.setitem(layout._STEPS, 2, steps)
@@ -71,13 +71,13 @@ class MigrationTests:
         connection.close()
 
     def test_looking_does_not_migrate(self, old: Path) -> None:
-        """It says what does."""
+        """Opening an old index for reading fails, and says how to migrate it."""
         with pytest.raises(sqlite3.Error, match="start storaged once"):
             open_index_reader(old)
         assert sqlite3.connect(old).execute("PRAGMA user_version").fetchone() == (2,)
 
     def test_an_index_of_another_time_is_refused(self, old: Path) -> None:
-        """Instead of being misread."""
+        """An index of an unknown layout is refused."""
         connection = sqlite3.connect(old)
         connection.execute("PRAGMA user_version = 99")
         connection.close()

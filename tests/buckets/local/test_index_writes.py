@@ -1,4 +1,4 @@
-"""The embedded bucket's index."""
+"""Writing the embedded bucket's index."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ def contents(index: IndexWriter) -> list[bytes]:
 
 
 class IndexTests:
-    """Keys to contents."""
+    """Keys and contents."""
 
     def test_put_says_what_it_replaced(self, index: IndexWriter) -> None:
-        """So that the old file can be removed."""
+        """A commit returns the file that it replaced, to be removed."""
         assert put(index, "a", "one") is None
         assert put(index, "a", "two") == "one"
         assert index.get("a") == entry("a", "two")
 
     def test_delete_says_what_it_removed(self, index: IndexWriter) -> None:
-        """Nothing, the second time."""
+        """A delete returns the file that it removed, and nothing the second time."""
         put(index, "a", "one")
         assert delete(index, "a") == "one"
         assert delete(index, "a") is None
         assert index.get("a") is None
 
     def test_keeps_a_small_content(self, index: IndexWriter) -> None:
-        """An empty one, too."""
+        """A content is stored in the index, also an empty one."""
         put(index, "a", "one", b"abc")
         put(index, "b", "two", b"")
         assert index.get("a") == entry("a", "one", b"abc")
         assert index.get("b") == entry("b", "two", b"")
 
     def test_an_old_small_content_goes(self, index: IndexWriter) -> None:
-        """With the commit that overwrites or deletes it; no file is named that never was."""
+        """A content in the index is removed by the commit that overwrites or deletes it."""
         for key in "abc":
             put(index, key, "one", b"old")
         assert put(index, "a", "two", b"new") is None
@@ -70,14 +70,14 @@ class IndexTests:
         assert put(index, "b", "three", b"small again") == "file"
 
     def test_changes_are_made_together_and_in_order(self, index: IndexWriter) -> None:
-        """Two of one key are as if one had come after the other."""
+        """Two changes of one key in a batch take effect in order."""
         changes = [Change("a", entry("a", "one")), Change("a", entry("a", "two", b"abc")), Change("a", None)]
         assert index.commit([*changes, Change("a", entry("a", "three"))]) == [None, "one", None, None]
         assert index.get("a") == entry("a", "three")
         assert contents(index) == []
 
     def test_all_changes_or_none(self, index: IndexWriter) -> None:
-        """One that cannot be made takes the others back."""
+        """If one change of a batch cannot be made, none is."""
         bad = Entry(ObjectInfo("b", None, "x", 1.5))  # type: ignore[arg-type]
         with pytest.raises(sqlite3.Error):
             index.commit([Change("a", entry("a", "one", b"abc")), Change("b", bad)])
@@ -85,14 +85,14 @@ class IndexTests:
         assert contents(index) == []
 
     def test_pages_are_in_the_order_of_utf8_bytes(self, index: IndexWriter) -> None:
-        """As S3 lists; which is not how UTF-16 sorts."""
+        """Lists are ordered by the bytes of UTF-8, as in S3, and not of UTF-16."""
         keys = ["a", "a/b", "a//b", "a!", "b", "Z", "é", "\uffff", "😀", "a\x80"]
         for key in keys:
             put(index, key)
         assert [info.key for info in index.page(ListQuery()).objects] == sorted(keys, key=str.encode)
 
     def test_a_page_goes_on_after_the_last(self, index: IndexWriter) -> None:
-        """Of the page before; `after` is for the first."""
+        """A page continues after the last entry of the one before; `after` applies to the first."""
         for key in "abcd":
             put(index, key)
         page = index.page(ListQuery(page_limit=2, after="a"))
@@ -102,31 +102,31 @@ class IndexTests:
         assert page.token is None
 
     def test_files_are_in_order(self, index: IndexWriter) -> None:
-        """Which is what a sweep needs; a small content is none."""
+        """`files` yields the names of files in order, as the sweep needs, without contents in the index."""
         put(index, "d", "0", b"abc")
         for key, file in [("a", "3"), ("b", "1"), ("c", "2")]:
             put(index, key, file)
         assert list(index.files()) == ["1", "2", "3"]
 
     def test_everything_is_there_after_opening_again(self, tmp_path: Path, index: IndexWriter) -> None:
-        """Whether or not it was closed."""
+        """All objects are there after reopening, whether or not the index was closed."""
         put(index, "a")
         assert IndexWriter(tmp_path / "index.sqlite").get("a") == entry("a")
 
     def test_commits_are_durable(self, index: IndexWriter) -> None:
-        """The two settings that make a commit wait for the disk."""
+        """The index is in WAL mode, and commits are synced."""
         assert index._writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert index._writer.execute("PRAGMA synchronous").fetchone() == (2,)
 
     def test_a_failed_transaction_leaves_nothing(self, index: IndexWriter) -> None:
-        """And the next one works."""
+        """A failed transaction is rolled back, and the next one succeeds."""
         with pytest.raises(sqlite3.Error):
             put(index, "a", None)  # type: ignore[arg-type]
         assert index.get("a") is None
         put(index, "a")
 
     def test_what_is_no_index_is_refused(self, tmp_path: Path) -> None:
-        """And left alone."""
+        """A file that is not an index is refused, and not changed."""
         path = tmp_path / "other.sqlite"
         path.write_bytes(b"not a database, and somebody's only copy" * 100)
         with pytest.raises(sqlite3.Error):
@@ -135,14 +135,14 @@ class IndexTests:
 
 
 class DetailsTests:
-    """What HEAD and GET say, and lists do not."""
+    """Metadata and digests, which HEAD and GET have and lists do not."""
 
     TOLD = ObjectInfo(
         "a", 3, "one", 1.5, (("content-type", "a/ü"), ("x-amz-meta-b", "")), {"md5": b"\0\xff", "sha-256": b"x"}
     )
 
     def test_come_back(self, index: IndexWriter) -> None:
-        """To the letter."""
+        """Metadata and digests are read exactly as they were written."""
         index.commit([Change("a", Entry(self.TOLD, b"abc", 0xFFFFFFFF))])
         assert index.get("a") == Entry(self.TOLD, b"abc", 0xFFFFFFFF)
         assert index.head("a") == self.TOLD
@@ -150,13 +150,13 @@ class DetailsTests:
         assert index.page(ListQuery()).objects == [ObjectInfo("a", 3, "one", 1.5)]
 
     def test_one_without_the_other(self, index: IndexWriter) -> None:
-        """Metadata, or digests."""
+        """An object may have only metadata, or only digests."""
         for told in (self.TOLD._replace(metadata=()), self.TOLD._replace(digests={})):
             index.commit([Change("a", Entry(told))])
             assert index.head("a") == told
 
     def test_go_with_the_object(self, index: IndexWriter) -> None:
-        """Nothing is left of those of an overwritten or deleted one."""
+        """The details of an overwritten or deleted object are removed."""
         for key in "ab":
             index.commit([Change(key, Entry(self.TOLD._replace(key=key)))])
         put(index, "a")
@@ -166,14 +166,14 @@ class DetailsTests:
 
 
 class ConditionTests:
-    """What must be so for a change to happen."""
+    """Conditions of changes."""
 
     NEW = Condition()
 
     @pytest.mark.parametrize("change", [entry("a", "two"), None])
     @pytest.mark.parametrize("condition", [Condition("one"), NEW])
     def test_holds_or_nothing_happens(self, index: IndexWriter, condition: Condition, change: Entry | None) -> None:
-        """For puts and deletes, with an object there and without."""
+        """A change whose condition does not hold changes nothing, for puts and deletes."""
         (outcome,) = index.commit([Change("a", change, condition)])
         if condition.etag is None:
             assert outcome is None
@@ -192,7 +192,7 @@ class ConditionTests:
             assert index.get("a") == entry("a", "one")
 
     def test_sees_the_changes_before_it(self, index: IndexWriter) -> None:
-        """Those of its own batch, too; and who fails does not keep the others from going on."""
+        """A condition is checked after the earlier changes of its batch, and a failed one does not stop others."""
         outcomes = index.commit(
             [
                 Change("a", entry("a", "one"), self.NEW),
@@ -214,7 +214,7 @@ class ConditionTests:
         assert index.get("b") == entry("b", "three")
 
     def test_who_fails_leaves_nothing(self, index: IndexWriter) -> None:
-        """Of a content, or of details."""
+        """A change whose condition does not hold leaves no content and no details."""
         put(index, "a", "one", b"old")
         index.commit([Change("a", Entry(DetailsTests.TOLD, b"new"), self.NEW)])
         assert contents(index) == [b"old"]

@@ -1,4 +1,4 @@
-"""Data folders of older versions, made by those versions, and brought to the layout of this one."""
+"""Data folders of older versions, made by those versions, are migrated."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ os._exit(0)
 
 @pytest.fixture(params=[2, 3])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A folder of an older layout."""
+    """Make a data folder of an older layout."""
     with tarfile.open(FOLDERS / f"layout-{request.param}.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     return tmp_path
 
 
 def rows(path: Path) -> tuple[int, list[tuple[object, ...]]]:
-    """The layout of an index, and what its objects have in all layouts."""
+    """Return the layout of an index, and the columns of its objects that all layouts have."""
     with closing(sqlite3.connect(path)) as connection:
         (layout,) = connection.execute("PRAGMA user_version").fetchone()
         return layout, connection.execute("SELECT key, size, etag, last_modified FROM objects").fetchall()
@@ -74,7 +74,7 @@ class MigrationTests:
 
     @pytest_twisted.ensureDeferred
     async def test_keeps_everything(self, folder: Path) -> None:
-        """Bytes, metadata and digests; the next start finds nothing to do, and a scrub can add what is missing."""
+        """Bytes, metadata and digests are kept; the next start migrates nothing; a scrub can add checksums."""
         is_old = rows(folder / "index.sqlite")[0] == 2
         for _ in range(2):
             bucket = make(folder)
@@ -101,7 +101,7 @@ class MigrationTests:
 
     @pytest.mark.parametrize(("what", "step"), [("statement", 1), ("steps", 3)])
     def test_survives_kill_9(self, folder: Path, what: str, step: int) -> None:
-        """At any statement, and in the midst of the copying: it is of the old layout with all rows, or of this one."""
+        """After a kill at any statement the index is of the old layout with all rows, or of the new one."""
         path = folder / "index.sqlite"
         old = rows(path)
         ended, left = -signal.SIGKILL, 0

@@ -1,4 +1,4 @@
-"""What an embedded bucket delivers: the bytes that were put, or no clean end."""
+"""Reading from an embedded bucket: either the bytes that were put, or an error."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from twisted_storaged.model import ByteRange
 
 
 class RangeTests:
-    """Some of the bytes."""
+    """Reading ranges."""
 
     @pytest.mark.parametrize("size", [10, SMALL + 10, 3 << 20])
     @pytest_twisted.ensureDeferred
     async def test_only_those(self, bucket: LocalBucket, size: int) -> None:
-        """From the index and from a file, in all three forms."""
+        """Ranges of all three forms are read, from the index and from a file."""
         data = os.urandom(size)
         info = await put(bucket, "a", data)
         for wanted, expected in [
@@ -44,7 +44,7 @@ class RangeTests:
     @pytest.mark.parametrize("size", [0, 10, SMALL + 10])
     @pytest_twisted.ensureDeferred
     async def test_none_of_them(self, bucket: LocalBucket, size: int) -> None:
-        """Says how many there are, and leaves nothing open."""
+        """A range outside the object raises RangeNotSatisfiable with its size, and leaves nothing open."""
         await put(bucket, "a", b"x" * size)
         before = os.listdir("/proc/self/fd")
         with pytest.raises(RangeNotSatisfiable) as caught:
@@ -59,7 +59,7 @@ class DamageTests:
     @pytest.mark.parametrize("size", [SMALL + 1, (1 << 20) + 1, 5 << 20])
     @pytest_twisted.ensureDeferred
     async def test_a_flipped_bit_of_a_file(self, bucket: LocalBucket, tmp_path: Path, size: int) -> None:
-        """Is no clean end, wherever it is, and named; other objects are served on."""
+        """A flipped bit anywhere makes the read fail, by its key; other objects are served."""
         info = await put(bucket, "a", b"x" * size)
         await put(bucket, "b", large(b"other"))
         path = tmp_path / "objects" / info.etag[:2] / info.etag
@@ -78,7 +78,7 @@ class DamageTests:
     async def test_a_flipped_bit_of_a_file_whose_blocks_have_no_checksums(
         self, bucket: LocalBucket, tmp_path: Path
     ) -> None:
-        """Is no clean end of a whole read: it was put by a storaged that took one checksum of the whole."""
+        """A read of the whole fails if only the checksum of the whole is known."""
         info = await put(bucket, "a", b"x" * (3 << 20))
         forget_checksums(bucket)
         flip(tmp_path / "objects" / info.etag[:2] / info.etag, 2 << 20)
@@ -88,7 +88,7 @@ class DamageTests:
     @pytest.mark.parametrize("gets", [1, 30, 60, 200])
     @pytest_twisted.ensureDeferred
     async def test_a_range_over_a_flipped_bit(self, bucket: LocalBucket, tmp_path: Path, gets: int) -> None:
-        """Delivers no byte of its block, however few are wanted and however many others read; others are sound."""
+        """A range delivers no byte of a damaged block, and ranges of other blocks are read."""
         data = os.urandom(2 << 20)
         info = await put(bucket, "a", data)
         flip(tmp_path / "objects" / info.etag[:2] / info.etag, 1_500_000)
@@ -114,7 +114,7 @@ class DamageTests:
     async def test_other_bytes_in_the_index(
         self, bucket: LocalBucket, damage: str, why: str, wanted: ByteRange | None
     ) -> None:
-        """Are noticed before anything is delivered."""
+        """A damaged content in the index is found before anything is delivered."""
         await put(bucket, "a", b"abc")
         bucket._index._writer.execute(f"UPDATE contents SET content = CAST('{damage} AS BLOB)")
         with pytest.raises(DamagedObject, match=f"'a'.*{why}"):
@@ -123,7 +123,7 @@ class DamageTests:
     @pytest.mark.parametrize("size", [0, 100, SMALL + 2])
     @pytest_twisted.ensureDeferred
     async def test_a_file_of_another_size(self, bucket: LocalBucket, tmp_path: Path, size: int) -> None:
-        """Shorter or longer: is noticed before anything is delivered, also of a range; and nothing stays open."""
+        """A file of a wrong size is found before anything is delivered, and closed."""
         info = await put(bucket, "a", b"x" * (SMALL + 1))
         os.truncate(tmp_path / "objects" / info.etag[:2] / info.etag, size)
         before = os.listdir("/proc/self/fd")
@@ -134,7 +134,7 @@ class DamageTests:
 
     @pytest_twisted.ensureDeferred
     async def test_a_file_that_is_cut_while_it_is_read(self, bucket: LocalBucket, tmp_path: Path) -> None:
-        """Ends in the same way."""
+        """A file that is truncated while it is read makes the read fail."""
         info = await put(bucket, "a", b"x" * (3 << 20))
         reader = await bucket.get("a")
         os.truncate(tmp_path / "objects" / info.etag[:2] / info.etag, 100)
@@ -143,7 +143,7 @@ class DamageTests:
 
     @pytest_twisted.ensureDeferred
     async def test_what_has_no_checksum_is_not_verified(self, bucket: LocalBucket, tmp_path: Path) -> None:
-        """It was put by a storaged that took none."""
+        """An object of a version without checksums is delivered unverified."""
         info = await put(bucket, "a", b"x" * (SMALL + 1))
         await put(bucket, "b", b"small")
         forget_checksums(bucket, "checksum")
@@ -153,7 +153,7 @@ class DamageTests:
 
     @pytest_twisted.ensureDeferred
     async def test_an_index_that_is_damaged_is_not_swept_by(self, tmp_path: Path) -> None:
-        """The daemon starts, removes nothing, and serves what can be found."""
+        """With a damaged index the daemon starts, removes nothing, and serves what can be read."""
         bucket = make(tmp_path)
         bucket.start()
         names = [f"{number:03}" for number in range(300)]

@@ -1,4 +1,4 @@
-"""The way of an object out of a bucket."""
+"""Delivering an object to a consumer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DeliverTests:
 
     @pytest.mark.parametrize("size", [0, 1, CHUNK, CHUNK + 1, 3 * CHUNK])
     def test_all_bytes_arrive(self, size: int) -> None:
-        """And then the source is closed and the consumer free."""
+        """All bytes are delivered, then the source is closed and the consumer's producer unregistered."""
         source, consumer = BytesSource(b"x" * size), Consumer()
         result(reader(source, size).deliver(consumer))
         assert consumer.data == b"x" * size
@@ -30,13 +30,13 @@ class DeliverTests:
         assert consumer.producer is None
 
     def test_no_read_is_spent_on_learning_the_end(self) -> None:
-        """The size is known: a small object is one read."""
+        """A small object is one read, as its size is known."""
         source = BytesSource(b"x" * 10)
         result(reader(source, 10).deliver(Consumer()))
         assert source.reads == 1
 
     def test_reads_ahead_by_two_chunks_and_no_more(self) -> None:
-        """A client that stops reading costs three chunks, and no thread."""
+        """A client that stops reading holds three chunks, and no thread."""
         source, consumer, run = BytesSource(b"x" * 5 * CHUNK), Consumer(), RunLater()
         outcome = reader(source, 5 * CHUNK, run).deliver(consumer)
         assert run.names == ["read"] * AHEAD
@@ -50,7 +50,7 @@ class DeliverTests:
         assert len(consumer.data) == 5 * CHUNK
 
     def test_what_was_read_first_is_not_always_done_first(self) -> None:
-        """But delivered."""
+        """Reads that return out of order are delivered in order."""
         data, consumer, run = bytes(range(256)) * (3 * CHUNK // 256 + 1), Consumer(), RunLater()
         outcome = reader(BytesSource(data), len(data), run).deliver(consumer)
         while run.names:
@@ -59,7 +59,7 @@ class DeliverTests:
         assert consumer.data == data
 
     def test_every_read_begins_where_a_block_does(self) -> None:
-        """Whatever the share of memory is: the disk would not have it else."""
+        """Reads are aligned, whatever the share of memory, as O_DIRECT requires."""
         offsets: list[int] = []
 
         class Noted(BytesSource):
@@ -74,7 +74,7 @@ class DeliverTests:
         assert not any(offset % ALIGNMENT for offset in offsets)
 
     def test_waits_until_the_last_chunk_has_left(self) -> None:
-        """What comes after, the end of the answer, starts the idle timer."""
+        """Delivery ends when the consumer took the last chunk, as the end of the answer starts the idle timer."""
         consumer, run = Consumer(), RunLater()
         outcome = reader(BytesSource(b"x"), 1, run).deliver(consumer)
         consumer.producer.pauseProducing()
@@ -85,7 +85,7 @@ class DeliverTests:
         result(outcome)
 
     def test_what_the_source_does_not_pass_is_not_delivered(self) -> None:
-        """Such as last bytes that show that all are damaged."""
+        """A chunk that `check` refuses is not written to the consumer."""
 
         class Damaged(BytesSource):
             def check(self, chunk: Chunk) -> None:
@@ -99,7 +99,7 @@ class DeliverTests:
         assert source.closed
 
     def test_a_failed_read_is_passed_on(self) -> None:
-        """After the source was closed."""
+        """A failed read is raised after the source was closed."""
 
         class Broken(BytesSource):
             def read(self, offset: int, size: int) -> Chunk:
@@ -111,7 +111,7 @@ class DeliverTests:
         assert source.closed
 
     def test_a_client_that_leaves_closes_the_source(self) -> None:
-        """But not under a read that is under way."""
+        """When the client disconnects, the source is closed after the reads under way."""
         source, consumer, run = BytesSource(b"x" * 3 * CHUNK), Consumer(), RunLater()
         outcome = reader(source, 3 * CHUNK, run).deliver(consumer)
         producer = consumer.producer
@@ -128,10 +128,10 @@ class DeliverTests:
 
 
 class BudgetTests:
-    """What GETs hold, of the memory that they share."""
+    """How much memory GETs hold together."""
 
     def test_what_is_held_is_counted(self) -> None:
-        """From when it is read until it has left, or the client has."""
+        """Memory is counted from the read until the bytes were sent, or the client disconnected."""
         budget, consumer, run = DeliveryBudget(), Consumer(), RunLater()
         info, data = ObjectInfo("key", 9 * CHUNK, "etag", 0), b"x" * 9 * CHUNK
         outcome = FileReader(info, Span(0, 9 * CHUNK), BytesSource(data), budget, run).deliver(consumer)
@@ -144,7 +144,7 @@ class BudgetTests:
         assert (budget.count, budget.held) == (0, 0)
 
     def test_all_clients_are_served_when_others_hold_everything(self) -> None:
-        """A GET that finds no memory reads the least at a time, and gets every byte."""
+        """A GET that finds no free memory makes smallest reads, and delivers every byte."""
         budget = DeliveryBudget(total=3 * CHUNK)
         first = budget.join(AHEAD + 1)
         first.hold(3 * CHUNK)
@@ -157,7 +157,7 @@ class BudgetTests:
         assert budget.held == 3 * CHUNK
 
     def test_slow_clients_together(self) -> None:
-        """A thousand that read nothing hold the total, and the least for each, however they came."""
+        """A thousand clients that read nothing hold no more than the total, and one smallest read each."""
         budget, run, size = DeliveryBudget(), RunLater(), 8 * CHUNK
         for _ in range(1000):
             source = BytesSource(b"x" * size)

@@ -1,4 +1,4 @@
-"""Looking at all that an embedded bucket has."""
+"""Scrubs of an embedded bucket."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from twisted_storaged.model import ByteRange, ObjectInfo
 
 
 class Scrubbed:
-    """A scrub that has been run."""
+    """The result of a scrub that was run."""
 
     def __init__(
         self, path: Path, sleep: Callable[[float], None] = lambda _: None, *, repair_checksums: bool = False
@@ -44,13 +44,13 @@ def file_of(path: Path, info: ObjectInfo) -> Path:
 
 
 def state_of(path: Path) -> dict[Path, bytes]:
-    """All files; but for those in which SQLite's readers and writers find each other."""
+    """Return all files with their contents, except those that SQLite's readers and writers share."""
     files = (file for file in path.rglob("*") if file.is_file() and not file.name.endswith("-shm"))
     return {file: file.read_bytes() for file in files}
 
 
 def when_opened(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
-    """Let something happen, once, between the look into the index and the opening of a file."""
+    """Run a function once, between the look-up of a key and the opening of its file."""
     opened, acts = directory.ContentFiles.open, [act]
 
     def acting(self: directory.ContentFiles, name: str, **how: bool) -> int:
@@ -62,11 +62,11 @@ def when_opened(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> Non
 
 
 class SoundTests:
-    """A bucket with nothing wrong."""
+    """A bucket without damage."""
 
     @pytest_twisted.ensureDeferred
     async def test_is_counted_and_not_touched(self, bucket: LocalBucket, tmp_path: Path) -> None:
-        """Beside the daemon that has it."""
+        """Objects are counted, and nothing is changed, while the daemon is running."""
         for number in range(1200):
             await put(bucket, f"{number}", b"abc")
         for size in (SMALL + 1, 3 << 20):
@@ -80,7 +80,7 @@ class SoundTests:
     @pytest.mark.parametrize("end", ["stopped", "killed"])
     @pytest_twisted.ensureDeferred
     async def test_without_a_daemon(self, tmp_path: Path, end: str) -> None:
-        """However that ended."""
+        """A scrub needs no daemon, however the last one ended."""
         bucket = make(tmp_path)
         bucket.start()
         await put(bucket, "a", b"abc")
@@ -95,14 +95,14 @@ class SoundTests:
 
     @pytest_twisted.ensureDeferred
     async def test_no_checksum(self, bucket: LocalBucket, tmp_path: Path) -> None:
-        """Is no damage, and counted."""
+        """Objects without checksums are counted, and are not damage."""
         await put(bucket, "a", large(b"x"))
         forget_checksums(bucket, "checksum")
         assert Scrubbed(tmp_path).report == Report(objects=1, size=SMALL + 1, unknown=1)
 
     @pytest_twisted.ensureDeferred
     async def test_files_that_the_index_does_not_name(self, bucket: LocalBucket, tmp_path: Path) -> None:
-        """A file that no key names, and no upload has a note of, is reported and left where it is."""
+        """A file that neither a key nor a note names is reported, and left in place."""
         info = await put(bucket, "a", large(b"x"))
         leftover = tmp_path / "objects" / "00" / ("00" * 16)
         leftover.write_bytes(b"half an obj")
@@ -114,14 +114,14 @@ class SoundTests:
 
     @pytest_twisted.ensureDeferred
     async def test_files_of_uploads_under_way(self, bucket: LocalBucket, tmp_path: Path) -> None:
-        """A file that a running daemon is writing is not reported."""
+        """The file of an upload in progress is not reported."""
         content = bucket._directory.create()
         assert Scrubbed(tmp_path).report == Report()
         content.discard()
 
     @pytest_twisted.ensureDeferred
     async def test_names_that_are_not_ours(self, bucket: LocalBucket, tmp_path: Path) -> None:
-        """A stray name, and a file that was moved to lost/, are reported."""
+        """Strays, and files in lost/, are reported."""
         stray, lost = tmp_path / "objects" / "00" / "core", tmp_path / "lost" / ("ab" * 16)
         stray.touch()
         lost.touch()
@@ -132,7 +132,7 @@ class SoundTests:
 
     @pytest_twisted.ensureDeferred
     async def test_an_index_that_a_start_would_refuse(self, tmp_path: Path) -> None:
-        """An index that was emptied is damage, although nothing in it is wrong."""
+        """An index that was emptied is reported as damage."""
         bucket = make(tmp_path)
         bucket.start()
         await put(bucket, "a", b"x")
@@ -149,7 +149,7 @@ class RepairTests:
 
     @pytest_twisted.ensureDeferred
     async def test_fills_in_what_is_missing(self, bucket: LocalBucket, tmp_path: Path) -> None:
-        """Beside the daemon, which then notices a flipped bit in a range; what is damaged already is not made sound."""
+        """Missing checksums of intact objects are added while the daemon runs, which then detects damage with them."""
         bad = await put(bucket, "bad", large(b"x"))
         info = await put(bucket, "large", os.urandom(600_000))
         forget_checksums(bucket)
@@ -168,7 +168,7 @@ class RepairTests:
     async def test_does_not_undo_a_write(
         self, bucket: LocalBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """An object that is replaced between its being read and the repair keeps what was put."""
+        """A repair does not overwrite an object that was replaced after it was read."""
         await put(bucket, "a", b"old")
         forget_checksums(bucket, "checksum")
         finish = ChecksumRepair.finish
@@ -185,11 +185,11 @@ class RepairTests:
 
 
 class DamagedTests:
-    """A bucket with something wrong: it is named, and everything else is read all the same."""
+    """A damaged bucket: the damage is reported, and everything else is verified."""
 
     @pytest_twisted.ensureDeferred
     async def test_is_named_with_the_reason(self, bucket: LocalBucket, tmp_path: Path) -> None:
-        """Each, whatever it is."""
+        """Each kind of damage is reported with the key and the reason."""
         flipped, short, gone = [await put(bucket, key, large(b"x")) for key in ("flipped", "short", "gone")]
         await put(bucket, "in the index", b"abc")
         await put(bucket, "sound", b"abc")
@@ -212,7 +212,7 @@ class DamagedTests:
     async def test_a_file_that_cannot_be_read(
         self, bucket: LocalBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As a disk may say."""
+        """An I/O error on reading a file is reported as damage."""
 
         def broken(*_: object) -> int:
             raise OSError(errno.EIO, "Input/output error")
@@ -226,7 +226,7 @@ class DamagedTests:
 
     @pytest_twisted.ensureDeferred
     async def test_the_index(self, tmp_path: Path) -> None:
-        """Where SQLite cannot make sense of it, and where it does not agree with itself."""
+        """An index that SQLite cannot read, or finds inconsistent, is reported as damage."""
         bucket = make(tmp_path)
         bucket.start()
         infos = [await put(bucket, f"{number:03}", b"") for number in range(300)]
@@ -238,7 +238,7 @@ class DamagedTests:
         assert "the index cannot be read any further: database disk image is malformed" in scrubbed.damage
 
     def test_what_is_no_index(self, tmp_path: Path) -> None:
-        """Any more."""
+        """A file that is no longer an index is reported as damage."""
         (tmp_path / "index.sqlite").write_bytes(b"x" * 10000)
         scrubbed = Scrubbed(tmp_path)
         assert scrubbed.damage == ["the index cannot be read: file is not a database"]
@@ -246,7 +246,7 @@ class DamagedTests:
 
     @pytest_twisted.ensureDeferred
     async def test_an_index_that_does_not_agree_with_itself(self, tmp_path: Path) -> None:
-        """SQLite says what it is."""
+        """The errors of SQLite's integrity check are reported."""
         bucket = make(tmp_path)
         bucket.start()
         await put(bucket, "a", b"abc")
@@ -257,20 +257,20 @@ class DamagedTests:
         assert "freelist" in scrubbed.damage[0].lower()
 
     def test_nothing_there(self, tmp_path: Path) -> None:
-        """Is for the operator; and nothing is made."""
+        """A folder without a bucket is refused, and nothing is created."""
         with pytest.raises(StartError, match=f"{tmp_path}/none cannot be scrubbed: unable to open"):
             Scrubbed(tmp_path / "none")
         assert not (tmp_path / "none").exists()
 
 
 class MeanwhileTests:
-    """What others do while it reads."""
+    """Changes by others during a scrub."""
 
     @pytest_twisted.ensureDeferred
     async def test_an_object_that_is_replaced(
         self, bucket: LocalBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Is looked at again, and found sound."""
+        """An object that is replaced during the scrub is verified again, and is sound."""
         old = await put(bucket, "a", large(b"old"))
 
         def replace() -> None:
@@ -284,7 +284,7 @@ class MeanwhileTests:
     async def test_an_object_that_is_deleted(
         self, bucket: LocalBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Is not there to be damaged."""
+        """An object that is deleted during the scrub is not reported."""
         old = await put(bucket, "a", large(b"old"))
 
         def delete() -> None:
@@ -298,7 +298,7 @@ class MeanwhileTests:
     async def test_a_file_that_is_committed(
         self, bucket: LocalBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Between the look into the index and the one into the folders: it has a name by the end."""
+        """A file that is committed during the scrub is not reported as unnamed."""
         names = directory.ContentFiles.names
         seen: list[str] = []
 
@@ -317,7 +317,7 @@ class MeanwhileTests:
 
     @pytest_twisted.ensureDeferred
     async def test_many_writes(self, bucket: LocalBucket, tmp_path: Path) -> None:
-        """Overwritten and deleted all the time, and nothing looks damaged."""
+        """Constant overwriting and deleting during a scrub produce no report of damage."""
         ended = False
 
         async def write(key: str) -> None:
@@ -338,7 +338,7 @@ class MeanwhileTests:
     async def test_cannot_be_changed_by_it(
         self, bucket: LocalBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The connection is one that only reads."""
+        """A scrub opens the index read-only."""
         seen: list[str] = []
         connect = sqlite3.connect
 

@@ -1,4 +1,4 @@
-"""What comes with a body into an embedded bucket, and what keeps it out."""
+"""Metadata, digests, conditions and checksums of writes to an embedded bucket."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from twisted_storaged.model import Condition, ListQuery, PutOptions
 
 
 class OptionsTests:
-    """What comes with a body."""
+    """The options of a put."""
 
     TOLD = PutOptions(
         metadata=(("content-type", "text/plain"), ("x-amz-meta-who", "é")),
@@ -33,7 +33,7 @@ class OptionsTests:
     @pytest.mark.parametrize("size", [0, SMALL, SMALL + 1, PART_SIZE * 2 + 1])
     @pytest_twisted.ensureDeferred
     async def test_metadata_and_digests_come_back(self, bucket: LocalBucket, size: int) -> None:
-        """In the answer to the PUT, in HEAD and in GET; not in lists."""
+        """Metadata and digests are in the result of the PUT, in HEAD and in GET, and not in lists."""
         data = os.urandom(size)
         expected = {"md5": hashlib.md5(data).digest(), "sha-256": hashlib.sha256(data).digest()}
         info = await put(bucket, "a", data, self.TOLD._replace(expected=expected))
@@ -47,7 +47,7 @@ class OptionsTests:
     @pytest.mark.parametrize("size", [3, SMALL + 1, PART_SIZE * 2 + 1])
     @pytest_twisted.ensureDeferred
     async def test_a_wrong_digest_changes_nothing(self, bucket: LocalBucket, tmp_path: Path, size: int) -> None:
-        """The old object stays, and no file of the new one."""
+        """A PUT with a wrong digest leaves the old object in place, and no file of the new one."""
         await put(bucket, "a", b"old")
         with pytest.raises(DigestMismatch):
             await put(bucket, "a", b"x" * size, PutOptions(expected={"sha-256": b"x" * 32}))
@@ -57,7 +57,7 @@ class OptionsTests:
     @pytest.mark.parametrize("size", [3, SMALL + 1, PART_SIZE * 2 + 1])
     @pytest_twisted.ensureDeferred
     async def test_of_many_that_create_one_does(self, bucket: LocalBucket, tmp_path: Path, size: int) -> None:
-        """The others fail, and their files are gone by then."""
+        """Of many PUTs that create a key, one succeeds; the files of the others are removed."""
 
         async def create(number: int) -> bytes | None:
             data = b"%d" % number * size
@@ -74,7 +74,7 @@ class OptionsTests:
 
     @pytest_twisted.ensureDeferred
     async def test_compare_and_swap_loses_nothing(self, bucket: LocalBucket) -> None:
-        """Eight clients, each adding one, again and again."""
+        """Eight clients that increment a number by conditional PUTs lose no update."""
         await put(bucket, "a", b"0")
 
         async def add_one() -> None:
@@ -95,7 +95,7 @@ class OptionsTests:
 
     @pytest_twisted.ensureDeferred
     async def test_delete_what_was_seen(self, bucket: LocalBucket) -> None:
-        """And not what came after."""
+        """A conditional DELETE does not delete an object that was put later."""
         old = await put(bucket, "a", b"old")
         new = await put(bucket, "a", b"new")
         with pytest.raises(PreconditionFailed):
@@ -107,10 +107,10 @@ class OptionsTests:
 
 
 class ChecksumTests:
-    """What the bytes are held against, for as long as they are kept."""
+    """The checksums that are stored with a content."""
 
     def test_parts_may_be_written_in_any_order(self, tmp_path: Path) -> None:
-        """The checksum is that of the whole."""
+        """The checksums are in the order of the parts, whatever the order of writing."""
         data = os.urandom(PART_SIZE * 2 + 5)
         upload = LocalUpload("a", DataFolder(tmp_path), run_now)
         result(upload.begin())
@@ -120,7 +120,7 @@ class ChecksumTests:
         assert upload.entry(info) == Entry(info, None, crc32c(data), pack(block_checksums(memoryview(data))))
 
     def test_a_small_one_has_one_too(self, tmp_path: Path) -> None:
-        """An empty one as well; known length or not."""
+        """A content in the index has a checksum, also an empty one."""
         for data in (b"", b"abc"):
             upload = LocalUpload("a", DataFolder(tmp_path / data.hex()), run_now)
             info = result(upload.whole(memoryview(data)))
