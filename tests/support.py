@@ -25,7 +25,7 @@ from twisted_storaged.buckets.local.reader import Chunk, FileReader
 from twisted_storaged.buckets.s3.session import Upkeep
 from twisted_storaged.buckets.upload import BodyDigests, ThreadedSink, Uploader
 from twisted_storaged.errors import DamagedObject, ObjectNotFound, PreconditionFailed
-from twisted_storaged.interfaces import IBucket, IObjectReader
+from twisted_storaged.interfaces import IBucket, IObjectReader, IRequestBody, ISpliceConsumer
 from twisted_storaged.model import (
     NO_OPTIONS,
     ByteRange,
@@ -114,12 +114,13 @@ class RunLater:
             self.step()
 
 
-@implementer(IBodyProducer)
+@implementer(IRequestBody)
 class Body:
     """A body whose bytes come when the test sends them."""
 
     def __init__(self, length: int | None = None) -> None:
-        self.length = UNKNOWN_LENGTH if length is None else length
+        self.declared = length
+        self.buffered: memoryview | None = None
         self.paused = False
         self.stopped = False
 
@@ -147,12 +148,14 @@ class Body:
         self._done.errback(Failure(error))
 
 
-@implementer(IBodyProducer)
+@implementer(IBodyProducer, IRequestBody)
 class BytesBody:
     """A body that is all there."""
 
     def __init__(self, data: bytes, chunk: int = 1 << 16, chunked: bool = False) -> None:
+        self.declared = None if chunked else len(data)
         self.length = UNKNOWN_LENGTH if chunked else len(data)
+        self.buffered: memoryview | None = None
         self._data = data
         self._chunk = chunk
         self._paused = False
@@ -206,6 +209,16 @@ class Consumer:
         self.data += data
 
 
+@implementer(ISpliceConsumer)
+class SpliceConsumer(Consumer):
+    """The same, and it takes from a socket as the test says; at first it cannot."""
+
+    take: Callable[[Any, int], int | None] = staticmethod(lambda *_: None)
+
+    def take_from(self, source: Any, count: int) -> int | None:
+        return self.take(source, count)
+
+
 class BytesSource:
     """A source that says when it was closed."""
 
@@ -254,7 +267,7 @@ class MemoryBucket:
         return succeed(None)
 
     @deferred
-    async def put(self, key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
+    async def put(self, key: str, body: IRequestBody, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
         uploader = Uploader(BufferPool(self._part_size, keep=0), FairShare(2, 2, 2))
         upload = ThreadedSink(_MemoryUpload(self, key, options), self.run)
         info = await uploader.store(body, upload, BodyDigests(options, self.run))

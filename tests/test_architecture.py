@@ -28,11 +28,6 @@ MAY_IMPORT_WEB = ("server", "api", "service", "client", "conformance")
 
 #: What is still wrong, and is to be mended. The test also fails when one of them is not wrong any more.
 KNOWN = {
-    "buckets.local.bucket imports twisted.web.iweb",
-    "buckets.part_stream imports twisted.web.iweb",
-    "buckets.s3.bucket imports twisted.web.iweb",
-    "buckets.upload imports twisted.web.iweb",
-    "interfaces imports twisted.web.iweb",
     "server.channel imports server.request, in a circle",
     "server.channel imports server.site, in a circle",
     "server.channel uses _buffer",

@@ -1,15 +1,54 @@
-"""What a bucket promises to the rest of the house: `IBucket`. The values that cross it are in `objects`."""
+"""The interfaces between floors: buckets, open objects, request bodies, and what consumers can do beside `write`.
+
+The values that they exchange are in `model`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from socket import socket
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IConsumer
-from twisted.web.iweb import IBodyProducer
+from twisted.internet.interfaces import IConsumer, IPushProducer
 from zope.interface import Attribute, Interface
 
 from twisted_storaged.model import NO_OPTIONS, ByteRange, Condition, ListPage, ListQuery, ObjectInfo, PutOptions, Span
+
+
+class IRequestBody(IPushProducer):
+    """The body of a PUT. It is read from its socket only while it is consumed and not paused."""
+
+    declared: int | None = Attribute("Its length in bytes, from the headers; None for a chunked body.")
+    buffered: memoryview | None = Attribute(
+        "All of it, if it arrived with the headers; it need not be consumed then. None otherwise."
+    )
+
+    def startProducing(consumer: IConsumer) -> Deferred[None]:
+        """Begin to write the body to `consumer`; fires when all of it has been written.
+
+        Fails with PayloadTooLarge, BodyLost or BodyStalled. It does not register itself with the consumer, which
+        pauses and resumes the body that it was made for.
+        """
+
+
+class IBufferConsumer(IConsumer):
+    """A consumer that offers memory, so that bytes can be read into it without a copy."""
+
+    def room() -> memoryview:
+        """The memory for the next bytes; never empty."""
+
+    def filled(count: int) -> None:
+        """Take note that `count` bytes have been read into the memory that `room` returned."""
+
+
+class ISpliceConsumer(IConsumer):
+    """A consumer that can take bytes from a socket itself, without showing them to Python."""
+
+    def take_from(source: socket, count: int) -> int | None:
+        """Take up to `count` bytes from `source`; returns how many, 0 at the end of the stream, None if it cannot now.
+
+        Raises OSError, as `socket.recv` does.
+        """
 
 
 class IObjectReader(Interface):
@@ -43,10 +82,8 @@ class IBucket(Interface):
     def stop() -> Deferred[None]:
         """Close it, after the last request has ended."""
 
-    def put(key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> Awaitable[ObjectInfo]:
+    def put(key: str, body: IRequestBody, max_length: int, options: PutOptions = NO_OPTIONS) -> Awaitable[ObjectInfo]:
         """Store `body`, which is at most `max_length` bytes, under `key`.
-
-        Where the body has an attribute `here` that is not None, that is all of it, and it need not be consumed.
 
         Fires when the object is durable and visible, in the place of what had this key. On any failure, also one
         of the body, the old object stays and nothing is left of the new one; it fires after that is so.

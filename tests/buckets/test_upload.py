@@ -280,7 +280,7 @@ class FailureTests:
     def test_a_body_that_ends_too_soon_while_its_first_part_is_taken(self) -> None:
         """Its first part is not stored as if it were the whole body."""
         body = BytesBody(b"x" * 12, chunk=11)
-        body.length = 15
+        body.declared = 15
         sink = Sink()
         with pytest.raises(BodyLost, match="15"):
             result(upload(body, sink))

@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections import deque
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IConsumer, IProducer
+from twisted.internet.interfaces import IProducer
 from twisted.python.failure import Failure
-from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
 from twisted_storaged.errors import BodyLost
+from twisted_storaged.interfaces import IBufferConsumer, IRequestBody
 from twisted_storaged.runtime.buffers import BufferPool
 
 
-@implementer(IConsumer)
+@implementer(IBufferConsumer)
 class PartStream:
     """A consumer that cuts a body into parts of `buffers.size` bytes, and pauses it while a part waits to be taken.
 
     A full part is handed over only when more bytes are known to follow, so that the last part is known to be the last.
     """
 
-    def __init__(self, body: IBodyProducer, buffers: BufferPool) -> None:
+    def __init__(self, body: IRequestBody, buffers: BufferPool) -> None:
         self._body = body
         self._buffers = buffers
-        self._declared: int | None = None if body.length is UNKNOWN_LENGTH else body.length
+        self._declared = body.declared
         self._length = 0
         #: The part that is being filled. It is full only when all declared bytes have come.
         self._filling: memoryview | None = None

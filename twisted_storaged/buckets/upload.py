@@ -16,10 +16,10 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred, DeferredList, DeferredLock
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.iweb import IBodyProducer
 
 from twisted_storaged.buckets.part_stream import PartStream
 from twisted_storaged.errors import DigestMismatch
+from twisted_storaged.interfaces import IRequestBody
 from twisted_storaged.model import Digests, ObjectInfo, PutOptions
 from twisted_storaged.runtime.budgets import FairShare
 from twisted_storaged.runtime.buffers import BufferPool
@@ -97,14 +97,14 @@ class Uploader:
     window: FairShare
     running: set[PartStream] = field(default_factory=set)
 
-    async def store(self, body: IBodyProducer, sink: PartSink, digesting: BodyDigests) -> ObjectInfo:
+    async def store(self, body: IRequestBody, sink: PartSink, digesting: BodyDigests) -> ObjectInfo:
         """Store `body` in `sink`, and compute its digests with `digesting`; the result has them.
 
         Raises:
             DigestMismatch: the body does not have an expected digest.
             Exception: the failure of the body or the sink. Nothing is left in the sink, unless it could not be reached.
         """
-        buffered: memoryview | None = getattr(body, "buffered", None)
+        buffered = body.buffered
         if buffered is not None and len(buffered) <= self.buffers.size:
             # Most bodies are small and arrived with the headers: there is nothing to wait for or to cut.
             return await self._store_whole(buffered, sink, digesting)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from copy import copy
 from socket import socket
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred, fail
@@ -18,6 +18,7 @@ from twisted.web.resource import getChildForRequest
 from zope.interface import implementer
 
 from twisted_storaged.errors import BodyLost, PayloadTooLarge
+from twisted_storaged.interfaces import IBufferConsumer, IRequestBody, ISpliceConsumer
 from twisted_storaged.protocol.http_fields import Fields
 
 if TYPE_CHECKING:
@@ -35,18 +36,7 @@ READ_SIZE = 1 << 20
 USUAL_READ_SIZE = 120 << 10
 
 
-@runtime_checkable
-class TakesInPlace(Protocol):
-    """A consumer into whose memory bytes can be read, without a copy."""
-
-    def room(self) -> memoryview:
-        """Where the next bytes go; never of no length."""
-
-    def filled(self, count: int) -> None:
-        """`count` bytes have been put there."""
-
-
-@implementer(IBodyProducer)
+@implementer(IBodyProducer, IRequestBody)
 class RequestBody:
     """The body of one request.
 
@@ -71,7 +61,7 @@ class RequestBody:
         self._finished: Deferred[None] | None = None
         self._error: Exception | None = None
         self._wanted = True
-        self._room: TakesInPlace | None = None
+        self._room: Any = None  # an IBufferConsumer
 
     def announce(self, length: int | None, expects_continue: bool) -> None:
         """The headers are in: this much will come (None: nobody knows), or is held back for a 100 Continue."""
@@ -193,7 +183,7 @@ class RequestBody:
         """Few and large reads; into the consumer's own memory, where it has some and the length is known."""
         if (
             self.declared is not None
-            and isinstance(self._consumer, TakesInPlace)
+            and IBufferConsumer.providedBy(self._consumer)
             and self._channel.read_into(self._place)
         ):
             self._room = self._consumer
@@ -217,6 +207,7 @@ LARGE_WRITE = 1 << 17
 _log = Logger()
 
 
+@implementer(ISpliceConsumer)
 class StreamingRequest(Request):
     """A request whose body is a producer.
 

@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from tests.support import Consumer, connected, result
+from tests.support import Consumer, SpliceConsumer, connected, result
 from twisted_storaged.buckets.s3 import connection_pool as connection_module
 from twisted_storaged.buckets.s3.connection_pool import KEEP_IDLE, READ_SIZE, Connection, ConnectionPool, ReadOptions
 from twisted_storaged.protocol.http1 import MAX_COLLECTED, ConnectionFailed, Response
@@ -412,7 +412,7 @@ class BodyStreamTests:
 
     def test_the_next_answer_is_read_though_the_consumer_is_full(self) -> None:
         """When it has taken the end of the body from the socket itself."""
-        made, consumer = Made(), Consumer()
+        made, consumer = Made(), SpliceConsumer()
         with connected() as (transport, s3):
             transport.setTcpNoDelay = lambda _: None
             made.endpoint.make = lambda: transport
@@ -421,7 +421,7 @@ class BodyStreamTests:
                 consumer.producer.pauseProducing()
                 return len(source.recv(count))
 
-            consumer.take_from = take  # type: ignore[attr-defined]
+            consumer.take = take
             asked = made.open()
             transport.protocol = made.connection()
             s3.send(LARGE)

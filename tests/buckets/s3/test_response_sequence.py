@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from twisted.internet.task import Clock
 
-from tests.support import Consumer, Producer
+from tests.support import Consumer, Producer, SpliceConsumer
 from twisted_storaged.buckets.s3.response_sequence import FAST_BYTES_PER_SECOND, TIMED_BYTES, ResponseSequence
 
 
 class FrontTests:
     """The first connection."""
 
-    def make(self) -> tuple[Clock, Consumer, Producer, ResponseSequence, list[int]]:
-        clock, consumer, producer, slow = Clock(), Consumer(), Producer(), []
+    def make(
+        self, make_consumer: type[Consumer] = Consumer
+    ) -> tuple[Clock, Any, Producer, ResponseSequence, list[int]]:
+        clock, consumer, producer, slow = Clock(), make_consumer(), Producer(), []
         front: ResponseSequence = ResponseSequence(consumer, clock, lambda: slow.append(front.delivered))
         front.open()
         front.registerProducer(producer, True)
@@ -42,17 +46,17 @@ class FrontTests:
 
     def test_counts_what_the_consumer_takes_itself(self) -> None:
         """And lets it take no more than up to the end."""
-        _, consumer, producer, front, _ = self.make()
+        _, consumer, producer, front, _ = self.make(SpliceConsumer)
         front.end = 7
-        consumer.take_from = lambda _, count: min(count, 5)  # type: ignore[attr-defined]
+        consumer.take = lambda _, count: min(count, 5)
         assert [front.take_from(None, 100) for _ in range(2)] == [5, 2]  # type: ignore[arg-type]
         assert (front.delivered, producer.told) == (7, ["stop"])
 
     def test_a_consumer_may_be_unable_to_take(self) -> None:
         """At all, or now: then it is written to."""
-        _, consumer, _, front, _ = self.make()
+        *_, front, _ = self.make()
         assert front.take_from(None, 100) is None  # type: ignore[arg-type]
-        consumer.take_from = lambda *_: None  # type: ignore[attr-defined]
+        *_, front, _ = self.make(SpliceConsumer)
         assert front.take_from(None, 100) is None  # type: ignore[arg-type]
         assert front.delivered == 0
 

@@ -23,7 +23,6 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
 from twisted_storaged.buckets.local.files import DataFolder, RecentNames
@@ -52,7 +51,7 @@ from twisted_storaged.errors import (
     StorageError,
     WritesSuspended,
 )
-from twisted_storaged.interfaces import IBucket, IObjectReader
+from twisted_storaged.interfaces import IBucket, IObjectReader, IRequestBody
 from twisted_storaged.model import NO_OPTIONS, ByteRange, Condition, ListPage, ListQuery, ObjectInfo, PutOptions, Span
 from twisted_storaged.runtime.batching import Batcher
 from twisted_storaged.runtime.budgets import DeliveryBudget, FairShare
@@ -163,7 +162,7 @@ class LocalBucket:
             self._log.warn("bucket {name}: the log of the index is kept: {error}", name=self.name, error=error)
         return False
 
-    async def put(self, key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
+    async def put(self, key: str, body: IRequestBody, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
         upload = LocalUpload(key, self._directory, self._run)
         stored = await self._uploader.store(body, upload, BodyDigests(options, self._run))
         entry = upload.entry(stored._replace(metadata=options.metadata) if options.metadata else stored)

@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 from twisted.logger import Logger
-from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
 from twisted_storaged.buckets.s3.client import FIRST_READ_SIZE, MultipartUploads
@@ -37,7 +36,7 @@ from twisted_storaged.buckets.s3.verification import Verifier
 from twisted_storaged.buckets.s3.writer import S3Upload
 from twisted_storaged.buckets.upload import BodyDigests, Uploader
 from twisted_storaged.errors import InvalidKey, ObjectNotFound, RangeNotSatisfiable, StartError
-from twisted_storaged.interfaces import IBucket, IObjectReader
+from twisted_storaged.interfaces import IBucket, IObjectReader, IRequestBody
 from twisted_storaged.model import (
     MAX_KEY_BYTES,
     NO_OPTIONS,
@@ -112,12 +111,12 @@ class S3Bucket:
     def close(self) -> None:
         self._journal.close()
 
-    async def put(self, key: str, body: IBodyProducer, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
+    async def put(self, key: str, body: IRequestBody, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
         s3_key = self._s3_key(key)
-        uploader = self._uploader_for(max_length if body.length is UNKNOWN_LENGTH else body.length)
+        uploader = self._uploader_for(max_length if body.declared is None else body.declared)
         condition, capabilities = options.condition, NO_CAPABILITIES
         if condition is not None:
-            capabilities = await self._conditions.require(condition, *_operations(body.length, uploader.buffers.size))
+            capabilities = await self._conditions.require(condition, *_operations(body.declared, uploader.buffers.size))
         with storage_errors(writes=True, conditional=condition is not None):
             upload = S3Upload(self._context, s3_key, key, options, capabilities)
             upload.part_size = uploader.buffers.size
@@ -208,9 +207,9 @@ class S3Bucket:
         return self._uploader if size == MIN_PART_SIZE else Uploader(BufferPool(size, keep=0), self._window)
 
 
-def _operations(length: Any, part: int) -> Sequence[str]:
+def _operations(length: int | None, part: int) -> Sequence[str]:
     """What may carry out the write of a body of `length` bytes that is cut into parts of `part`."""
-    if length is UNKNOWN_LENGTH:
+    if length is None:
         return "PutObject", "CompleteMultipartUpload"
     return ("PutObject",) if length <= part else ("CompleteMultipartUpload",)
 

@@ -7,16 +7,17 @@ back-pressure to the socket: the transport is the producer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from twisted_storaged.interfaces import ISpliceConsumer
 from twisted_storaged.protocol.http1 import ConnectionFailed, ResponseParser
 from twisted_storaged.runtime.concurrency import ConsumerGone
-from twisted_storaged.runtime.direct_io import Relay, TakeFrom
+from twisted_storaged.runtime.direct_io import Relay
 
 
 class BodyConnection(Protocol):
@@ -77,9 +78,8 @@ class StreamedBody:
         if self._early:
             consumer.write(self._early)
             self._early = b""
-        take_from: TakeFrom | None = getattr(consumer, "take_from", None)
-        if take_from is not None and self._parser.length is not None:
-            self._relay = Relay(self._connection.transport, take_from, self._left, self._taken)
+        if self._parser.length is not None and ISpliceConsumer.providedBy(consumer):
+            self._relay = Relay(self._connection.transport, cast(Any, consumer).take_from, self._left, self._taken)
             self._relay.start()
         if self._failure is not None:
             self._finish(self._failure)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from socket import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer
 from zope.interface import implementer
 
+from twisted_storaged.interfaces import ISpliceConsumer
 from twisted_storaged.protocol.checksums import Verification
+from twisted_storaged.runtime.budgets import ReadReservation
 from twisted_storaged.runtime.concurrency import BackpressureGate
 from twisted_storaged.runtime.direct_io import TakeFrom
-
-if TYPE_CHECKING:
-    from twisted_storaged.runtime.budgets import ReadReservation
-
 
 # The consumer of a GET, as the answers that it is made of see it: one after the other writes to it.
 
@@ -24,7 +22,7 @@ TIMED_BYTES = 4 << 20
 FAST_BYTES_PER_SECOND = 150e6
 
 
-@implementer(IConsumer, IPushProducer)
+@implementer(ISpliceConsumer, IPushProducer)
 class ResponseSequence:
     """What is delivered is counted, timed, and cut off at `end`, if that is set. The consumer sees one producer.
 
@@ -38,6 +36,9 @@ class ResponseSequence:
     def __init__(self, consumer: IConsumer, clock: Any, slow: Callable[[], None] | None) -> None:
         """Deliver to `consumer`; where that is slow, and not because of the consumer, `slow` is told, once."""
         self._consumer = consumer
+        self._take_from: TakeFrom | None = (
+            cast(Any, consumer).take_from if ISpliceConsumer.providedBy(consumer) else None
+        )
         self._clock = clock
         self._slow = slow
         self._producer: Any = None
@@ -82,11 +83,10 @@ class ResponseSequence:
         self._count(len(data))
 
     def take_from(self, source: socket, count: int) -> int | None:
-        """The same, if the consumer can, with bytes that it takes from `source` itself; see `relay.TakeFrom`."""
-        take_from: TakeFrom | None = getattr(self._consumer, "take_from", None)
-        if take_from is None or self.gone:
+        """Let the consumer take bytes from `source` itself, if it can."""
+        if self._take_from is None or self.gone:
             return None
-        taken = take_from(source, count if self.end is None else min(count, self.end - self.delivered))
+        taken = self._take_from(source, count if self.end is None else min(count, self.end - self.delivered))
         self._count(taken or 0)
         return taken
 
