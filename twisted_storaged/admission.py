@@ -37,6 +37,7 @@ class PutSlots:
         assert self.free < self.limit, "released more often than acquired"
         self.free += 1
         if self.free == self.limit:
+            # Replaced before the calls, which may ask again.
             waiting, self._idle = self._idle, []
             for idle in waiting:
                 idle.callback(None)

@@ -39,6 +39,7 @@ def parse_prefix(raw: bytes) -> str:
     Raises:
         InvalidKey: it breaks a rule; the text names the first one, in the order of the wire contract.
     """
+    # Most keys need only this.
     if _PLAIN.fullmatch(raw) and b".." not in raw:
         return raw.decode("ascii")
     if len(raw) > MAX_KEY_BYTES:

@@ -204,6 +204,7 @@ class _Pages:
                 upcoming = self._fetch(remaining) if self._more and (remaining is None or remaining > 0) else None
                 yield page
         finally:
+            # The caller wants no more pages, so that nobody awaits the one that is being fetched.
             if upcoming is not None:
                 upcoming.addErrback(lambda _: None)
 
@@ -248,6 +249,7 @@ async def _merge(lists: list[_Pages], policy: Policy) -> AsyncGenerator[ListPage
     while True:
         for pages in lists:
             await pages.fill()
+        # A list that has ended does not limit the page.
         full = [pages for pages in lists if pages.entries]
         if not full:
             return

@@ -165,12 +165,14 @@ class PartStream:
 
     def _begin_part(self) -> None:
         size = self._buffers.size
+        # A small body must not hold the memory of a whole part.
         if self._declared is not None:
             size = min(size, self._declared - self._length)
         self._filling, self._filled = self._buffers.take(size)[:size], 0
 
     def _hand_over(self, part: memoryview) -> None:
         self._parts.append(part)
+        # Before `_wake`, since the coroutine resumes the body when it takes the part.
         if not self._ended and not self._paused:
             self._paused = True
             self._body.pauseProducing()

@@ -125,6 +125,7 @@ class Uploader:
     async def _store(self, stream: PartStream, sink: PartSink, digesting: BodyDigests) -> ObjectInfo:
         first = await stream.next()
         if stream.exhausted:
+            # It fits into one part, which could not be known before if its length was not declared.
             return await self._store_whole(first, sink, digesting)
         return await self._store_parts(first, stream, sink, digesting)
 
@@ -149,6 +150,7 @@ class Uploader:
                 raise
             with self.window.taken():
                 await self._send(first, stream, sink, digesting)
+            # A part may have failed after the last one was sent.
             stream.check()
             digests = digesting.check()
             info = await sink.complete()

@@ -39,6 +39,7 @@ class DeliveryBudget:
 
     def next_size(self, reads: int) -> int:
         """Bytes of the next read of a GET that makes `reads` at a time. Less than the smallest read means none."""
+        # Slow clients keep what they hold, so that less than a share may be free.
         share = self._total // (reads * max(self.count, 1))
         return min(max(self.least, min(self._most, share)), self._total - self.held)
 
@@ -56,6 +57,7 @@ class ReadReservation:
         size = self._budget.next_size(self._reads)
         if size >= self._budget.least:
             return size
+        # Without this, a GET could wait forever for the slow clients of others.
         return 0 if self.held else self._budget.least
 
     def hold(self, count: int) -> None:

@@ -65,6 +65,7 @@ def write_durably(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(descriptor)
+    # Only after the fsync: otherwise the name could lead to an empty file after a crash. See rename(2)
     new.replace(path)
     sync_folder(path.parent)
 
@@ -121,6 +122,7 @@ class Spool:
         self._pieces.append(data)
         self._size += len(data)
         if self._size > self._limit:
+            # Joined, since a call of the system per piece would cost more than the copy.
             pieces, self._pieces, self._size = self._pieces, [], 0
             await self._run(self._write, b"".join(pieces))
 

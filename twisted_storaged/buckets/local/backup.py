@@ -74,6 +74,7 @@ def _copy(index: sqlite3.Connection, contents: ContentFiles, copy: ContentFiles)
                 break
     else:
         raise StartError(f"{contents.index_path} changes too fast for a backup: try again when there are fewer writes")
+    # Files of earlier attempts, whose objects were replaced since.
     for name in linked - names:
         copy.path_of(name).unlink()
     write_copied(copy.index_path.parent, *origin)

@@ -104,10 +104,15 @@ class LocalBucket:
         self._uploader = Uploader(self._buffers, FairShare(put_slots, WINDOW, WINDOW))
         self._recent = RecentNames(RECENT)
         clock = IReactorTime(reactor)
-        self._commits: Batcher[Change, str | None] = Batcher(clock, self._commit_all)
-        self._heads: Batcher[str, ObjectInfo | None] = Batcher(clock, self._head_all)
+        # Calls that arrive together share a commit, or a call in a thread.
+        self._commits: Batcher[Change, str | None] = Batcher(
+            clock, lambda changes: self._run(self._commit_and_note, changes)
+        )
+        self._heads: Batcher[str, ObjectInfo | None] = Batcher(
+            clock, lambda keys: self._run(_each, self._index.head, [(key,) for key in keys])
+        )
         self._opens: Batcher[_Wanted, IObjectReader] = Batcher(
-            clock, self._open_all, unclaimed=lambda reader: reader.close()
+            clock, lambda wanted: self._run(_each, self._open, wanted), unclaimed=lambda reader: reader.close()
         )
 
     def start(self) -> None:
@@ -117,6 +122,7 @@ class LocalBucket:
                 self._directory = DataFolder(path)
                 opened.callback(self._directory.close)
                 self._generation = Generation(path, self._directory.boot)
+                # Before SQLite opens the index, which changes its files.
                 self._generation.check_files(has_contents=any(self._directory.names()))
                 touch(self._directory.index_path)
                 self._index = IndexWriter(self._directory.index_path)
@@ -134,6 +140,7 @@ class LocalBucket:
 
     @deferred
     async def stop(self) -> None:
+        # First the threads, whose calls use everything else.
         await self._threads.stop()
         self.close()
 
@@ -216,9 +223,6 @@ class LocalBucket:
         if replaced is not None:
             self._remove_later(replaced)
 
-    def _commit_all(self, changes: Sequence[Change]) -> Deferred[Sequence[Outcome]]:
-        return self._run(self._commit_and_note, changes)
-
     def _commit_and_note(self, changes: Sequence[Change]) -> Sequence[Outcome]:
         outcomes = self._writes.commit(changes)
         for change, outcome in zip(changes, outcomes, strict=True):
@@ -232,12 +236,6 @@ class LocalBucket:
             return await self._threads.run(call, *args, **kwargs)
         except (OSError, sqlite3.Error) as error:
             raise _failure(error) from error
-
-    def _head_all(self, keys: Sequence[str]) -> Deferred[Sequence[ObjectInfo | StorageError | None]]:
-        return self._run(_each, self._index.head, [(key,) for key in keys])
-
-    def _open_all(self, asked: Sequence[_Wanted]) -> Deferred[Sequence[IObjectReader | StorageError]]:
-        return self._run(_each, self._open, asked)
 
     def _open(self, key: str, wanted: ByteRange | None) -> IObjectReader:
         """Open a key for reading."""
@@ -263,6 +261,7 @@ class LocalBucket:
             if entry.content is not None:
                 return entry, -1
             try:
+                # A file that is read again is worth a place in the page cache.
                 again = self._recent.asked_again(entry.info.etag)
                 return entry, self._directory.open(entry.info.etag, direct=not again)
             except FileNotFoundError:

@@ -120,6 +120,7 @@ class DataFolder(ContentFiles):
     def create(self) -> ContentFile:
         """Create an empty content with a new name, and its note."""
         name = new_name()
+        # The note first: a content without one is never removed, but moved to `lost/`.
         os.close(os.open(self._notes / name, _NEW, 0o600))
         return ContentFile(self, name)
 
@@ -129,6 +130,7 @@ class DataFolder(ContentFiles):
 
     def remove(self, name: str) -> None:
         """Remove a content, and then its note. A reader that has it open can still read it."""
+        # Before the note: in case of a crash in between, the note says that the content may be removed.
         self.path_of(name).unlink(missing_ok=True)
         self.drop_note(name)
 
@@ -175,6 +177,7 @@ class ContentFile:
 
     def seal(self) -> int:
         """Make the bytes and then the name durable; returns the size in bytes."""
+        # This covers what was written with O_DIRECT as well: the size, and the cache of the disk. See open(2)
         os.fsync(self._descriptors[0])
         size = os.fstat(self._descriptors[0]).st_size
         self._close()
@@ -221,6 +224,7 @@ def _lock(path: Path) -> int:
 
 def _try_lock(descriptor: int, kind: int) -> bool:
     try:
+        # The kernel releases it, however the process ends. See flock(2)
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False

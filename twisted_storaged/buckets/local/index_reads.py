@@ -80,6 +80,7 @@ class IndexReader:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._reader = connection
+        # A connection of SQLite's does one thing at a time.
         self._reading = Lock()
 
     def get(self, key: str) -> Entry | None:
@@ -188,6 +189,7 @@ def _check_beside(connection: sqlite3.Connection, key: str) -> None:
 
 
 def _verified(key: str, columns: tuple[Any, ...]) -> VerifiedRow:
+    # Column 4 is the checksum of the listed columns, which that of the whole row covers.
     listed, row = Listed(*columns[:4]), Row(*columns[6:])
     if row_checksum(listed_checksum(*listed), row) != columns[5]:
         raise damaged_row(key, _DAMAGED_ROW)

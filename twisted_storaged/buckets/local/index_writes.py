@@ -97,6 +97,7 @@ class IndexWriter(IndexReader):
         except sqlite3.DatabaseError as error:
             if not is_corrupt(error):
                 raise
+            # One by one, so that only those fail that need the damaged place.
             return [self._commit_alone(change) for change in changes]
 
     def removed(self, name: str) -> None:
@@ -112,6 +113,7 @@ class IndexWriter(IndexReader):
             return BucketError(f"cannot change {change.key!r}: {error}")
 
     def _commit_together(self, changes: Sequence[Change]) -> list[Outcome]:
+        # A copy: other threads add to it during the transaction.
         gone = list(self._removed)
         with transaction(self._writer):
             outcomes = [self._change(*change) for change in changes]

@@ -47,6 +47,7 @@ class FileSource:
         if self._blocks is None:
             data = self._read(offset, size)
             return Chunk(data, 0 if self._expected is None else crc32c(data))
+        # Extended to whole blocks, which are what the checksums are of.
         start = offset - offset % BLOCK_SIZE
         data = self._read(start, min(-(-(offset + size) // BLOCK_SIZE) * BLOCK_SIZE, self._size) - start)
         first = start // BLOCK_SIZE
@@ -199,6 +200,7 @@ class FileReader:
             while ahead:
                 chunk = await ahead.popleft()
                 self._source.check(chunk)
+                # Before writing, so that the disk works while the client takes this chunk.
                 self._read(ahead, portion)
                 # A memoryview, which IConsumer is not typed for. From here on, only the consumer refers to it.
                 consumer.write(chunk.data)  # type: ignore[arg-type]

@@ -171,6 +171,7 @@ class Scrub:
                     self._verify(entry)
                     return
                 except (OSError, DamagedObject) as error:
+                    # It is damaged only if it was not replaced while it was read.
                     seen, entry = entry, index.get(key)
                     if entry is not None and entry.info.etag == seen.info.etag:
                         self._object_is_damaged(seen, error)

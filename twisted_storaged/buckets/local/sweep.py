@@ -45,6 +45,7 @@ def sweep(directory: DataFolder, index: IndexWriter, warn: Callable[[str], None]
     """
     swept, boot = SweepReport(), directory.boot
     notes, replaced = directory.pending(), index.replaced()
+    # The whole index is read before the first file is touched: it may turn out to be damaged.
     for name in list(directory.unnamed(index.files())):
         note = notes.get(name)
         if name in replaced or (note is not None and note.parent.name == boot):
