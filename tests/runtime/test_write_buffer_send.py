@@ -80,7 +80,7 @@ class OutboxTests:
     def test_one_defect_is_not_the_others(self) -> None:
         """Who could not send would not come again, nor would who came after."""
         clock = Clock()
-        outbox = FlushQueue(clock)
+        flush_queue = FlushQueue(clock)
         pushed: list[int] = []
 
         class Sending:
@@ -91,7 +91,7 @@ class OutboxTests:
                 pushed.append(1 // self.number)
 
         for number in (1, 0, 1):
-            outbox.add(Sending(number))
+            flush_queue.add(Sending(number))
         clock.advance(0)
         assert pushed == [1, 1]
 
@@ -99,7 +99,7 @@ class OutboxTests:
         """In the order in which they came; and who comes meanwhile, after them."""
         clock = Clock()
         pushed: list[str] = []
-        outbox = FlushQueue(clock)
+        flush_queue = FlushQueue(clock)
 
         class Sending:
             def __init__(self, name: str) -> None:
@@ -108,10 +108,10 @@ class OutboxTests:
             def push(self) -> None:
                 pushed.append(self.name)
                 if self.name == "a":
-                    outbox.add(Sending("later"))
+                    flush_queue.add(Sending("later"))
 
         for name in "abc":
-            outbox.add(Sending(name))
+            flush_queue.add(Sending(name))
         assert pushed == []
         assert len(clock.getDelayedCalls()) == 1
         clock.advance(0)

@@ -125,9 +125,9 @@ PUSH_FROM = 1 << 16
 class WriteBuffer:
     """What goes out on one transport; `producer` is paused while a large piece is on its way."""
 
-    def __init__(self, transport: Any, producer: IPushProducer, outbox: FlushQueue) -> None:
+    def __init__(self, transport: Any, producer: IPushProducer, flush_queue: FlushQueue) -> None:
         self._transport = transport
-        self._outbox = outbox
+        self._flush_queue = flush_queue
         self._in_place = _InPlace(transport, producer)
         self._pieces: list[bytes] = []
         self._size = 0
@@ -136,7 +136,7 @@ class WriteBuffer:
     def write(self, data: bytes) -> None:
         """Send at the end of the reactor's round, in one piece with what else is written in it."""
         if not self._pieces:
-            self._outbox.add(self)
+            self._flush_queue.add(self)
         self._pieces.append(data)
         self._size += len(data)
         if self._size > PUSH_FROM or len(self._pieces) == MANY:

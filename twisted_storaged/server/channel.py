@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from socket import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.internet.protocol import connectionDone
@@ -22,11 +22,41 @@ from twisted_storaged.errors import BodyLost, BodyStalled
 from twisted_storaged.protocol.http1 import RequestHead, bounded_length, parse_plain_head
 from twisted_storaged.protocol.http_fields import Fields
 from twisted_storaged.runtime.direct_io import InPlaceReader
-from twisted_storaged.runtime.write_buffer import WriteBuffer, has_unsent
+from twisted_storaged.runtime.write_buffer import FlushQueue, WriteBuffer, has_unsent
 from twisted_storaged.server.request import USUAL_READ_SIZE, StreamingRequest
 
-if TYPE_CHECKING:
-    from twisted_storaged.server.site import StorageSite
+
+class ChannelOwner(Protocol):
+    """What a channel needs of the site that made it.
+
+    Attributes:
+        timeOut: seconds without a byte after which a client is given up.
+        flush_queue: the connections that have unflushed writes.
+        channels: the channels that are open.
+        draining: whether no further request is accepted on a connection.
+    """
+
+    reactor: Any
+    resource: Any
+    timeOut: float
+    flush_queue: FlushQueue
+    channels: set[Any]
+    draining: bool
+
+    def requestFactory(self, channel: Any, /) -> StreamingRequest:
+        """Make the request that a channel has begun to receive."""
+
+    def common_headers(self) -> bytes:
+        """Return the header fields that every response has."""
+
+    def log(self, request: StreamingRequest) -> None:
+        """Log that a request has ended."""
+
+    def log_refused(self, client: object, status: int) -> None:
+        """Log that bytes arrived that are no request."""
+
+    def forget(self, channel: Any) -> None:
+        """Remove a channel that has closed from `channels`."""
 
 
 # The timer of a connection: one that is kept, and set anew when due, where Twisted makes one for each request.
@@ -35,7 +65,7 @@ if TYPE_CHECKING:
 class ReusedTimeout(TimeoutMixin):
     """Calls `timeoutConnection` when nothing has happened for `timeOut` seconds."""
 
-    site: StorageSite
+    site: ChannelOwner
     timeOut: float | None  # type: ignore[assignment]
     _timer: IDelayedCall | None = None
     _deadline = 0.0
@@ -91,7 +121,7 @@ IDLE_SECONDS = 60
 class StreamingChannel(ReusedTimeout, HTTPChannel):
     """One connection."""
 
-    site: StorageSite
+    site: ChannelOwner
     transport: Any
     requests: list[StreamingRequest]
     _peer: IAddress
@@ -108,7 +138,7 @@ class StreamingChannel(ReusedTimeout, HTTPChannel):
         self._held: list[bytes] = []
         self._peer, self._host = self.transport.getPeer(), self.transport.getHost()
         self._plain = hasattr(self.transport, "getHandle") and not self.isSecure()
-        self._outgoing = WriteBuffer(self.transport, self, self.site.outbox)
+        self._outgoing = WriteBuffer(self.transport, self, self.site.flush_queue)
         self.read_in_chunks_of(USUAL_READ_SIZE)
         set_keep_alive = getattr(self.transport, "setTcpKeepAlive", None)
         if set_keep_alive is not None:

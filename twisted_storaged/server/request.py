@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import copy
 from socket import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred, fail
@@ -21,8 +21,48 @@ from twisted_storaged.errors import BodyLost, PayloadTooLarge
 from twisted_storaged.interfaces import IBufferConsumer, IRequestBody, ISpliceConsumer
 from twisted_storaged.protocol.http_fields import Fields
 
-if TYPE_CHECKING:
-    from twisted_storaged.server.channel import StreamingChannel
+
+class RequestChannel(Protocol):
+    """What a request and its body need of the channel that they came on."""
+
+    site: Any
+    transport: Any
+
+    @property
+    def has_producer(self) -> bool:
+        """Whether a producer that can be paused is registered for the response."""
+
+    def pause_reading(self) -> None:
+        """Leave the client's bytes in the socket."""
+
+    def resume_reading(self) -> None:
+        """Read from the socket again."""
+
+    def read_in_chunks_of(self, size: int) -> None:
+        """Set how many bytes one read of the socket may return."""
+
+    def read_into(self, place: Callable[[], memoryview | None]) -> bool:
+        """Read the rest of the body into the memory that `place` returns; returns whether this transport can."""
+
+    def call_soon(self, call: Callable[..., object], *args: object) -> None:
+        """Make a call in the next iteration of the reactor."""
+
+    def write_head(
+        self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None, chunked: bool
+    ) -> None:
+        """Write the head of the response."""
+
+    def write(self, data: bytes) -> None:
+        """Write some of the response."""
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        """Write some of the response."""
+
+    def write_in_place(self, data: bytes) -> bool:
+        """Send bytes from where they are; returns whether this transport can now."""
+
+    def take_from(self, source: socket, count: int) -> int | None:
+        """Send bytes of another socket: see `WriteBuffer.take_from`."""
 
 
 # A request's body, as the producer that it is: nobody's bytes are read before somebody wants them.
@@ -47,7 +87,7 @@ class RequestBody:
         paused: whether it is us, and not the peer, for whom it waits.
     """
 
-    def __init__(self, channel: StreamingChannel) -> None:
+    def __init__(self, channel: RequestChannel) -> None:
         self._channel = channel
         self.declared: int | None = 0
         self.buffered: memoryview | None = None
@@ -218,13 +258,13 @@ class StreamingRequest(Request):
         outcome: how it ended, for the access log: `complete`, `client gone`, or `cut: ` and a reason; empty until then.
     """
 
-    channel: StreamingChannel
+    channel: RequestChannel  # type: ignore[assignment]
     fields: Fields
     prepath: list[bytes]
     postpath: list[bytes]
 
-    def __init__(self, channel: StreamingChannel, *args: Any, **kwargs: Any) -> None:
-        super().__init__(channel, *args, **kwargs)
+    def __init__(self, channel: RequestChannel, *args: Any, **kwargs: Any) -> None:
+        super().__init__(channel, *args, **kwargs)  # type: ignore[arg-type]
         self.body = RequestBody(channel)
         self.gone = False
         self.dispatched = False

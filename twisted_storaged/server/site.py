@@ -90,7 +90,7 @@ class StorageSite(Site):
     def __init__(self, resource: IResource, reactor: IReactorTime, wall_clock: Callable[[], float] = time.time) -> None:
         """`wall_clock` is for dates; what is waited for goes by `reactor`, whose clock may have begun at any time."""
         super().__init__(resource, timeout=IDLE_SECONDS, reactor=reactor)
-        self.outbox = FlushQueue(reactor)
+        self.flush_queue = FlushQueue(reactor)
         self.channels: set[StreamingChannel] = set()
         self.draining = False
         self._drained: Deferred[None] = Deferred()

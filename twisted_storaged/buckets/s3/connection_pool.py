@@ -51,7 +51,7 @@ class ReadOptions(NamedTuple):
 class ConnectionOwner(typing.Protocol):
     """What a connection needs of its pool."""
 
-    outbox: FlushQueue
+    flush_queue: FlushQueue
 
     def deadline(self) -> float:
         """When S3 must have sent another byte."""
@@ -100,7 +100,7 @@ class Connection(Protocol):
         waiting = self._waiting = Deferred(self._cancelled)
         self.touch()
         self._unsent = request
-        self._pool.outbox.add(self)
+        self._pool.flush_queue.add(self)
         return waiting
 
     def push(self) -> None:
@@ -219,7 +219,7 @@ class ConnectionPool:
         self._read_timeout = read_timeout
         self._factory = Factory.forProtocol(lambda: Connection(self))
         self._factory.noisy = False
-        self.outbox = FlushQueue(reactor)
+        self.flush_queue = FlushQueue(reactor)
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
         self._looking = LoopingCall(self._look)
