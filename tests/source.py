@@ -65,12 +65,22 @@ def private_names(name: str) -> set[str]:
 
 
 def _inherited(cls: type, body: ast.ClassDef) -> set[str]:
-    """The names in the body of a class that one of its base classes from elsewhere has."""
+    """The names in the body of a class that a class from elsewhere has: a base class, or one that it is mixed with."""
     if not isinstance(cls, type):  # an interface of zope
         return set()
-    others = [base for base in cls.__mro__ if not base.__module__.startswith(twisted_storaged.__name__)]
+    lines = [cls.__mro__, *(one.__mro__ for one in _subclasses(cls))]
+    others = {base for line in lines for base in line if not base.__module__.startswith(twisted_storaged.__name__)}
     theirs = {name for base in others for name in {*vars(base), *_set_in(base)}}
     return theirs & {*_defined(body), *_of_self(body)}
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    """All classes of the package that inherit from a class, directly or not."""
+    for name in modules():
+        import_module(name)
+    for one in cls.__subclasses__():
+        yield one
+        yield from _subclasses(one)
 
 
 def _defined(body: ast.ClassDef) -> Iterator[str]:

@@ -26,26 +26,10 @@ FLOORS = (
 FLOOR_OF = {"": -1} | {part: floor for floor, parts in enumerate(FLOORS) for part in parts.split()}
 MAY_IMPORT_WEB = ("server", "api", "service", "client", "conformance")
 
-#: What is still wrong, and is to be mended. The test also fails when one of them is not wrong any more.
-KNOWN = {
-    "server.channel uses _buffer",
-    "server.channel uses _command",
-    "server.channel uses _dataBuffer",
-    "server.channel uses _handlingRequest",
-    "server.channel uses _optimisticEagerReadSize",
-    "server.channel uses _path",
-    "server.channel uses _receivedHeaderCount",
-    "server.channel uses _receivedHeaderSize",
-    "server.channel uses _requestProducer",
-    "server.channel uses _respondToBadRequestAndDisconnect",
-    "server.channel uses _version",
-    "server.channel uses _waitingForTransport",
-}
-
 
 def test_imports() -> None:
     """No import goes up, sideways or round in a circle, and what is foreign is imported and used in its place only."""
-    assert {violation for name in source.modules() for violation in _violations(name)} == KNOWN
+    assert {violation for name in source.modules() for violation in _violations(name)} == set()
 
 
 def test_floors() -> None:

@@ -21,6 +21,7 @@ from twisted.web.http_headers import Headers
 from twisted_storaged.errors import BodyLost, BodyStalled
 from twisted_storaged.protocol.http1 import RequestHead, bounded_length, parse_plain_head
 from twisted_storaged.protocol.http_fields import Fields
+from twisted_storaged.runtime.channel_internals import ChannelInternals
 from twisted_storaged.runtime.direct_io import InPlaceReader
 from twisted_storaged.runtime.write_buffer import FlushQueue, WriteBuffer, has_unsent
 from twisted_storaged.server.request import USUAL_READ_SIZE, StreamingRequest
@@ -118,7 +119,7 @@ LINGER_SECONDS = 5
 IDLE_SECONDS = 60
 
 
-class StreamingChannel(ReusedTimeout, HTTPChannel):
+class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
     """One connection."""
 
     site: ChannelOwner
@@ -147,12 +148,12 @@ class StreamingChannel(ReusedTimeout, HTTPChannel):
         self.site.channels.add(self)
 
     def dataReceived(self, data: bytes) -> None:
-        if self._waitingForTransport:
+        if self.transport_is_full:
             self._hold(data)
             return
         # Should Twisted refuse what comes now, it would say so past us. See also `requestDone`.
         self._outgoing.push()
-        between = self.line_mode and self.persistent and not self.requests and not self._buffer
+        between = self.line_mode and self.persistent and not self.requests and not self.has_unparsed
         head = parse_plain_head(data) if between else None
         if head is None or len(data) > head.size + head.length:
             super().dataReceived(data)
@@ -163,7 +164,7 @@ class StreamingChannel(ReusedTimeout, HTTPChannel):
         """Keep what comes while the client does not read: it is not even looked at before the answers have left. Of
         requests after the one that is answered, some are read, as that is how the end of a connection is noticed."""
         self._held.append(data)
-        if not self._handlingRequest or sum(map(len, self._held)) > self._optimisticEagerReadSize:
+        if not self.is_handling_request or sum(map(len, self._held)) > self.eager_read_size:
             self.pause_reading()
 
     def pauseProducing(self) -> None:
@@ -175,7 +176,7 @@ class StreamingChannel(ReusedTimeout, HTTPChannel):
         """The transport has sent that: go on."""
         self.paused = False
         super().resumeProducing()
-        if (self._held or self._buffer) and not self._waitingForTransport:
+        if (self._held or self.has_unparsed) and not self.transport_is_full:
             held, self._held = b"".join(self._held), []
             self.resume_reading()
             self.dataReceived(held)
@@ -187,7 +188,7 @@ class StreamingChannel(ReusedTimeout, HTTPChannel):
         request = self.site.requestFactory(self)
         self.requests.append(request)
         request.fields = head.fields
-        self._command, self._path, self._version = head.method, head.target, b"HTTP/1.1"
+        self.request_line = head.method, head.target, b"HTTP/1.1"
         if len(body) == head.length:
             request.body.came(body)
             self._begin_request(request)
@@ -202,14 +203,14 @@ class StreamingChannel(ReusedTimeout, HTTPChannel):
 
     def lineReceived(self, line: bytes) -> None:
         """As ever, but a head that is too large is refused with the status that says so."""
-        if self._receivedHeaderSize + len(line) > self.totalHeadersSize:
+        if self.received_head_size + len(line) > self.totalHeadersSize:
             self.lineLengthExceeded(line)
         else:
             super().lineReceived(line)
 
     def headerReceived(self, line: bytes) -> bool:
         """As ever, but for numbers that int() refuses, and for one field too many."""
-        if self._receivedHeaderCount >= self.maxHeaders:
+        if self.received_fields >= self.maxHeaders:
             self.lineLengthExceeded(line)
             return False
         return bool(super().headerReceived(bounded_length(line)))
@@ -219,7 +220,8 @@ class StreamingChannel(ReusedTimeout, HTTPChannel):
         in_fields = bool(self.requests) and not self.requests[-1].dispatched
         self._refuse(431 if in_fields else 414)
 
-    def _respondToBadRequestAndDisconnect(self) -> None:
+    def malformed_request_received(self) -> None:
+        """Refuse what cannot be parsed as a request."""
         self._refuse(400)
 
     def _refuse(self, status: int) -> None:
@@ -236,12 +238,13 @@ class StreamingChannel(ReusedTimeout, HTTPChannel):
         self._begin_request(request)
 
     def _begin_request(self, request: StreamingRequest) -> None:
-        self.persistent = self.checkPersistence(request, self._version)
+        command, path, version = self.request_line
+        self.persistent = self.checkPersistence(request, version)
         if self.length != 0:
             self._left = self.length or 0
             expect = request.fields.get("expect", [""])[0].lower()
-            request.body.announce(self.length, expect == "100-continue" and self._version == b"HTTP/1.1")
-            request.dispatch(self._command, self._path, self._version)
+            request.body.announce(self.length, expect == "100-continue" and version == b"HTTP/1.1")
+            request.dispatch(command, path, version)
             if request.body.paused and not self._lingering:
                 self.pause_reading()
 
@@ -305,7 +308,7 @@ class StreamingChannel(ReusedTimeout, HTTPChannel):
 
     def requestDone(self, request: StreamingRequest) -> None:
         self._outgoing.close()
-        if self._buffer or self._dataBuffer:
+        if self.has_unparsed or self.has_postponed:
             self._outgoing.push()
         if request.body.complete:
             super().requestDone(request)
@@ -390,11 +393,6 @@ class StreamingChannel(ReusedTimeout, HTTPChannel):
     def take_from(self, source: socket, count: int) -> int | None:
         """Send bytes from another socket, without seeing them: see `Outgoing.take_from`."""
         return self._outgoing.take_from(source, count) if self._plain else None
-
-    @property
-    def has_producer(self) -> bool:
-        """Whether somebody produces the body of an answer, and can be paused."""
-        return self._requestProducer is not None
 
     def call_soon(self, call: Callable[..., object], *args: object) -> None:
         """Make a call after what is on the stack now."""
