@@ -78,7 +78,8 @@ def _subclasses(cls: type) -> Iterator[type]:
     """All classes of the package that inherit from a class, directly or not."""
     for name in modules():
         import_module(name)
-    for one in cls.__subclasses__():
+    subclasses: list[type] = cls.__subclasses__()
+    for one in subclasses:
         yield one
         yield from _subclasses(one)
 
