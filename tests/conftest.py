@@ -1,4 +1,9 @@
-"""Engines that are started once and shared, and the buckets that the same tests run against."""
+"""The option `--all`, and engines that are started once by each worker and shared.
+
+A plain `pytest` runs the core: what needs no more than the extra `test`, and no long load. With `--all`, tests run as
+well that need other engines (Ceph, Swift, rclone), data tools (DuckDB, pandas, polars, pyarrow), other programs (curl,
+strace, a C compiler), or long loads. The extra `integration` has what PyPI provides of that.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,46 @@ from tests.engines import Engine
 ENGINES = ["moto", "rclone", "swift", "ceph"]
 #: The same, and what differs from one of them in how it is built, not in what it does.
 ALL_ENGINES = [*ENGINES, "swift-3"]
+
+
+#: Engines that are processes, or come from elsewhere than the extra `test`.
+EXTERNAL = {*ALL_ENGINES} - {"moto"}
+#: Modules that import what only the extra `integration` provides.
+IMPORT_MORE = {"test_data_tools.py"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--all`."""
+    parser.addoption("--all", action="store_true", help="run all tests, not only the core: see tests/conftest.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker `full`."""
+    config.addinivalue_line("markers", "full: needs other programs or much time; runs only with --all")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Ignore modules that could not be imported with the extra `test` alone."""
+    return True if collection_path.name in IMPORT_MORE and not config.getoption("--all") else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what is not of the core; with `--all`, let one worker run all tests of an external engine."""
+    if config.getoption("--all"):
+        for item in items:
+            for engine in _external(item):
+                item.add_marker(pytest.mark.xdist_group(engine))
+        return
+    core = [item for item in items if not item.get_closest_marker("full") and not _external(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(core)])
+    items[:] = core
+
+
+def _external(item: pytest.Item) -> list[str]:
+    """The external engine that a test is parametrized with, if any."""
+    callspec = getattr(item, "callspec", None)
+    values = [] if callspec is None else callspec.params.values()
+    return [value for value in values if isinstance(value, str) and value in EXTERNAL]
 
 
 class Engines:

@@ -15,19 +15,35 @@ from twisted.python.failure import Failure
 from tests.buckets.conftest import OnScripted
 from tests.engines.scripted import Answer
 from tests.support import Consumer, reactor
+from twisted_storaged.buckets.s3.read_ahead import ReadAhead
+from twisted_storaged.buckets.s3.reader import S3Reader
+from twisted_storaged.buckets.s3.response_body import StreamedBody
+from twisted_storaged.buckets.s3.response_sequence import ResponseSequence
 from twisted_storaged.errors import BucketUnreachable, DamagedObject
 from twisted_storaged.interfaces import IObjectReader
-from twisted_storaged.protocol.http1 import ConnectionFailed
+from twisted_storaged.protocol.http1 import ConnectionFailed, Response, ResponseParser
+from twisted_storaged.runtime.budgets import ReadReservation
 from twisted_storaged.runtime.concurrency import ConsumerGone, forget_frames, run_coroutine
+from twisted_storaged.runtime.direct_io import Relay
 
 DATA = bytes(4_000_000)
-NAMES = {"Answer", "AnswerParser", "BodyStream", "Consumer", "Front", "Portion", "ReadAhead", "Relay", "S3Reader"}
+CLASSES = {
+    Consumer,
+    ReadAhead,
+    ReadReservation,
+    Relay,
+    Response,
+    ResponseParser,
+    ResponseSequence,
+    S3Reader,
+    StreamedBody,
+}
 SLOW = Answer(do_it_first=True, seconds_per_mib=0.3)
 
 
 def kept() -> dict[str, int]:
     """How many objects there are of the classes that a GET needs."""
-    return {name: n for name, n in Counter(type(one).__name__ for one in gc.get_objects()).items() if name in NAMES}
+    return {kind.__name__: n for kind, n in Counter(map(type, gc.get_objects())).items() if kind in CLASSES}
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import pytest
 from tests.daemon import Daemon
 from tests.faults.preload import Preload, needs_compiler
 
-pytestmark = needs_compiler
+pytestmark = [pytest.mark.full, needs_compiler]
 
 CLIENTS = 8
 #: Seconds by which the clock is off, one after the other, and how long each lasts at least. The last step is back, and

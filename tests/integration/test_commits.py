@@ -41,6 +41,7 @@ def contents(daemon: Daemon) -> int:
     return len(list(daemon.data.glob("objects/*/*")))
 
 
+@pytest.mark.full
 @needs_compiler
 class FailedFsyncTests:
     """The fsync of the write-ahead log fails."""

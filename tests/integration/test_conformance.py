@@ -14,6 +14,9 @@ from tests.engines import free_ports
 from tests.integration import wrong_server
 from tests.integration.test_daemon import ask
 
+#: The wrong server is held against the contract once.
+pytestmark = pytest.mark.xdist_group("conformance")
+
 #: Seconds; the wire contract has a minute in it.
 LIMIT = 400
 
@@ -49,6 +52,7 @@ def wrong() -> Iterator[Table]:
 class ConformanceTests:
     """`python -m twisted_storaged.conformance URL`."""
 
+    @pytest.mark.full
     def test_storaged_conforms(self, tmp_path: Path) -> None:
         """In every row; and nothing of it is left."""
         with Daemon(tmp_path) as daemon:

@@ -13,7 +13,10 @@ import pytest
 from tests.daemon import Daemon
 from tests.integration.test_daemon import head
 
-pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed: apt-get install curl")
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed: apt-get install curl"),
+]
 
 CONFIG = '[storaged]\nput_slots = 1\n[[policy]]\nprefix = "small/"\nmax_put = "1 MiB"\n'
 

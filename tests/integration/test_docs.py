@@ -14,7 +14,10 @@ from tests.test_docs import PAGES, RUN, blocks, name, needs_duckdb, run
 
 FOUND = {page: [block for block in blocks(page, *RUN) if needs_duckdb(block)] for page in PAGES}
 
-pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed: apt-get install curl")
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed: apt-get install curl"),
+]
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.conftest import Engines
 from tests.faults.clients import Seen, Tally, check_state
 from tests.faults.kills import Kills
@@ -28,6 +30,7 @@ class KillTests:
         with local() as place, place.daemon:
             assert self.kills(place).orphans(patience=10) == 0
 
+    @pytest.mark.full
     def test_on_ceph(self, all_engines: Engines) -> None:
         """Where uploads of a storaged that is dead may be left."""
         with on(all_engines.get("ceph")) as place, place.daemon:

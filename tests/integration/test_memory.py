@@ -68,6 +68,7 @@ class MemoryTests:
             assert list(clients.map(lambda key: get(daemon, key), "abcd")) == [SIZE] * 4
             assert daemon.peak_rss() < BUDGET
 
+    @pytest.mark.full
     @pytest.mark.parametrize("headers", [{}, {"Accept": "application/x-ndjson"}])
     @pytest.mark.parametrize("query", ["", "?delimiter=/"])
     def test_a_list_of_a_million_keys(self, tmp_path: Path, query: str, headers: dict[str, str]) -> None:

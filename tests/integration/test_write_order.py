@@ -13,9 +13,10 @@ import pytest
 from tests.daemon import Daemon
 from tests.integration.test_daemon import ask, wait_for
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("strace") is None, reason="strace is not installed: apt-get install strace"
-)
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed: apt-get install strace"),
+]
 
 TRACED = "pwrite64,write,fsync,fdatasync,unlink,unlinkat,sendto,sendmsg,writev"
 LARGE = b"x" * (5 << 20)
