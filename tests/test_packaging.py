@@ -213,7 +213,7 @@ class DependenciesTests:
             name: {extra for it in map(Requirement, needs) if it.name == "storaged" for extra in it.extras}
             for name, needs in self.PROJECT["optional-dependencies"].items()
         }
-        assert {"dev"} | extras["dev"] == set(extras)
+        assert {"dev"} | extras["dev"] | extras["integration"] == set(extras)
 
 
 class ExamplesOfFilesTests:
