@@ -82,6 +82,7 @@ def needs_duckdb(block: Block) -> bool:
 class BlocksTests:
     """Code blocks do what they show."""
 
+    @pytest.mark.full
     @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed: apt-get install curl")
     @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, *RUN)], ids=name)
     def test_runs(self, page: Path, daemon: Daemon, tmp_path: Path) -> None:
