@@ -8,7 +8,7 @@ from threading import Thread
 
 import pytest
 
-from twisted_storaged.runtime.buffers import KEEP_FOR_READS, PIECE, SMALL_PIECE, BufferPool
+from twisted_storaged.runtime.buffers import KEEP_FOR_READS, PIECE, SMALL_PIECE, BufferPool, part_buffers
 
 
 def pool_of(size: int, keep: int) -> BufferPool:
@@ -80,6 +80,16 @@ class BufferPoolTests:
         pool = pool_of(PIECE, keep=1)
         assert len(pool.take(4096)) == 4096
         assert free_pieces(pool) == 0
+
+    @pytest.mark.parametrize("size", [PIECE, PIECE // 2, PIECE // 16 + 1])
+    def test_memory_of_bodies_that_are_smaller_than_a_part_is_reused(self, size: int) -> None:
+        """The pool for parts keeps the memory of smaller bodies, in pieces of less than twice their size."""
+        pool = part_buffers(PIECE, keep=1)
+        assert pool.size == PIECE
+        piece = pool.take(size)
+        assert size <= len(piece) < 2 * size
+        del piece
+        assert free_pieces(pool) == 1
 
     def test_few_are_kept_when_nothing_is_transferred(self) -> None:
         """A pool that was trimmed has at most so many free pieces, and works on."""

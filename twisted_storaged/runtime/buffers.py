@@ -78,3 +78,9 @@ class BufferPool:
         del self._taken[taken]
         if len(free) < self._keep:
             free.append(memory)
+
+
+def part_buffers(size: int, keep: int) -> BufferPool:
+    """Return a pool for parts of `size` bytes, and for bodies that are smaller than a part."""
+    # Fresh memory would cost a body of 1 MiB half as much again as storing it does.
+    return BufferPool(*(size >> halved for halved in range(6)), keep=keep)

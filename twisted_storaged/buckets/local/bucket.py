@@ -55,7 +55,7 @@ from twisted_storaged.interfaces import IBucket, IObjectReader, IRequestBody
 from twisted_storaged.model import NO_OPTIONS, ByteRange, Condition, ListPage, ListQuery, ObjectInfo, PutOptions, Span
 from twisted_storaged.runtime.batching import Batcher
 from twisted_storaged.runtime.budgets import DeliveryBudget, FairShare
-from twisted_storaged.runtime.buffers import KEEP_FOR_READS, BufferPool
+from twisted_storaged.runtime.buffers import KEEP_FOR_READS, part_buffers
 from twisted_storaged.runtime.concurrency import Threads, deferred
 from twisted_storaged.runtime.files import touch
 
@@ -100,7 +100,7 @@ class LocalBucket:
         self._path = settings.path
         self._threads = Threads(reactor, put_slots * WINDOW + READERS + COMMITTERS, f"bucket {name}")
         self._delivering = DeliveryBudget() if delivering is None else delivering
-        self._buffers = BufferPool(PART_SIZE, keep=put_slots)
+        self._buffers = part_buffers(PART_SIZE, keep=put_slots)
         self._uploader = Uploader(self._buffers, FairShare(put_slots, WINDOW, WINDOW))
         self._recent = RecentNames(RECENT)
         clock = IReactorTime(reactor)

@@ -50,7 +50,7 @@ from twisted_storaged.model import (
 from twisted_storaged.protocol.http1 import Response
 from twisted_storaged.protocol.s3_xml import list_parameters, parse_list, sorted_after
 from twisted_storaged.runtime.budgets import MIN_READ, FairShare
-from twisted_storaged.runtime.buffers import BufferPool
+from twisted_storaged.runtime.buffers import BufferPool, part_buffers
 from twisted_storaged.runtime.concurrency import Threads, deferred
 
 #: The smallest part that S3 allows, in bytes, and the most parts of one upload.
@@ -79,7 +79,7 @@ class S3Bucket:
         self._journal = Journal(upkeep.state)
         self._threads = Threads(reactor, max(put_slots * WINDOW, WINDOW_ALONE) + SPARE_THREADS, f"bucket {name}")
         self._window = FairShare(put_slots * WINDOW, WINDOW, WINDOW_ALONE)
-        self._uploader = Uploader(BufferPool(MIN_PART_SIZE, keep=put_slots * WINDOW), self._window)
+        self._uploader = Uploader(part_buffers(MIN_PART_SIZE, keep=put_slots * WINDOW), self._window)
         self._conditions = ConditionalSupport(CAPABILITIES_BY_SETTING[settings.conditional_writes], self._probe)
 
     def start(self) -> None:
