@@ -9,11 +9,18 @@ from urllib.parse import unquote_to_bytes
 
 from twisted_storaged.admission import PutSlots
 from twisted_storaged.api.listing import list_query, send_list
-from twisted_storaged.api.preconditions import NotModified, ReadConditions, read_conditions, write_condition
+from twisted_storaged.api.preconditions import (
+    READ_FIELDS,
+    WRITE_FIELDS,
+    NotModified,
+    ReadConditions,
+    read_conditions,
+    write_condition,
+)
 from twisted_storaged.api.responses import send_empty, send_not_modified, send_stored, start_object_response
 from twisted_storaged.errors import InvalidKey, InvalidRequest, PayloadTooLarge
 from twisted_storaged.interfaces import IBucket, IObjectReader
-from twisted_storaged.model import ByteRange, PutOptions, Span, parse_key
+from twisted_storaged.model import ByteRange, Condition, PutOptions, Span, parse_key
 from twisted_storaged.protocol.http_fields import expected_digests, field, parameter, repr_digest, wanted_algorithm
 from twisted_storaged.protocol.metadata import metadata_of_request
 from twisted_storaged.routing import Namespace
@@ -57,7 +64,8 @@ class ObjectHandlers:
     async def get(self, request: StreamingRequest) -> None:
         """Send an object, or a range of it."""
         key, bucket = self._place(request)
-        conditions, algorithm = read_conditions(request), wanted_algorithm(request)
+        conditions = None if READ_FIELDS.isdisjoint(request.fields) else read_conditions(request)
+        algorithm = wanted_algorithm(request)
         try:
             reader, span = await _open(bucket, key, conditions)
         except NotModified as found:
@@ -76,7 +84,8 @@ class ObjectHandlers:
     async def head(self, request: StreamingRequest) -> None:
         """Say what an object is."""
         key, bucket = self._place(request)
-        conditions, algorithm = read_conditions(request), wanted_algorithm(request)
+        conditions = None if READ_FIELDS.isdisjoint(request.fields) else read_conditions(request)
+        algorithm = wanted_algorithm(request)
         try:
             info = await bucket.head(key)
             if conditions is not None:
@@ -94,7 +103,7 @@ class ObjectHandlers:
     async def delete(self, request: StreamingRequest) -> None:
         """See to it that the key has no object."""
         key, bucket = self._place(request)
-        await bucket.delete(key, write_condition(request))
+        await bucket.delete(key, _condition(request))
         send_empty(request)
 
     def _place(self, request: StreamingRequest) -> tuple[str, IBucket]:
@@ -119,6 +128,10 @@ def _put_options(request: StreamingRequest) -> tuple[PutOptions, str | None]:
     return PutOptions(
         metadata_of_request(request), write_condition(request), expected_digests(request), wanted
     ), algorithm
+
+
+def _condition(request: StreamingRequest) -> Condition | None:
+    return None if WRITE_FIELDS.isdisjoint(request.fields) else write_condition(request)
 
 
 async def _open(bucket: IBucket, key: str, conditions: ReadConditions | None) -> tuple[IObjectReader, Span | None]:

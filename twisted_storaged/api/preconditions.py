@@ -13,8 +13,10 @@ from twisted_storaged.errors import ConditionUnsupported, InvalidRequest, Precon
 from twisted_storaged.model import ByteRange, Condition, ObjectInfo
 from twisted_storaged.protocol.http_fields import field, parse_range
 
-_OF_WRITES = {"if-match", "if-none-match", "if-unmodified-since"}
-_OF_READS = {"range", "if-modified-since", "if-range", *_OF_WRITES}
+#: The fields that make a write conditional, and those that make a read conditional or partial. Most requests have none,
+#: so that callers look for them first.
+WRITE_FIELDS = {"if-match", "if-none-match", "if-unmodified-since"}
+READ_FIELDS = {"range", "if-modified-since", "if-range", *WRITE_FIELDS}
 
 _TAG = r'(?:W/)?"[\x21\x23-\x7e]*"'
 _TAGS = re.compile(rf"[ \t,]*{_TAG}(?:[ \t]*,[ \t,]*{_TAG})*[ \t,]*")
@@ -93,14 +95,12 @@ class ReadConditions:
         return self.if_range is None or self.if_range.match(info.etag)
 
 
-def read_conditions(request: Any) -> ReadConditions | None:
-    """What a GET or HEAD asks for but the whole of an object, whatever it is.
+def read_conditions(request: Any) -> ReadConditions:
+    """Parse the fields in READ_FIELDS of a GET or HEAD.
 
     Raises:
         InvalidRequest: one is malformed, or there twice, and RFC 9110 does not say that it is to be ignored.
     """
-    if _OF_READS.isdisjoint(request.fields):
-        return None
     return ReadConditions(
         # RFC 9110, 14.2: a range means something to GET alone.
         wanted=parse_range(field(request, "Range")) if request.method == b"GET" else None,
@@ -113,15 +113,13 @@ def read_conditions(request: Any) -> ReadConditions | None:
 
 
 def write_condition(request: Any) -> Condition | None:
-    """The condition of a PUT or DELETE, if there is one.
+    """Parse the fields in WRITE_FIELDS of a PUT or DELETE; None if they require nothing.
 
     Raises:
         InvalidRequest: it is malformed.
         PreconditionFailed: it can never hold.
         ConditionUnsupported: it is none that a bucket could check while it writes.
     """
-    if _OF_WRITES.isdisjoint(request.fields):
-        return None
     if_match, if_none_match = _etags(request, "If-Match"), _etags(request, "If-None-Match")
     if _date(request, "If-Unmodified-Since") is not None:
         raise ConditionUnsupported("If-Unmodified-Since")
