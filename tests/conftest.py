@@ -25,7 +25,7 @@ ALL_ENGINES = [*ENGINES, "swift-3"]
 #: Engines that are processes, or come from elsewhere than the extra `test`.
 EXTERNAL = {*ALL_ENGINES} - {"moto"}
 #: Modules that import what only the extra `integration` provides.
-IMPORT_MORE = {"test_data_tools.py"}
+IMPORT_MORE = {("integration", "test_data_tools.py"), ("integration", "test_docs.py")}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Ignore modules that could not be imported with the extra `test` alone."""
-    return True if collection_path.name in IMPORT_MORE and not config.getoption("--all") else None
+    return True if collection_path.parts[-2:] in IMPORT_MORE and not config.getoption("--all") else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
