@@ -24,14 +24,14 @@ from twisted_storaged.interfaces import IObjectReader
 from twisted_storaged.protocol.http1 import ConnectionFailed, Response, ResponseParser
 from twisted_storaged.runtime.budgets import ReadReservation
 from twisted_storaged.runtime.concurrency import ConsumerGone, forget_frames, run_coroutine
-from twisted_storaged.runtime.direct_io import Relay
+from twisted_storaged.runtime.direct_io import SpliceReader
 
 DATA = bytes(4_000_000)
 CLASSES = {
     Consumer,
     ReadAhead,
     ReadReservation,
-    Relay,
+    SpliceReader,
     Response,
     ResponseParser,
     ResponseSequence,

@@ -20,7 +20,7 @@ from tests.server.wire import Server, request
 from tests.support import Producer, connected
 from twisted_storaged.model import ObjectInfo, Span
 from twisted_storaged.runtime import direct_io as pipe
-from twisted_storaged.runtime.direct_io import AT_LEAST, Relay
+from twisted_storaged.runtime.direct_io import LOW_WATERMARK, SpliceReader
 from twisted_storaged.runtime.write_buffer import FlushQueue, WriteBuffer
 from twisted_storaged.server.request import LARGE_WRITE
 
@@ -41,7 +41,7 @@ class Relayed:
         self.taken = 0
         self.size = len(DATA)
         stack.callback(self.outgoing.close)
-        relay = Relay(self.source, self.outgoing.take_from, lambda: self.size - self.taken, self.took)
+        relay = SpliceReader(self.source, self.outgoing.take_from, lambda: self.size - self.taken, self.took)
         relay.start()
         self.stop, self.reset_low_watermark = relay.stop, relay.reset_low_watermark
 
@@ -222,7 +222,7 @@ class PatienceTests:
 
     def test_is_for_large_bodies_and_not_for_their_ends(self, relayed: Relayed) -> None:
         """The last bytes would be waited for in vain; nor has the next answer to be large."""
-        assert self.at_least(relayed) == AT_LEAST
+        assert self.at_least(relayed) == LOW_WATERMARK
         assert relayed.flow() == DATA
         assert self.at_least(relayed) == 1
 

@@ -7,119 +7,138 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from socket import SO_RCVLOWAT, SOL_SOCKET, socket
-from typing import Any
+from typing import Any, ClassVar
 
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.tcp import Connection
 
-# Reading past a transport, from a plain socket into memory that is somebody's already.
-#
-# A transport reads into bytes of its own, which for large bodies costs as much as the socket. So for as long as one
-# lasts, what the reactor calls when the socket is ready is a function from here, which has the same meaning; then it
-# is the transport's own again. Sending has the same in `outgoing`.
+#: Takes up to so many bytes from a socket; returns how many, 0 at the end of the stream, or None if it cannot now.
+TakeFrom = Callable[[socket, int], int | None]
+
+#: Bytes that must have arrived before a spliced socket counts as readable, if as many are expected.
+LOW_WATERMARK = 64 << 10
 
 
-class InPlaceReader:
-    """Reads into the memory that `place` gives (None: no more), and tells `filled` how many bytes came."""
+class Takeover:
+    """Handles the readiness of a transport's socket in place of the transport's own `doRead` or `doWrite`.
 
-    def __init__(self, transport: Any, place: Callable[[], memoryview | None], filled: Callable[[int], None]) -> None:
+    A transport copies: it reads into bytes of its own, and it copies what the socket did not accept again with each
+    try. For large bodies that costs as much as the socket. So for the time of one body the reactor calls `_ready`
+    instead, which has the same contract; after `stop`, the transport's own method is in charge again.
+    """
+
+    #: What is replaced: doRead or doWrite.
+    method: ClassVar[str]
+
+    def __init__(self, transport: Any) -> None:
         self._transport = transport
-        self._place = place
-        self._filled = filled
+
+    def attempt(self, handle: socket) -> int | None:
+        """Make one call on the socket. Raises OSError, as the call does."""
+        raise NotImplementedError
+
+    def attempted(self, result: int | None) -> Exception | None:
+        """Handle what `attempt` returned; returns the reason where the connection has ended."""
+        raise NotImplementedError
 
     def start(self) -> None:
-        """Take the place of the transport's own reading."""
-        self._transport.doRead = self._read
+        """Handle readiness from now on."""
+        self._transport.__dict__[self.method] = self._ready
 
     def stop(self) -> None:
-        """Give it back."""
-        self._transport.__dict__.pop("doRead", None)
+        """Leave it to the transport again. May be called at any time."""
+        self._transport.__dict__.pop(self.method, None)
 
-    def _read(self) -> Exception | None:
-        place = self._place()
-        if place is None:
-            self.stop()
-            return None
+    def _ready(self) -> Exception | None:
         try:
-            count = self._transport.getHandle().recv_into(place)
+            result = self.attempt(self._transport.getHandle())
         except BlockingIOError:
             return None
         except OSError:
             return CONNECTION_LOST
-        if not count:
+        return self.attempted(result)
+
+
+class InPlaceReader(Takeover):
+    """Reads from a plain socket into the memory that `place` returns (None: stop), and reports counts to `filled`."""
+
+    method = "doRead"
+
+    def __init__(self, transport: Any, place: Callable[[], memoryview | None], filled: Callable[[int], None]) -> None:
+        super().__init__(transport)
+        self._place = place
+        self._filled = filled
+
+    def attempt(self, handle: socket) -> int | None:
+        place = self._place()
+        return None if place is None else handle.recv_into(place)
+
+    def attempted(self, result: int | None) -> Exception | None:
+        if result is None:
+            self.stop()
+        elif not result:
             return CONNECTION_DONE
-        self._filled(count)
+        else:
+            self._filled(result)
         return None
 
 
-# Reading past a transport: the consumer takes a body from S3's socket itself, where both ends are plain sockets.
-#
-# For as long as it can, what the reactor calls when the socket is ready is a function from here; what the consumer
-# cannot take so, the transport reads, as ever. And the socket is ready when there is something worth it: a fast S3
-# would else be asked for a little of its body at a time. https://man7.org/linux/man-pages/man7/socket.7.html,
-# SO_RCVLOWAT
+class SpliceReader(Takeover):
+    """Lets `take_from` take up to `left()` bytes from a plain socket, and reports each count to `taken`.
 
-#: Bytes that are worth it, where as many are to come.
-AT_LEAST = 64 << 10
+    What `take_from` cannot take, the transport reads as usual. The socket counts as readable once LOW_WATERMARK bytes
+    have arrived: a fast sender would otherwise be asked for little at a time. See SO_RCVLOWAT in socket(7).
+    """
 
-#: Takes up to so many bytes from a socket; returns how many, 0 at the end of the stream, or None if it cannot now.
-TakeFrom = Callable[[socket, int], int | None]
-
-
-class Relay:
-    """Lets `take_from` have what comes, up to `left()` bytes, and tells `taken` how many went."""
+    method = "doRead"
 
     def __init__(
         self, transport: Any, take_from: TakeFrom, left: Callable[[], int], taken: Callable[[int], None]
     ) -> None:
-        self._transport = transport
+        super().__init__(transport)
         self._take_from = take_from
         self._left = left
         self._taken = taken
-        self._at_least = 1
-        self._patient = True
+        self._watermark = 1
+        self._may_wait = True
 
     def start(self) -> None:
-        """Take the place of the transport's own reading, if it is plain."""
+        """Begin, if the transport is plain."""
         if isinstance(self._transport, Connection) and not self._transport.TLS:
-            self._expect()
-            self._transport.doRead = self._read  # type: ignore[assignment,method-assign]
+            self._set_watermark()
+            super().start()
 
     def stop(self) -> None:
-        """Give it back."""
-        self._transport.__dict__.pop("doRead", None)
-        self._hear_of(1)
+        """Leave reading to the transport again."""
+        super().stop()
+        self._may_wait = False
+        self._set_watermark()
 
     def reset_low_watermark(self) -> bool:
-        """Hear of every byte from now on; returns whether that is something new."""
-        waited, self._patient = self._at_least > 1, False
-        self._expect()
-        return waited
+        """Let any byte make the socket readable from now on; returns whether more were required until now."""
+        required, self._may_wait = self._watermark > 1, False
+        self._set_watermark()
+        return required
 
-    def _expect(self) -> None:
-        self._hear_of(AT_LEAST if self._patient and self._left() > AT_LEAST else 1)
-
-    def _hear_of(self, count: int) -> None:
-        if count != self._at_least and self._transport.connected:
-            self._at_least = count
+    def _set_watermark(self) -> None:
+        count = LOW_WATERMARK if self._may_wait and self._left() > LOW_WATERMARK else 1
+        if count != self._watermark and self._transport.connected:
+            self._watermark = count
             self._transport.getHandle().setsockopt(SOL_SOCKET, SO_RCVLOWAT, count)
 
-    def _read(self) -> Exception | None:
-        try:
-            count = self._take_from(self._transport.getHandle(), self._left())
-        except BlockingIOError:
-            return None
-        except OSError:
-            return CONNECTION_LOST
-        if count is None:
-            ended: Exception | None = type(self._transport).doRead(self._transport)
-            self._expect()
-            return ended
-        if not count:
+    def attempt(self, handle: socket) -> int | None:
+        return self._take_from(handle, self._left())
+
+    def attempted(self, result: int | None) -> Exception | None:
+        ended: Exception | None = None
+        if result is None:
+            ended = type(self._transport).doRead(self._transport)
+        elif not result:
             return CONNECTION_DONE
-        self._taken(count)
-        self._expect()
-        return None
+        else:
+            self._taken(result)
+        self._set_watermark()
+        return ended
 
 
 # A pipe through which the kernel moves bytes from one socket to another, without showing them to us.

@@ -11,13 +11,12 @@ from socket import socket
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IPushProducer, IReactorTime
-from twisted.internet.main import CONNECTION_LOST
 from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 
 from twisted_storaged.runtime.batching import Coalescer
 from twisted_storaged.runtime.buffers import Buffer
-from twisted_storaged.runtime.direct_io import SplicePipe
+from twisted_storaged.runtime.direct_io import SplicePipe, Takeover
 
 # How bytes are sent: what is written in one round of the reactor leaves at its end, past the reactor's own queue.
 
@@ -224,11 +223,13 @@ class _Memory:
             self._left[0] = self._left[0][sent:]
 
 
-class _InPlace:
+class _InPlace(Takeover):
     """Sends past the transport; `producer` is paused until the last byte has left."""
 
+    method = "doWrite"
+
     def __init__(self, transport: Any, producer: IPushProducer) -> None:
-        self._transport = transport
+        super().__init__(transport)
         self._producer = producer
         self._unsent: _Unsent | None = None
 
@@ -248,7 +249,7 @@ class _InPlace:
             unsent.send(self._transport.getHandle())
         if unsent:
             self._unsent = unsent
-            self._transport.doWrite = self._write
+            self.start()
             self._transport.startWriting()
             self._producer.pauseProducing()
 
@@ -256,16 +257,13 @@ class _InPlace:
         """Send no more of it."""
         if self._unsent is not None:
             self._unsent = None
-            del self._transport.doWrite
+            self.stop()
 
-    def _write(self) -> Exception | None:
+    def attempt(self, handle: socket) -> None:
         assert self._unsent is not None
-        try:
-            self._unsent.send(self._transport.getHandle())
-        except BlockingIOError:
-            return None
-        except OSError:
-            return CONNECTION_LOST
+        self._unsent.send(handle)
+
+    def attempted(self, result: int | None) -> Exception | None:
         if self._unsent:
             return None
         self.drop()

@@ -1,7 +1,7 @@
 """The body of an answer of S3, on its way to a consumer.
 
-It goes from the socket to the consumer as it was read, or without being read at all (see `relay`), and the consumer's
-back-pressure to the socket: the transport is the producer.
+The bytes go from the socket to the consumer as they were read, or without being read at all (see `SpliceReader`), and
+the back-pressure of the consumer to the socket: the transport is the producer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from zope.interface import implementer
 from twisted_storaged.interfaces import ISpliceConsumer
 from twisted_storaged.protocol.http1 import ConnectionFailed, ResponseParser
 from twisted_storaged.runtime.concurrency import ConsumerGone
-from twisted_storaged.runtime.direct_io import Relay
+from twisted_storaged.runtime.direct_io import SpliceReader
 
 
 class BodyConnection(Protocol):
@@ -64,7 +64,7 @@ class StreamedBody:
         self._full = False
         self._failure: Failure | None = None
         self._chunk: Callable[[], int] | None = None
-        self._relay: Relay | None = None
+        self._splice: SpliceReader | None = None
         connection.transport.pauseProducing()
         connection.deadline = None
 
@@ -79,8 +79,9 @@ class StreamedBody:
             consumer.write(self._early)
             self._early = b""
         if self._parser.length is not None and ISpliceConsumer.providedBy(consumer):
-            self._relay = Relay(self._connection.transport, cast(Any, consumer).take_from, self._left, self._taken)
-            self._relay.start()
+            take_from = cast(Any, consumer).take_from
+            self._splice = SpliceReader(self._connection.transport, take_from, self._left, self._taken)
+            self._splice.start()
         if self._failure is not None:
             self._finish(self._failure)
         elif not self._full:
@@ -107,7 +108,7 @@ class StreamedBody:
 
     def reset_low_watermark(self) -> bool:
         """See `Connection.reset_low_watermark`."""
-        return self._relay is not None and self._relay.reset_low_watermark()
+        return self._splice is not None and self._splice.reset_low_watermark()
 
     def _left(self) -> int:
         return self._parser.length or 0
@@ -160,9 +161,9 @@ class StreamedBody:
             self._finish(None)
 
     def _finish(self, result: Failure | None) -> None:
-        relay, self._relay, self._chunk, self._failure = self._relay, None, None, None
-        if relay is not None:
-            relay.stop()
+        splice, self._splice, self._chunk, self._failure = self._splice, None, None, None
+        if splice is not None:
+            splice.stop()
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             consumer.unregisterProducer()

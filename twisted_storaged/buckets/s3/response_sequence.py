@@ -136,7 +136,7 @@ class ResponseSequence:
 class VerifyingConsumer:
     """Passes bytes on to `consumer`; the last ones only if all together are what they should be.
 
-    It has no `take_from` (see `relay`): bytes that are verified have to pass through memory.
+    It has no `take_from` (see `SpliceReader`): bytes that are verified have to pass through memory.
 
     Attributes:
         mismatch: what is wrong with the bytes, once all have come and they are wrong; the last ones were not passed on.
