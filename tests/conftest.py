@@ -44,22 +44,19 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what is not of the core; with `--all`, let one worker run all tests of an external engine."""
+    """Deselect what is not of the core, without `--all`."""
     if config.getoption("--all"):
-        for item in items:
-            for engine in _external(item):
-                item.add_marker(pytest.mark.xdist_group(engine))
         return
-    core = [item for item in items if not item.get_closest_marker("full") and not _external(item)]
+    core = [item for item in items if not item.get_closest_marker("full") and not _needs_external_engine(item)]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(core)])
     items[:] = core
 
 
-def _external(item: pytest.Item) -> list[str]:
-    """The external engine that a test is parametrized with, if any."""
+def _needs_external_engine(item: pytest.Item) -> bool:
+    """Whether a parameter of a test is the name of an external engine."""
     callspec = getattr(item, "callspec", None)
     values = [] if callspec is None else callspec.params.values()
-    return [value for value in values if isinstance(value, str) and value in EXTERNAL]
+    return any(isinstance(value, str) and value in EXTERNAL for value in values)
 
 
 class Engines:

@@ -17,7 +17,7 @@ from tests.faultproxy import fault_proxy
 from tests.integration.test_daemon import head, wait_for
 from tests.integration.test_s3_faults import DATA, Behind, MiB
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("ceph")]
+pytestmark = pytest.mark.full
 
 #: Seconds that a fault lasts, and that S3 has for a request: a gateway is back in about two.
 LASTS, DEADLINE = 0.5, 15

@@ -14,9 +14,6 @@ from tests.engines import free_ports
 from tests.integration import wrong_server
 from tests.integration.test_daemon import ask
 
-#: The wrong server is held against the contract once.
-pytestmark = pytest.mark.xdist_group("conformance")
-
 #: Seconds; the wire contract has a minute in it.
 LIMIT = 400
 

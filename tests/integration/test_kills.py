@@ -31,7 +31,6 @@ class KillTests:
             assert self.kills(place).orphans(patience=10) == 0
 
     @pytest.mark.full
-    @pytest.mark.xdist_group("ceph")
     def test_on_ceph(self, all_engines: Engines) -> None:
         """Where uploads of a storaged that is dead may be left."""
         with on(all_engines.get("ceph")) as place, place.daemon:

@@ -378,7 +378,6 @@ class CredentialsTests:
     """An engine that does not let us in."""
 
     @pytest.mark.full
-    @pytest.mark.xdist_group("ceph")
     def test_wrong_ones_are_internal(self, all_engines: Engines, tmp_path: Path) -> None:
         """The log says what the engine said; nobody says a secret."""
         engine = all_engines.get("ceph")
