@@ -11,19 +11,17 @@ from twisted.python.failure import Failure
 
 from twisted_storaged.errors import StorageError
 
-# Waiting for company, for as long as it comes.
-#
-# What is done together costs less than one by one: a commit, a look into an index, a send that wakes its peer.
-# Clients that were answered together ask again together, but not all in one turn of the reactor: the first of them
-# wakes it, and the others come while it is at work. So as long as a turn has brought more, another is waited for. It
-# comes at once: who is alone is kept waiting for microseconds.
-
-#: Turns after which nobody waits for more.
+#: Iterations of the reactor after which `act` is called in any case.
 MAX_ITERATIONS = 8
 
 
 class Coalescer:
-    """Calls `act` when, by `count`, the last `quiet` turns of the reactor have brought no more."""
+    """Calls `act` once `quiet` iterations of the reactor brought no new work, by `count`; after MAX_ITERATIONS at most.
+
+    A commit, an index look-up, or a send that wakes its peer costs less for several at once. Clients that got their
+    responses together send their next requests together, but not within one iteration: the first wakes the reactor,
+    the others arrive while it works. A single client is delayed by microseconds, as idle iterations do not wait.
+    """
 
     def __init__(self, clock: IReactorTime, count: Callable[[], int], act: Callable[[], None], quiet: int = 1) -> None:
         self._clock = clock
@@ -33,7 +31,7 @@ class Coalescer:
         self._seen = self._left = self._turns = 0
 
     def begin(self) -> None:
-        """Begin to wait; to be called when the first is there."""
+        """Begin to count; to be called when the first work arrives."""
         self._seen, self._left, self._turns = self._count(), self._quiet, MAX_ITERATIONS
         self._clock.callLater(0, self._look)
 
@@ -48,28 +46,23 @@ class Coalescer:
             self._act()
 
 
-# Doing together what comes together: what arrives while one call is under way is done together by the next.
-#
-# A commit waits for the disk, however little it commits, and a look into the index for a thread: this is how many
-# clients share that wait. Nothing is answered before the call that it is part of has returned.
-
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
-#: Turns of the reactor without another that end a round: as many as it takes those that were answered by the last one
-#: to be heard again.
+#: Iterations without a new call after which a batch begins: as many as it takes until the clients that the last batch
+#: has answered are heard again.
 QUIET_ITERATIONS = 3
 
 
 class Batcher(Generic[_T, _R]):
-    """Does things in the order they come in, by one call of `do_all` at a time.
+    """Group commit: items that arrive while a batch runs form the next one. One call of `do_all` runs at a time.
 
-    That call takes a list of them and gives as many results, or fails for all. A result that is a StorageError is the
-    failure of one, whatever became of the others.
+    `do_all` gets a list of items and returns as many results, or fails for all of them. A result that is a
+    StorageError is the failure of that item alone.
 
-    Each is answered exactly once, whatever that call does: if it raises at once, or has another number of results
-    than it was given things, all of its things fail; and what has come meanwhile goes on.
+    Each item gets exactly one outcome, whatever `do_all` does: if it raises, or returns another number of results, the
+    whole batch fails, and the next one goes on.
     """
 
     def __init__(
@@ -78,7 +71,7 @@ class Batcher(Generic[_T, _R]):
         do_all: Callable[[list[_T]], Deferred[Sequence[_R | StorageError]]],
         unclaimed: Callable[[_R], object] = lambda _: None,
     ) -> None:
-        """`unclaimed` is called with the result of one that was cancelled meanwhile, to let go of what it holds."""
+        """`unclaimed` releases the result of an item whose caller has cancelled it."""
         self._round = Coalescer(clock, lambda: len(self._waiting), self._do_waiting, QUIET_ITERATIONS)
         self._do_all = do_all
         self._unclaimed = unclaimed
@@ -86,7 +79,7 @@ class Batcher(Generic[_T, _R]):
         self._busy = False
 
     def do(self, thing: _T) -> Deferred[_R]:
-        """Do one; fires when that is done, with its result."""
+        """Add an item to the next batch; fires with its result."""
         outcome: Deferred[_R] = Deferred()
         self._waiting.append((thing, outcome))
         if not self._busy:

@@ -60,11 +60,11 @@ class ChannelOwner(Protocol):
         """Remove a channel that has closed from `channels`."""
 
 
-# The timer of a connection: one that is kept, and set anew when due, where Twisted makes one for each request.
-
-
 class ReusedTimeout(TimeoutMixin):
-    """Calls `timeoutConnection` when nothing has happened for `timeOut` seconds."""
+    """Calls `timeoutConnection` after `timeOut` idle seconds, with one timer that is set again when it is due.
+
+    Twisted's TimeoutMixin makes a timer for each request.
+    """
 
     site: ChannelOwner
     timeOut: float | None  # type: ignore[assignment]
@@ -72,7 +72,7 @@ class ReusedTimeout(TimeoutMixin):
     _deadline = 0.0
 
     def setTimeout(self, period: float | None) -> float | None:
-        """Begin to wait for `period` seconds, or, for None, do so no more; returns what it was before."""
+        """Set the idle seconds that are allowed, None for any number; returns the former value."""
         before, self.timeOut = self.timeOut, period
         self.resetTimeout()
         if period is not None and self._timer is None:
@@ -80,7 +80,7 @@ class ReusedTimeout(TimeoutMixin):
         return before
 
     def resetTimeout(self) -> None:
-        """Something has happened."""
+        """Restart the count of idle seconds."""
         if self.timeOut is not None:
             self._deadline = self.site.reactor.seconds() + self.timeOut
 
@@ -95,17 +95,10 @@ class ReusedTimeout(TimeoutMixin):
             self.timeoutConnection()
 
     def cancel_timer(self) -> None:
-        """The connection is closed."""
+        """Cancel the timer of a connection that has closed."""
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
 
-
-# twisted.web, taught to dispatch a request when its headers are in, and to answer before its body is.
-#
-# Stock twisted.web collects a body before it lets anybody see the request. Here the request is handed over at the end
-# of its headers, with the transport paused, and its `RequestBody` reads when somebody wants it. An answer that is
-# given before the body is in ends the connection, in such a way that the client sees it: see
-# `StreamingChannel._linger`.
 
 NO_REQUEST = b"HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 #: RFC 9110, 15.5.1 and 15.5.15; RFC 6585, 5.

@@ -65,26 +65,24 @@ class RequestChannel(Protocol):
         """Send bytes of another socket: see `WriteBuffer.take_from`."""
 
 
-# A request's body, as the producer that it is: nobody's bytes are read before somebody wants them.
-#
-# It is an IBodyProducer, the interface that twisted.web's client sends bodies with, seen from the server: starting it
-# sends `100 Continue` and reads, pausing it is TCP back-pressure, and never starting it is a refusal.
-
-#: Bytes that one read of the socket may bring while a body is consumed.
+#: Bytes that one read of the socket may return while a body is consumed.
 READ_SIZE = 1 << 20
-#: And before: a small body is here at once, with its head. From 128 KiB on, memory is the system's each time.
+#: The same for heads, with which small bodies arrive. malloc gets 128 KiB and more from the system each time.
 USUAL_READ_SIZE = 120 << 10
 
 
 @implementer(IBodyProducer, IRequestBody)
 class RequestBody:
-    """The body of one request.
+    """The body of one request, as a producer whose bytes are not read before they are wanted.
+
+    Starting it sends `100 Continue` and reads, pausing it is TCP back-pressure, and a request that is refused never
+    starts it. The interface is that of the bodies which twisted.web's client sends.
 
     Attributes:
-        declared: the length that the headers gave, in bytes; None for a chunked body.
-        here: all of it, where it came in one read with the headers: who finds it here need not consume it.
-        complete: whether all of it has arrived, wanted or not.
-        paused: whether it is us, and not the peer, for whom it waits.
+        declared: the length from the headers, in bytes; None for a chunked body.
+        buffered: the complete body, if it arrived with the headers; it need not be consumed then.
+        complete: whether all of it has arrived.
+        paused: whether it waits for its consumer, not for the client.
     """
 
     def __init__(self, channel: RequestChannel) -> None:
@@ -104,23 +102,23 @@ class RequestBody:
         self._room: Any = None  # an IBufferConsumer
 
     def announce(self, length: int | None, expects_continue: bool) -> None:
-        """The headers are in: this much will come (None: nobody knows), or is held back for a 100 Continue."""
+        """Set the declared length (None for a chunked body), and whether the client waits for a 100 Continue."""
         self.declared = length
         self._expects_continue = expects_continue
 
     def came(self, data: memoryview) -> None:
-        """All of it came in one read with the headers."""
+        """Set the complete body, which arrived with the headers."""
         self.declared = len(data)
         self.buffered = data
 
     @property
     def length(self) -> int | str:
-        """The same, as IBodyProducer says it."""
+        """The declared length, in the form of IBodyProducer."""
         return UNKNOWN_LENGTH if self.declared is None else self.declared
 
     @property
     def holds_back(self) -> bool:
-        """Whether the peer is to send no more of it for now."""
+        """Whether the client's bytes are to stay in the socket for now."""
         return self.paused and not self.complete
 
     def limit(self, size: int) -> None:
@@ -233,8 +231,6 @@ class RequestBody:
     def _place(self) -> memoryview | None:
         return self._room.room() if self._wanted and self._room is not None else None
 
-
-# A request that is seen by the resource tree when its headers are in, and whose answer is written as bytes.
 
 #: How a request can end, beside being cut.
 COMPLETE = "complete"

@@ -17,15 +17,6 @@ from twisted_storaged.runtime.write_buffer import FlushQueue
 from twisted_storaged.server.channel import IDLE_SECONDS, StreamingChannel
 from twisted_storaged.server.request import StreamingRequest
 
-# The access log: a line for each request, written to the daemon's log a few times a second.
-#
-# A line is in the Common Log Format, and one field follows, up to the end of the line: how the request ended.
-# `complete`: all of its answer was handed to the system to send. `client gone`: the client closed the connection
-# before. `cut: ` and a reason: storaged did. Where no answer had begun, there is no status, but a `-`.
-#
-# A log event of its own for each line would cost more than a small GET.
-# https://httpd.apache.org/docs/current/logs.html#common
-
 #: Seconds that a line may wait for others.
 WAIT = 0.5
 
@@ -33,7 +24,12 @@ _log = Logger(namespace="storaged.access")
 
 
 class AccessLog:
-    """Collects lines, and writes them together."""
+    """Logs a line for each request, in the Common Log Format with one more field: how the request ended.
+
+    `complete`: the whole response was handed to the kernel. `client gone`: the client closed the connection before
+    that. `cut: REASON`: storaged closed it. Without a response, the status is `-`.
+    https://httpd.apache.org/docs/current/logs.html#common
+    """
 
     def __init__(self, clock: IReactorTime, wall_clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -43,14 +39,14 @@ class AccessLog:
         self._time = ""
 
     def add(self, request: StreamingRequest) -> None:
-        """Note that a request has ended."""
+        """Log a request that has ended."""
         # The repr of bytes has no control characters, and its quotes are not ours.
         what = repr(b" ".join((request.method, request.uri, request.clientproto)))[2:-1].replace('"', "%22")
         status = request.code if request.startedWriting else "-"
         self._add(request.client, what, f"{status} {request.sentLength or '-'} {request.outcome}")
 
     def add_refused(self, client: object, status: int) -> None:
-        """Note that something came from a client that is no request, or none that is read to its end."""
+        """Log bytes that are no request, or a request that was not read to its end."""
         self._add(client, "-", f"{status} - cut: no request")
 
     def _add(self, client: object, what: str, how: str) -> None:
@@ -60,7 +56,7 @@ class AccessLog:
             self._clock.callLater(WAIT, self.flush)
 
     def flush(self) -> None:
-        """Write what there is."""
+        """Write the collected lines in one log event: an event for each would cost more than a small GET."""
         lines, self._lines = self._lines, []
         if lines:
             _log.info("{lines}", lines="\n".join(lines))
@@ -71,8 +67,6 @@ class AccessLog:
             self._second = second
             self._time = datetimeToLogString(second)
 
-
-# The factory of channels, which knows those that are open: what they share, and how they all end.
 
 SERVER = b"storaged/" + __version__.encode("ascii")
 
