@@ -1,6 +1,6 @@
 """S3Bucket: a bucket of AWS or of any engine that speaks S3.
 
-Objects go through the thin data plane of `twisted_storaged.s3`; boto3 knows the configuration and the credentials, and
+Objects go through the thin data plane of `buckets.s3.client`; boto3 knows the configuration and the credentials, and
 makes the rare calls around a multipart upload. What is sent: payloads unsigned (hashing them with SHA-256 costs more
 than all the rest together), each with a CRC-32C that engines verify on arrival, in a header rather than a trailer,
 which not all engines understand.

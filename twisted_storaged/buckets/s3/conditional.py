@@ -1,5 +1,5 @@
 """Which conditional writes a bucket of S3 may be asked for: only those that its engine checks and carries out in one
-step. The operator says which, or `s3probe` finds out, at the first that is asked for.
+step. The operator says which, or `probe` finds out, at the first that is asked for.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
 """
@@ -62,7 +62,7 @@ class ConditionalSupport:
     """What a bucket claims, once that is known."""
 
     def __init__(self, capabilities: Capabilities | None, probe: Callable[[], Awaitable[Capabilities]]) -> None:
-        """It claims `claims`; or, for None, what `probe` finds. A probe that fails is made again for the next asker."""
+        """It has `capabilities`; or, for None, what `probe` finds. A failed probe is repeated for the next caller."""
         self._capabilities = capabilities
         self._probe = probe
         self._waiting: list[Deferred[Capabilities]] = []

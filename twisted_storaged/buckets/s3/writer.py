@@ -1,4 +1,4 @@
-"""One upload to S3, as the PartSink of `multipart`: a PutObject, or the calls of a multipart upload.
+"""One upload to S3, as the PartSink of `buckets.upload`: a PutObject, or the calls of a multipart upload.
 
 A multipart upload is in the journal for as long as S3 may have it. What became of a CompleteMultipartUpload whose
 reply was lost is found out, not guessed: as long as the upload is there, nothing was completed.
@@ -48,7 +48,7 @@ class S3Upload:
     def __init__(
         self, context: S3Context, s3_key: str, key: str, options: PutOptions, capabilities: Capabilities
     ) -> None:
-        """Upload to `s3_key`; clients know the object as `key`. Conditions that are not in `claims` are refused.
+        """Upload to `s3_key`; clients know the object as `key`. Conditions that are not in `capabilities` are refused.
 
         Raises:
             InvalidRequest: S3 cannot keep this metadata.
