@@ -38,8 +38,7 @@ from twisted_storaged.model import (
     PutOptions,
     Span,
 )
-from twisted_storaged.runtime.budgets import DeliveryBudget, FairShare
-from twisted_storaged.runtime.buffers import BufferPool
+from twisted_storaged.runtime.buffers import BufferPool, DeliveryBudget, FairShare
 from twisted_storaged.runtime.concurrency import deferred
 
 #: The reactor that pytest-twisted runs, as something with all its interfaces.

@@ -13,7 +13,7 @@ from twisted.python import usage
 from twisted_storaged import __version__
 from twisted_storaged.config_file import DEFAULT_SECRETS
 from twisted_storaged.runtime.process import StopSignals
-from twisted_storaged.runtime.reactor import install, warn_of_wall_clock
+from twisted_storaged.runtime.twisted_internals import install, warn_of_wall_clock
 
 
 class Options(usage.Options):

@@ -22,7 +22,7 @@ from twisted_storaged.buckets.s3.response_sequence import ResponseSequence
 from twisted_storaged.errors import BucketUnreachable, DamagedObject
 from twisted_storaged.interfaces import IObjectReader
 from twisted_storaged.protocol.http1 import ConnectionFailed, Response, ResponseParser
-from twisted_storaged.runtime.budgets import ReadReservation
+from twisted_storaged.runtime.buffers import ReadReservation
 from twisted_storaged.runtime.concurrency import ConsumerGone, forget_frames, run_coroutine
 from twisted_storaged.runtime.direct_io import SpliceReader
 

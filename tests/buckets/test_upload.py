@@ -14,8 +14,7 @@ from tests.support import Body, BytesBody, RunLater, result, run_now
 from twisted_storaged.buckets.upload import KEEP_IDLE, BodyDigests, ThreadedSink, Uploader
 from twisted_storaged.errors import BodyLost, BucketError, DigestMismatch
 from twisted_storaged.model import NO_OPTIONS, ObjectInfo, PutOptions
-from twisted_storaged.runtime.budgets import FairShare
-from twisted_storaged.runtime.buffers import BufferPool
+from twisted_storaged.runtime.buffers import BufferPool, FairShare
 
 PART = 10
 

@@ -55,7 +55,7 @@ class LifeTests:
 
     def test_serves_objects(self, daemon: Daemon) -> None:
         """All verbs, in a process that nobody configured."""
-        assert "reactor class: twisted_storaged.runtime.reactor.Reactor" in daemon.log
+        assert "reactor class: twisted_storaged.runtime.twisted_internals.Reactor" in daemon.log
         status, body = ask(daemon, "PUT", "/storage/put/a/b%20c", b"hello")
         assert (status, json.loads(body)["size"]) == (200, 5)
         assert ask(daemon, "GET", "/storage/get/a/b%20c") == (200, b"hello")

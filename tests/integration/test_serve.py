@@ -49,7 +49,7 @@ class ServeTests:
         with ServedDaemon(tmp_path) as daemon:
             assert {path.name for path in tmp_path.iterdir()} == {"data", "secrets.toml", "storaged.log"}
             # On the reactor of storaged; any other would be warned of.
-            assert "goes by the wall clock" not in daemon.log
+            assert "uses the wall clock" not in daemon.log
 
     def test_a_taken_port(self, tmp_path: Path) -> None:
         """A port that is taken ends it with status 1, one line on stderr, and the same line in the log, on stdout."""

@@ -21,8 +21,7 @@ from twisted_storaged.buckets.part_stream import PartStream
 from twisted_storaged.errors import DigestMismatch
 from twisted_storaged.interfaces import IRequestBody
 from twisted_storaged.model import Digests, ObjectInfo, PutOptions
-from twisted_storaged.runtime.budgets import FairShare
-from twisted_storaged.runtime.buffers import BufferPool
+from twisted_storaged.runtime.buffers import BufferPool, FairShare
 from twisted_storaged.runtime.concurrency import InFlight, Run, deferred
 
 #: Buffers that are kept for the next PUT while there is none.
@@ -126,17 +125,17 @@ class Uploader:
         first = await stream.next()
         if stream.exhausted:
             # It fits into one part, which could not be known before if its length was not declared.
-            return await self._store_whole(first, sink, digesting)
+            try:
+                return await self._store_whole(first, sink, digesting)
+            finally:
+                self.buffers.give_back(first)
         return await self._store_parts(first, stream, sink, digesting)
 
     async def _store_whole(self, body: memoryview, sink: PartSink, digesting: BodyDigests) -> ObjectInfo:
-        try:
-            if digesting:
-                await digesting.take(body)
-            digests = digesting.check()
-            info = await sink.whole(body)
-        finally:
-            self.buffers.give_back(body)
+        if digesting:
+            await digesting.take(body)
+        digests = digesting.check()
+        info = await sink.whole(body)
         return info._replace(digests=digests) if digests else info
 
     async def _store_parts(

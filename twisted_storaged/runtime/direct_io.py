@@ -60,7 +60,10 @@ class Takeover:
 
 
 class InPlaceReader(Takeover):
-    """Reads from a plain socket into the memory that `place` returns (None: stop), and reports counts to `filled`."""
+    """Reads from a plain socket into the memory that `place` returns (None: stop), and reports counts to `filled`.
+
+    `place` must not raise OSError, which would be taken for a lost connection.
+    """
 
     method = "doRead"
 
@@ -109,7 +112,7 @@ class SpliceReader(Takeover):
             super().start()
 
     def stop(self) -> None:
-        """Leave reading to the transport again."""
+        """Leave reading to the transport again, for good: the socket counts as readable with any byte from now on."""
         super().stop()
         self._may_wait = False
         self._set_watermark()
@@ -141,11 +144,6 @@ class SpliceReader(Takeover):
         return ended
 
 
-# A pipe through which the kernel moves bytes from one socket to another, without showing them to us.
-#
-# Reading them and writing them again would copy each byte twice, which is most of what a large GET costs. splice(2)
-# hands over the pages instead. https://man7.org/linux/man-pages/man2/splice.2.html
-
 #: Bytes that a pipe holds, if the system allows as many.
 SIZE = 1 << 20
 
@@ -153,7 +151,11 @@ _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
 class SplicePipe:
-    """Takes from one socket, and sends to another. True while there is something in it."""
+    """A pipe through which the kernel moves bytes from one socket to another. True while there is something in it.
+
+    Reading the bytes and writing them again would copy each twice, which is most of what a large GET costs. splice(2)
+    moves the pages instead: https://man7.org/linux/man-pages/man2/splice.2.html
+    """
 
     def __init__(self) -> None:
         """Raises OSError where there are no file descriptors left."""

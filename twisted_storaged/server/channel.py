@@ -21,8 +21,8 @@ from twisted.web.http_headers import Headers
 from twisted_storaged.errors import BodyLost, BodyStalled
 from twisted_storaged.protocol.http1 import RequestHead, bounded_length, parse_plain_head
 from twisted_storaged.protocol.http_fields import Fields
-from twisted_storaged.runtime.channel_internals import ChannelInternals
 from twisted_storaged.runtime.direct_io import InPlaceReader
+from twisted_storaged.runtime.twisted_internals import ChannelInternals
 from twisted_storaged.runtime.write_buffer import FlushQueue, WriteBuffer, has_unsent
 from twisted_storaged.server.request import USUAL_READ_SIZE, StreamingRequest
 
@@ -384,7 +384,7 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
         return self._plain and self._outgoing.write_in_place(data)
 
     def take_from(self, source: socket, count: int) -> int | None:
-        """Send bytes from another socket, without seeing them: see `Outgoing.take_from`."""
+        """Send bytes from another socket, without seeing them: see `WriteBuffer.take_from`."""
         return self._outgoing.take_from(source, count) if self._plain else None
 
     def call_soon(self, call: Callable[..., object], *args: object) -> None:

@@ -267,9 +267,6 @@ class StreamingRequest(Request):
         self.outcome = ""
         self._announced: int | None = None
 
-    def gotLength(self, length: int | None) -> None:
-        """No file is made for the body: nobody collects it."""
-
     def dispatch(self, command: bytes, path: bytes, version: bytes) -> None:
         """Let the resource tree see the request."""
         self.dispatched = True
@@ -306,7 +303,7 @@ class StreamingRequest(Request):
             self.channel.write(data)
 
     def take_from(self, source: socket, count: int) -> int | None:
-        """Write up to `count` bytes that are taken from `source`: see `Outgoing.take_from`."""
+        """Write up to `count` bytes that are taken from `source`: see `WriteBuffer.take_from`."""
         if self._announced is None or self.gone or self.outcome:
             return None
         count = min(count, self._announced - self.sentLength)

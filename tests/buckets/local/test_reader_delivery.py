@@ -9,7 +9,7 @@ from twisted_storaged.buckets.local.files import ALIGNMENT
 from twisted_storaged.buckets.local.reader import AHEAD, CHUNK, Chunk, FileReader
 from twisted_storaged.errors import BucketError, DamagedObject
 from twisted_storaged.model import ObjectInfo, Span
-from twisted_storaged.runtime.budgets import DELIVERY_BYTES, DeliveryBudget
+from twisted_storaged.runtime.buffers import DELIVERY_BYTES, DeliveryBudget
 from twisted_storaged.runtime.concurrency import ConsumerGone
 
 

@@ -54,8 +54,7 @@ from twisted_storaged.errors import (
 from twisted_storaged.interfaces import IBucket, IObjectReader, IRequestBody
 from twisted_storaged.model import NO_OPTIONS, ByteRange, Condition, ListPage, ListQuery, ObjectInfo, PutOptions, Span
 from twisted_storaged.runtime.batching import Batcher
-from twisted_storaged.runtime.budgets import DeliveryBudget, FairShare
-from twisted_storaged.runtime.buffers import KEEP_FOR_READS, part_buffers
+from twisted_storaged.runtime.buffers import KEEP_FOR_READS, DeliveryBudget, FairShare, part_buffers
 from twisted_storaged.runtime.concurrency import Threads, deferred
 from twisted_storaged.runtime.files import touch
 

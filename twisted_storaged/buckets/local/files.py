@@ -119,7 +119,7 @@ class DataFolder(ContentFiles):
 
     def create(self) -> ContentFile:
         """Create an empty content with a new name, and its note."""
-        name = new_name()
+        name = os.urandom(16).hex()
         # The note first: a content without one is never removed, but moved to `lost/`.
         os.close(os.open(self._notes / name, _NEW, 0o600))
         return ContentFile(self, name)
@@ -198,11 +198,6 @@ class ContentFile:
 def boot_id() -> str:
     """Return an id of the kernel that changes at each boot. See random(4)."""
     return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-
-
-def new_name() -> str:
-    """Return a random name for a new content."""
-    return os.urandom(16).hex()
 
 
 def _is_content(entry: os.DirEntry[str], folder: str) -> bool:

@@ -24,8 +24,7 @@ from twisted_storaged.buckets.local.index_schema import BLOCK_SIZE, block_checks
 from twisted_storaged.errors import DamagedObject
 from twisted_storaged.interfaces import IObjectReader
 from twisted_storaged.model import ObjectInfo, Span
-from twisted_storaged.runtime.budgets import MAX_READ, DeliveryBudget, ReadReservation
-from twisted_storaged.runtime.buffers import BufferPool
+from twisted_storaged.runtime.buffers import MAX_READ, BufferPool, DeliveryBudget, ReadReservation
 from twisted_storaged.runtime.concurrency import BackpressureGate, Run, deferred
 
 

@@ -12,7 +12,7 @@ from awscrt.checksums import crc32c
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
-from twisted_storaged.buckets.local.files import ContentFile, DataFolder, new_name
+from twisted_storaged.buckets.local.files import ContentFile, DataFolder
 from twisted_storaged.buckets.local.generation import read_wal_index
 from twisted_storaged.buckets.local.index_reads import Entry
 from twisted_storaged.buckets.local.index_schema import BLOCK_SIZE, block_checksums, combined, pack
@@ -46,7 +46,7 @@ class LocalUpload(ThreadedSink):
             return super().whole(body)
         # Not in a thread, as this takes microseconds. A copy, since the memory is reused before the commit.
         self._content = bytes(body)
-        return succeed(ObjectInfo(self._key, len(body), new_name(), time.time()))
+        return succeed(ObjectInfo(self._key, len(body), os.urandom(16).hex(), time.time()))
 
     def entry(self, info: ObjectInfo) -> Entry:
         """Return the entry of the stored content, with its checksums."""

@@ -49,8 +49,7 @@ from twisted_storaged.model import (
 )
 from twisted_storaged.protocol.http1 import Response
 from twisted_storaged.protocol.s3_xml import list_parameters, parse_list, sorted_after
-from twisted_storaged.runtime.budgets import MIN_READ, FairShare
-from twisted_storaged.runtime.buffers import BufferPool, part_buffers
+from twisted_storaged.runtime.buffers import MIN_READ, BufferPool, FairShare, part_buffers
 from twisted_storaged.runtime.concurrency import Threads, deferred
 
 #: The smallest part that S3 allows, in bytes, and the most parts of one upload.

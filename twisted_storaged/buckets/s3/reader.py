@@ -27,7 +27,7 @@ from twisted_storaged.interfaces import IObjectReader
 from twisted_storaged.model import ByteRange, ObjectInfo, Span
 from twisted_storaged.protocol.checksums import Verification
 from twisted_storaged.protocol.http1 import ConnectionFailed
-from twisted_storaged.runtime.budgets import MIN_READ, DeliveryBudget, ReadReservation
+from twisted_storaged.runtime.buffers import MIN_READ, DeliveryBudget, ReadReservation
 from twisted_storaged.runtime.concurrency import ConsumerGone, deferred
 
 #: Bytes that are read at once where verifying them takes long: nothing else happens meanwhile.

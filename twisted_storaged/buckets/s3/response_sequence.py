@@ -11,7 +11,7 @@ from zope.interface import implementer
 
 from twisted_storaged.interfaces import ISpliceConsumer
 from twisted_storaged.protocol.checksums import Verification
-from twisted_storaged.runtime.budgets import ReadReservation
+from twisted_storaged.runtime.buffers import ReadReservation
 from twisted_storaged.runtime.concurrency import BackpressureGate
 from twisted_storaged.runtime.direct_io import TakeFrom
 

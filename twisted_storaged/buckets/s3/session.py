@@ -25,7 +25,7 @@ from twisted_storaged.buckets.s3.read_ahead import SEGMENT, SegmentBudget
 from twisted_storaged.buckets.s3.retries import Retries
 from twisted_storaged.protocol.http1 import NotConnected
 from twisted_storaged.protocol.sigv4 import Credentials, Signer
-from twisted_storaged.runtime.budgets import DeliveryBudget
+from twisted_storaged.runtime.buffers import DeliveryBudget
 from twisted_storaged.runtime.concurrency import Run
 
 if TYPE_CHECKING:

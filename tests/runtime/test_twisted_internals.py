@@ -14,7 +14,7 @@ from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 
 from tests.buckets.local.embedded import logged
-from twisted_storaged.runtime.reactor import Reactor, warn_of_wall_clock
+from twisted_storaged.runtime.twisted_internals import Reactor, warn_of_wall_clock
 
 
 class Peer:
@@ -81,7 +81,7 @@ class PollTests:
             reactor.doIteration(5)
         assert reads == [b"hello"]
         assert peers[0].lost[0].check(ValueError)
-        assert "a defect in a connection" in "".join(lines)
+        assert "unexpected error in a connection" in "".join(lines)
         for pair in pairs:
             for one in pair:
                 one.close()
@@ -125,12 +125,12 @@ class ClockTests:
         assert 59 < (reactor.timeout() or 0) <= 60
 
     def test_a_reactor_on_the_wall_clock_is_warned_of(self, reactor: Reactor) -> None:
-        """The log names a reactor that goes by the wall clock, and not this one."""
+        """The log names a reactor that uses the wall clock, and not this one."""
         with logged(LogLevel.warn) as lines:
             warn_of_wall_clock(reactor)
             assert lines == []
             warn_of_wall_clock(_WallClockReactor())
-        assert "_WallClockReactor goes by the wall clock" in lines[0]
+        assert "_WallClockReactor uses the wall clock" in lines[0]
 
 
 class _WallClockReactor:
@@ -143,13 +143,13 @@ class InstallTests:
     @pytest.mark.parametrize(
         ("before", "expected"),
         [
-            ("", "twisted_storaged.runtime.reactor.Reactor"),
+            ("", "twisted_storaged.runtime.twisted_internals.Reactor"),
             ("from twisted.internet import pollreactor; pollreactor.install()", "twisted.internet.pollreactor"),
         ],
     )
     def test_one_that_was_chosen_stays(self, before: str, expected: str) -> None:
         """As by `twistd --reactor`."""
-        lines = [before, "from twisted_storaged.runtime.reactor import install", "install()"]
+        lines = [before, "from twisted_storaged.runtime.twisted_internals import install", "install()"]
         lines += ["from twisted.internet import reactor", "print(type(reactor))"]
         done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
         assert expected in done.stdout
