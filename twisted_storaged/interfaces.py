@@ -52,7 +52,7 @@ class ISpliceConsumer(IConsumer):
 
 
 class IObjectReader(Interface):
-    """One object, open for reading. It stays what it was when opened, whatever is put under its key meanwhile."""
+    """An object that is open for reading. A PUT or DELETE of its key meanwhile does not change what it reads."""
 
     info: ObjectInfo = Attribute("The object's ObjectInfo.")
     span: Span = Attribute("Which of its bytes `deliver` writes.")
@@ -60,24 +60,24 @@ class IObjectReader(Interface):
     def deliver(consumer: IConsumer) -> Deferred[None]:
         """Write the bytes of `span` to `consumer`, as fast as it takes them, and close.
 
-        Fails with BucketError when the bytes cannot be had, or are not those that were put (what was written until
-        then is less than the whole span), and with ConsumerGone when the consumer stopped it.
+        Fails with BucketError when the bytes cannot be read or are not those that were put; less than the whole span
+        has been written then. Fails with ConsumerGone when the consumer stopped it.
         """
 
     def close() -> None:
-        """Let go of the object without reading it."""
+        """Release the object without reading it."""
 
 
 class IBucket(Interface):
     """A place for objects. Every call is awaited at once, and may fail with BucketError, whose text is for the log."""
 
-    name: str = Attribute("What the configuration calls it.")
+    name: str = Attribute("Its name in the configuration.")
 
     def start() -> None:
         """Open it, blocking, before the reactor runs. Raises StartError."""
 
     def close() -> None:
-        """Close it, blocking, where the daemon could not start after all: no request has been made yet."""
+        """Close it, blocking, if the daemon fails to start later on: no request has been made yet."""
 
     def stop() -> Deferred[None]:
         """Close it, after the last request has ended."""
@@ -85,24 +85,24 @@ class IBucket(Interface):
     def put(key: str, body: IRequestBody, max_length: int, options: PutOptions = NO_OPTIONS) -> Awaitable[ObjectInfo]:
         """Store `body`, which is at most `max_length` bytes, under `key`.
 
-        Fires when the object is durable and visible, in the place of what had this key. On any failure, also one
-        of the body, the old object stays and nothing is left of the new one; it fires after that is so.
+        Fires when the object is durable and visible, in place of an older one. On any failure, also one of the body,
+        the old object stays, and nothing of the new one is left when the failure is raised.
 
-        Fails with DigestMismatch, PreconditionFailed or WriteConflict; and with ConditionUnsupported where the
-        condition and the write could not be one step.
+        Fails with DigestMismatch, PreconditionFailed or WriteConflict; and with ConditionUnsupported if the bucket
+        cannot check the condition and write in one atomic step.
         """
 
     def head(key: str) -> Awaitable[ObjectInfo]:
-        """Look at an object. Fails with ObjectNotFound."""
+        """Look up an object without its content. Fails with ObjectNotFound."""
 
     def get(key: str, wanted: ByteRange | None = None) -> Awaitable[IObjectReader]:
-        """Open an object, to read it or a range of it. Fails with ObjectNotFound or RangeNotSatisfiable."""
+        """Open an object, or a range of it, for reading. Fails with ObjectNotFound or RangeNotSatisfiable."""
 
     def list(query: ListQuery, token: str | None = None) -> Awaitable[ListPage]:
-        """The page at `token` (None: the first) of a list."""
+        """Return the page at `token` (None: the first) of a list."""
 
     def delete(key: str, condition: Condition | None = None) -> Awaitable[None]:
-        """See to it that no object has `key`, whether or not one had.
+        """Delete the object under `key`, if there is one.
 
         Fails as `put` does where a condition does not hold, or cannot be checked in the same step.
         """

@@ -50,8 +50,8 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
-#: Iterations without a new call after which a batch begins: as many as it takes until the clients that the last batch
-#: has answered are heard again.
+#: Iterations without a new call after which a batch begins: as many as it takes for the next requests of the clients
+#: of the last batch to arrive.
 QUIET_ITERATIONS = 3
 
 
@@ -100,13 +100,13 @@ class Batcher(Generic[_T, _R]):
 
     def _checked(self, results: Sequence[_R | StorageError], count: int) -> Sequence[_R | StorageError]:
         if len(results) != count:
-            raise RuntimeError(f"{len(results)} results for {count} things that were to be done")
+            raise RuntimeError(f"{len(results)} results for {count} items")
         return results
 
     def _succeeded(self, results: Sequence[_R | StorageError], outcomes: list[Deferred[_R]]) -> None:
         for outcome, result in zip(outcomes, results, strict=True):
             if outcome.called:
-                # Cancelled: nobody would hear of it.
+                # Its caller has cancelled it.
                 if not isinstance(result, StorageError):
                     self._unclaimed(result)
             elif isinstance(result, StorageError):

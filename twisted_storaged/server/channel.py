@@ -1,9 +1,9 @@
-"""One connection: twisted.web's HTTPChannel, which dispatches a request when its headers are in, and may respond before
-its body is.
+"""A connection of HTTP/1.1: twisted.web's HTTPChannel, but requests are dispatched at the end of their headers.
 
-Stock twisted.web collects a body before anybody sees the request. Here the request is handed over at the end of its
-headers, with the transport paused, and its `RequestBody` reads when somebody wants it. A response that is given before
-the body is in ends the connection, in such a way that the client sees it: see `StreamingChannel._linger`."""
+Twisted's own channel collects a body before the resource tree sees the request. This one pauses the transport at the
+end of the headers, and the `RequestBody` reads when it is consumed. A response may be written before the body is
+complete; it then ends the connection so that the client can read it (`StreamingChannel._linger`).
+"""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ChannelOwner(Protocol):
     """What a channel needs of the site that made it.
 
     Attributes:
-        timeOut: seconds without a byte after which a client is given up.
+        timeOut: seconds without a byte after which a connection is closed.
         flush_queue: the connections that have unflushed writes.
         channels: the channels that are open.
         draining: whether no further request is accepted on a connection.
@@ -104,16 +104,16 @@ NO_REQUEST = b"HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 #: RFC 9110, 15.5.1 and 15.5.15; RFC 6585, 5.
 RESPONSES_TO_NONE = {400: b"Bad Request", 414: b"URI Too Long", 431: b"Request Header Fields Too Large"}
 
-#: After an early answer, so many bytes of the body are read and dropped, for so many seconds, before the connection
-#: is closed. Closing it at once makes TCP reset it, and the client lose the answer.
+#: Bytes of a body, and seconds, that are read and dropped after an early response before the connection is closed.
+#: Closing it at once would make TCP reset it, and the client lose the response.
 LINGER_BYTES = 16 << 20
 LINGER_SECONDS = 5
-#: Seconds without a byte, between requests or inside one, after which a client is given up.
+#: Seconds without a byte, between requests or inside one, after which a connection is closed.
 IDLE_SECONDS = 60
 
 
 class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
-    """One connection."""
+    """A connection whose requests are dispatched at the end of their headers."""
 
     site: ChannelOwner
     transport: Any
@@ -136,7 +136,7 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
         self.read_in_chunks_of(USUAL_READ_SIZE)
         set_keep_alive = getattr(self.transport, "setTcpKeepAlive", None)
         if set_keep_alive is not None:
-            # A client that computes for an hour between two reads is fine; one whose host is dead is not.
+            # A client may compute for an hour between two reads; but one whose host is dead must be noticed.
             set_keep_alive(True)
         self.site.channels.add(self)
 
@@ -144,7 +144,7 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
         if self.transport_is_full:
             self._hold(data)
             return
-        # Should Twisted refuse what comes now, it would say so past us. See also `requestDone`.
+        # If Twisted refuses these bytes, it writes to the transport itself: what we hold must be there first.
         self._outgoing.push()
         between = self.line_mode and self.persistent and not self.requests and not self.has_unparsed
         head = parse_plain_head(data) if between else None
@@ -154,19 +154,19 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
             self._begin(head, memoryview(data)[head.size :])
 
     def _hold(self, data: bytes) -> None:
-        """Keep what comes while the client does not read: it is not even looked at before the answers have left. Of
-        requests after the one that is answered, some are read, as that is how the end of a connection is noticed."""
+        """Keep bytes that arrive while the transport is full; they are parsed when the responses have left."""
+        # While a request is handled, some bytes of the next are read: only reading shows that the peer has closed.
         self._held.append(data)
         if not self.is_handling_request or sum(map(len, self._held)) > self.eager_read_size:
             self.pause_reading()
 
     def pauseProducing(self) -> None:
-        """The transport has more to send than it likes: produce no more, and parse no more."""
+        """Stop producing and parsing: the transport has enough to send."""
         super().pauseProducing()
         self.paused = True
 
     def resumeProducing(self) -> None:
-        """The transport has sent that: go on."""
+        """Produce and parse again: the transport has sent what it had."""
         self.paused = False
         super().resumeProducing()
         if (self._held or self.has_unparsed) and not self.transport_is_full:
@@ -177,7 +177,7 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
             self.pause_reading()
 
     def _begin(self, head: RequestHead, body: memoryview) -> None:
-        """What Twisted does, line by line, up to the end of a head; and with a body that came in the same read."""
+        """Begin a request whose head is in one piece, with what is there of its body. Twisted's parser is skipped."""
         request = self.site.requestFactory(self)
         self.requests.append(request)
         request.fields = head.fields
@@ -195,14 +195,14 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
             self.rawDataReceived(bytes(body))
 
     def lineReceived(self, line: bytes) -> None:
-        """As ever, but a head that is too large is refused with the status that says so."""
+        """Refuse a head that is too large with 414 or 431; Twisted would send 400."""
         if self.received_head_size + len(line) > self.totalHeadersSize:
             self.lineLengthExceeded(line)
         else:
             super().lineReceived(line)
 
     def headerReceived(self, line: bytes) -> bool:
-        """As ever, but for numbers that int() refuses, and for one field too many."""
+        """Refuse one field too many with 431, and a Content-Length that Twisted's int() would fail on with 400."""
         if self.received_fields >= self.maxHeaders:
             self.lineLengthExceeded(line)
             return False
@@ -218,14 +218,14 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
         self._refuse(400)
 
     def _refuse(self, status: int) -> None:
-        """Answer what is no request, or a body that is not framed as its head says, and end the connection."""
+        """Respond to bytes that are no request, or no body as its head frames it, and end the connection."""
         self.transport.write(NO_REQUEST % (status, RESPONSES_TO_NONE[status]))
         if not self.requests or not self.requests[-1].dispatched:
             self.site.log_refused(self.getPeer(), status)
         self._end_refused(status)
 
     def allHeadersReceived(self) -> None:
-        """As ever, but there are no cookies, and 100 Continue is said when somebody wants the body."""
+        """Dispatch the request. Unlike Twisted's, it parses no cookies, and sends no 100 Continue yet."""
         request = self.requests[-1]
         request.fields = _fields_of(request.requestHeaders)
         self._begin_request(request)
@@ -242,7 +242,7 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
                 self.pause_reading()
 
     def rawDataReceived(self, data: bytes) -> None:
-        """As ever, but a body of known length is counted here, as part of it may be read past Twisted's decoder."""
+        """Receive some of a body. One of known length is counted here, since parts of it bypass Twisted's decoder."""
         if not self._left:
             super().rawDataReceived(data)
             return
@@ -252,26 +252,26 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
         if not self._left:
             self.allContentReceived()
         if rest:
-            # The next request; it is looked at after this call, or kept while this one is handled.
+            # The next request: Twisted parses it after this call, or keeps it while this one is handled.
             self.dataReceived(rest)
 
     def allContentReceived(self) -> None:
         if self.length != 0:
-            # From here on reading is for one thing: to learn that the peer is gone.
+            # Go on reading, to notice when the peer disconnects.
             self._stop_reading_in_place()
             self.read_in_chunks_of(USUAL_READ_SIZE)
             self.resume_reading()
         super().allContentReceived()
 
     def checkPersistence(self, request: StreamingRequest, version: bytes) -> bool:
-        """Whether another request may follow. RFC 9112, 9.3."""
+        """Whether another request may follow on this connection. RFC 9112, 9.3."""
         options = ",".join(request.fields.get("connection", ())).lower().replace(",", " ").split()
         return version == b"HTTP/1.1" and "close" not in options and not self.site.draining
 
     def write_head(
         self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None, chunked: bool
     ) -> None:
-        """Write the head of an answer."""
+        """Write the head of a response."""
         lines = [b"HTTP/1.1 %d %s\r\n%s" % (status, RESPONSES[status], self.site.common_headers())]
         lines += [b"%s: %s\r\n" % header for header in headers]
         if chunked:
@@ -292,11 +292,11 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
         self._outgoing.write(b"".join(iovec))
 
     def getPeer(self) -> IAddress:
-        """As ever, without asking the system for every request."""
+        """Return the address, which is asked of the system once per connection."""
         return self._peer
 
     def getHost(self) -> IAddress:
-        """As ever, without asking the system for every request."""
+        """Return the address, which is asked of the system once per connection."""
         return self._host
 
     def requestDone(self, request: StreamingRequest) -> None:
@@ -312,7 +312,7 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
     def loseConnection(self) -> None:
         self._outgoing.push()
         if self.requests and not self.requests[-1].body.complete:
-            # What comes cannot be understood, or came too slowly; its request is over.
+            # Twisted closes as the body is malformed or stalled: its request has ended.
             self._end_refused(BAD_REQUEST)
         else:
             super().loseConnection()
@@ -328,7 +328,7 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
     def timeoutConnection(self) -> None:
         request = self.requests[-1] if self.requests else None
         if request is None and has_unsent(self.transport):
-            # The client still reads the last answer. https://github.com/twisted/twisted/issues/12498
+            # The client still reads the last response. https://github.com/twisted/twisted/issues/12498
             self.setTimeout(self.site.timeOut)
         elif request is None or not request.dispatched:
             super().timeoutConnection()
@@ -347,32 +347,33 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
         self._outgoing.drop()
 
     def abort(self, reason: str) -> None:
-        """Close at once, also in the middle of an answer; `reason` is for the access log."""
+        """Close at once, also in the middle of a response; `reason` is for the access log."""
         for request in self.requests:
             request.cut(reason)
         self.transport.abortConnection()
 
     def close_when_done(self) -> None:
-        """Close, now or after the answer that is under way."""
+        """Close now, or after the response that is under way."""
         self.persistent = False
         if not self.requests:
             self.loseConnection()
 
     def pause_reading(self) -> None:
-        """Let the peer's bytes wait in the socket; our own `pauseProducing` is the transport's word to us."""
+        """Leave the peer's bytes in the socket."""
+        # `self.pauseProducing` is what the transport calls when it is full.
         self.transport.pauseProducing()
 
     def resume_reading(self) -> None:
-        """Read again."""
+        """Read from the socket again."""
         self.transport.resumeProducing()
 
     def read_in_chunks_of(self, size: int) -> None:
-        """How much one read may bring, in bytes."""
+        """Set how many bytes one read of the socket may return."""
         if not self.isSecure():
             self.transport.bufferSize = size
 
     def read_into(self, place: Callable[[], memoryview | None]) -> bool:
-        """Read the rest of the body into the memory that `place` gives, if this transport can; says whether it can."""
+        """Read the rest of the body into the memory that `place` returns; returns whether this transport can."""
         if not self._plain:
             return False
         self._reader = InPlaceReader(self.transport, lambda: self._part_of(place()), self._filled)
@@ -380,15 +381,15 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
         return True
 
     def write_in_place(self, data: bytes) -> bool:
-        """Send bytes from where they are, if this transport can now; says whether it can."""
+        """Send bytes from where they are; returns whether this transport can now."""
         return self._plain and self._outgoing.write_in_place(data)
 
     def take_from(self, source: socket, count: int) -> int | None:
-        """Send bytes from another socket, without seeing them: see `WriteBuffer.take_from`."""
+        """Send bytes of another socket: see `WriteBuffer.take_from`."""
         return self._outgoing.take_from(source, count) if self._plain else None
 
     def call_soon(self, call: Callable[..., object], *args: object) -> None:
-        """Make a call after what is on the stack now."""
+        """Make a call in the next iteration of the reactor."""
         self.callLater(0, call, *args)
 
     def _part_of(self, place: memoryview | None) -> memoryview | None:
@@ -406,7 +407,7 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
             self._reader.stop()
 
     def _linger(self) -> None:
-        """The answer is written, the body is not in: half-close, drop a bounded amount for a bounded time, close."""
+        """End the connection after an early response: half-close, drop a bounded amount of the body, close."""
         self._outgoing.push()
         self.setTimeout(None)
         self._stop_reading_in_place()
@@ -415,7 +416,7 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
         self.dataReceived = self._drop  # type: ignore[method-assign]
         self._lingering = self.callLater(LINGER_SECONDS, self.transport.loseConnection)
         self.transport.unregisterProducer()
-        # Over TLS this would close the socket beneath it.
+        # Over TLS, it would close the socket below TLS.
         half_close = getattr(self.transport, "loseWriteConnection", None)
         if half_close is not None and not self.isSecure():
             half_close()
@@ -428,6 +429,6 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
 
 
 def _fields_of(headers: Headers) -> Fields:
-    """Header fields as `parse_plain_head` gives them."""
+    """Return header fields in the form of `parse_plain_head`."""
     given = headers.getAllRawHeaders()
     return {name.decode("ascii").lower(): [value.decode("latin-1") for value in values] for name, values in given}

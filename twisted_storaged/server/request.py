@@ -157,7 +157,7 @@ class RequestBody:
             self._channel.resume_reading()
 
     def stopProducing(self) -> None:
-        """Nobody wants the rest. What arrives all the same is dropped; the Deferred never fires."""
+        """Drop the rest: whatever still arrives is discarded, and the Deferred never fires."""
         self._wanted = False
         self._finished = None
         self._early = []
@@ -165,30 +165,30 @@ class RequestBody:
         self.pauseProducing()
 
     def filled(self, count: int) -> None:
-        """The channel has put `count` bytes into the consumer's `room`."""
+        """Take note that the channel has read `count` bytes into the consumer's `room`."""
         self._received += count
         if self._wanted and self._room is not None:
             self._room.filled(count)
 
     def received(self, data: bytes) -> None:
-        """The channel decoded some of it."""
+        """Take bytes that the channel has decoded."""
         if self._consumer is not None:
             self._deliver(data)
         elif self._wanted:
-            # It came in one read with the headers.
+            # They arrived in one read with the headers, before the handler decided.
             self._early.append(data)
 
     def arrived(self) -> None:
-        """The channel decoded the end of it."""
+        """Take note that the body is complete."""
         self.complete = True
         if self._consumer is not None and self._wanted:
             self._finish(None)
 
     def fail(self, error: Exception) -> None:
-        """No more of it will come."""
+        """End the body with an error: no more of it will come."""
         self._error = error
         self._wanted = False
-        # A copy, as the traceback that it will get leads to the request, and from there back to here.
+        # A copy, since the traceback that it gets refers to the request, and so to this body: a reference cycle.
         self._finish(Failure(copy(error)))
 
     def _deliver(self, data: bytes) -> None:
@@ -200,7 +200,7 @@ class RequestBody:
             return
         self._wanted = False
         self.pauseProducing()
-        # Not now: the answer must not be written while the decoder of the body is on the stack.
+        # In the next iteration: a response must not be written while the decoder of the body is on the stack.
         self._channel.call_soon(self.fail, PayloadTooLarge(f"more than {self._limit} bytes came"))
 
     def _finish(self, result: Failure | None) -> None:
@@ -218,7 +218,7 @@ class RequestBody:
             self._channel.resume_reading()
 
     def _read_large(self) -> None:
-        """Few and large reads; into the consumer's own memory, where it has some and the length is known."""
+        """Make few and large reads; into the consumer's memory, if it offers some and the length is known."""
         if (
             self.declared is not None
             and IBufferConsumer.providedBy(self._consumer)
@@ -236,8 +236,8 @@ class RequestBody:
 COMPLETE = "complete"
 CLIENT_GONE = "client gone"
 
-#: Bytes from which on a write is sent from where it is. So is each write of a producer, which waits until it has left:
-#: a slow client never costs more than one piece.
+#: Bytes of the smallest write that is sent from where it is, without a copy. Each write of a producer is, since the
+#: producer waits until it has left: a slow client holds one piece of memory at most.
 LARGE_WRITE = 1 << 17
 
 _log = Logger()
@@ -249,7 +249,8 @@ class StreamingRequest(Request):
 
     Attributes:
         body: its RequestBody.
-        gone: whether the peer is: no answer can reach it.
+        gone: whether the client has disconnected, so that no response can reach it.
+        dispatched: whether the resource tree has it.
         fields: its header fields; `requestHeaders` has only those that Twisted has read, line by line.
         outcome: how it ended, for the access log: `complete`, `client gone`, or `cut: ` and a reason; empty until then.
     """
@@ -268,7 +269,7 @@ class StreamingRequest(Request):
         self._announced: int | None = None
 
     def dispatch(self, command: bytes, path: bytes, version: bytes) -> None:
-        """Let the resource tree see the request."""
+        """Pass the request to the resource tree."""
         self.dispatched = True
         self.method, self.uri, self.clientproto = command, path, version
         self.path = path.partition(b"?")[0]
@@ -277,8 +278,11 @@ class StreamingRequest(Request):
         getChildForRequest(self.channel.site.resource, self).render(self)
 
     def start_answer(self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None = None) -> None:
-        """Write the head of the answer. `length` is that of its body, in bytes, and exactly so much must be written;
-        without one, the body is chunked, and `body_ended` says that it is whole."""
+        """Write the head of the response.
+
+        Exactly `length` bytes of body must follow. Without a length the body is chunked, and `body_ended` must be
+        called when it is complete.
+        """
         if self.gone:
             return
         self.code = status
@@ -289,7 +293,7 @@ class StreamingRequest(Request):
         self.channel.write_head(status, headers, length, self.chunked)
 
     def write(self, data: bytes) -> None:
-        """Write some of the body. What is written after the connection was lost, or cut, is dropped."""
+        """Write some of the body. After the connection was lost or cut, it is dropped."""
         if self.gone or self.outcome:
             return
         if self._announced is not None and self.sentLength + len(data) > self._announced:
@@ -297,7 +301,7 @@ class StreamingRequest(Request):
             return
         self.sentLength += len(data)
         if self.chunked:
-            if data:  # of no bytes, it would be the last chunk
+            if data:  # an empty chunk would end the body
                 self.channel.writeSequence(toChunk(data))
         elif not (len(data) >= LARGE_WRITE or self.channel.has_producer) or not self.channel.write_in_place(data):
             self.channel.write(data)
@@ -314,17 +318,19 @@ class StreamingRequest(Request):
         return taken
 
     def body_ended(self) -> None:
-        """The body, whose length was not announced, is whole."""
+        """Declare a body whose length was not announced complete."""
         if self._announced is None:
             self._announced = self.sentLength
 
     def finish(self) -> None:
-        """End the answer. Every answer ends here, and only one that is whole ends well: if there are fewer bytes in
-        its body than were announced, the connection is dropped, and both logs say so."""
+        """End the response. Every response ends here.
+
+        If fewer bytes of body were written than were announced, the connection is dropped, and both logs say so.
+        """
         if self.gone or self.outcome:
             return
         if not self.startedWriting:
-            self._cut_defective("no answer")
+            self._cut_defective("no response")
         elif self._announced is None:
             self._cut_defective(f"{self.sentLength} bytes, and no end")
         elif self.sentLength != self._announced:
@@ -334,14 +340,14 @@ class StreamingRequest(Request):
             super().finish()
 
     def cut(self, reason: str) -> None:
-        """Drop the connection, so that what was sent until now cannot look whole; `reason` is for the access log."""
+        """Drop the connection, so that a part of a response cannot look complete; `reason` is for the access log."""
         if not self.gone and not self.outcome:
             self.outcome = f"cut: {reason}"
             self.channel.transport.abortConnection()
 
     def _cut_defective(self, reason: str) -> None:
         what = f"{self.method!r} {self.path!r}"
-        _log.error("{what}: the answer was cut, as its handler wrote {reason}", what=what, reason=reason)
+        _log.error("{what}: the response was cut, as its handler wrote {reason}", what=what, reason=reason)
         self.cut(reason)
 
     def handleContentChunk(self, data: bytes) -> None:
@@ -358,7 +364,7 @@ class StreamingRequest(Request):
             self.outcome = self.outcome or CLIENT_GONE
             self.channel.site.log(self)
         super().connectionLost(reason)
-        self.body.fail(BodyLost("the peer went away before its body was whole"))
+        self.body.fail(BodyLost("the client disconnected before its body was complete"))
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         if self.gone:

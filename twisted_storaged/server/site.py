@@ -70,19 +70,19 @@ class AccessLog:
 
 SERVER = b"storaged/" + __version__.encode("ascii")
 
-#: What anybody has stored is shown, if a browser comes by, as what it says it is, and never runs.
+#: A browser shows a stored object as the type that it was stored with, and runs no script in it.
 #: https://fetch.spec.whatwg.org/#x-content-type-options-header and https://www.w3.org/TR/CSP3/#directive-sandbox
 _INERT = b"X-Content-Type-Options: nosniff\r\nContent-Security-Policy: default-src 'none'; sandbox\r\n"
 
 
 class StorageSite(Site):
-    """The factory of channels, which knows those that are open."""
+    """The factory of channels. It keeps those that are open."""
 
     protocol = StreamingChannel  # type: ignore[assignment]
     requestFactory = StreamingRequest  # type: ignore[assignment]
 
     def __init__(self, resource: IResource, reactor: IReactorTime, wall_clock: Callable[[], float] = time.time) -> None:
-        """`wall_clock` is for dates; what is waited for goes by `reactor`, whose clock may have begun at any time."""
+        """`wall_clock` is for dates, and `reactor` for all timeouts: its clock is monotonic."""
         super().__init__(resource, timeout=IDLE_SECONDS, reactor=reactor)
         self.flush_queue = FlushQueue(reactor)
         self.channels: set[StreamingChannel] = set()
@@ -94,11 +94,11 @@ class StorageSite(Site):
         self._common = b""
 
     def log(self, request: StreamingRequest) -> None:  # type: ignore[override]
-        """Note in the access log that a request has ended, well or not."""
+        """Log a request that has ended."""
         self._access_log.add(request)
 
     def log_refused(self, client: object, status: int) -> None:
-        """Note in the access log what came that is no request."""
+        """Log bytes that are no request."""
         self._access_log.add_refused(client, status)
 
     def stopFactory(self) -> None:
@@ -106,7 +106,7 @@ class StorageSite(Site):
         super().stopFactory()
 
     def common_headers(self) -> bytes:
-        """The headers that all answers have, made once a second. RFC 9110, 6.6.1 and 10.2.4."""
+        """Return the header fields of all responses, made once a second. RFC 9110, 6.6.1 and 10.2.4."""
         second = int(self._wall_clock())
         if second != self._second:
             self._second = second
@@ -114,11 +114,11 @@ class StorageSite(Site):
         return self._common
 
     def acceptableProtocols(self) -> list[bytes]:
-        """HTTP/2 stays off: there, one paused body stalls its whole connection."""
+        """Offer HTTP/1.1 only: in Twisted's HTTP/2, one paused body stalls its whole connection."""
         return [b"http/1.1"]
 
     def drain(self) -> Deferred[None]:
-        """Take no more requests; fires when every connection has closed by itself."""
+        """Accept no more requests; fires when every connection has closed."""
         self.draining = True
         for channel in list(self.channels):
             channel.close_when_done()
@@ -131,7 +131,7 @@ class StorageSite(Site):
             channel.abort("storaged stops")
 
     def forget(self, channel: StreamingChannel) -> None:
-        """A connection has closed."""
+        """Remove a connection that has closed."""
         self.channels.discard(channel)
         self._check_drained()
 
