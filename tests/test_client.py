@@ -21,7 +21,7 @@ from twisted.web.http_headers import Headers
 from tests.buckets.test_contract import ODD_KEYS
 from tests.support import BytesBody, Consumer, MemoryBucket, reactor, result
 from twisted_storaged.admission import PutSlots
-from twisted_storaged.api.resources import make_tree
+from twisted_storaged.api.handlers import make_tree
 from twisted_storaged.client import Busy, ListedObject, NotFound, StorageClient, StorageFailed, TooLarge
 from twisted_storaged.errors import BucketError
 from twisted_storaged.routing import DEFAULT_MAX_PUT, Namespace, Policy, Registry

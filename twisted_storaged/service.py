@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from twisted_storaged import __version__
 from twisted_storaged.admission import PutSlots
-from twisted_storaged.api.resources import make_tree
+from twisted_storaged.api.handlers import make_tree
 from twisted_storaged.buckets.local.backup import back_up
 from twisted_storaged.buckets.local.bucket import LocalBucket, LocalSettings
 from twisted_storaged.buckets.local.scrub import Scrub

@@ -13,7 +13,7 @@ from twisted.web.resource import Resource
 from tests.buckets.local.embedded import logged
 from tests.server.test_site import access_log
 from tests.server.wire import Connection, Server, request
-from twisted_storaged.api.resources import MethodResource
+from twisted_storaged.api.handlers import MethodResource
 from twisted_storaged.errors import DamagedObject
 from twisted_storaged.model import ObjectInfo, Span
 from twisted_storaged.server.request import StreamingRequest

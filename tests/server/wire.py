@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from tests.support import MemoryBucket
 from twisted_storaged.admission import PutSlots
-from twisted_storaged.api.resources import make_tree
+from twisted_storaged.api.handlers import make_tree
 from twisted_storaged.routing import Namespace, Policy, Registry
 from twisted_storaged.runtime.files import Spool
 from twisted_storaged.server.site import StorageSite

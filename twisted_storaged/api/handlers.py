@@ -1,11 +1,20 @@
-"""What the verbs do. All decisions about a PUT fall before its body; those about a GET, on the object that is sent."""
+"""The resource tree, and what each method does with a bucket. Responses and lists are made elsewhere in `api`.
+
+Everything about a PUT is decided before its body is read; everything about a GET, on the object whose bytes are sent.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
+from typing import Any
 from urllib.parse import unquote_to_bytes
+
+from twisted.internet.defer import Deferred
+from twisted.web import http
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
 
 from twisted_storaged.admission import PutSlots
 from twisted_storaged.api.listing import list_query, send_list
@@ -17,21 +26,39 @@ from twisted_storaged.api.preconditions import (
     read_conditions,
     write_condition,
 )
-from twisted_storaged.api.responses import send_empty, send_not_modified, send_stored, start_object_response
+from twisted_storaged.api.responses import (
+    send_empty,
+    send_failure,
+    send_json,
+    send_not_modified,
+    send_stored,
+    send_text,
+    start_object_response,
+)
 from twisted_storaged.errors import InvalidKey, InvalidRequest, PayloadTooLarge
 from twisted_storaged.interfaces import IBucket, IObjectReader
-from twisted_storaged.model import ByteRange, Condition, PutOptions, Span, parse_key
+from twisted_storaged.model import NO_OPTIONS, ByteRange, PutOptions, Span, parse_key
 from twisted_storaged.protocol.http_fields import expected_digests, field, parameter, repr_digest, wanted_algorithm
 from twisted_storaged.protocol.metadata import metadata_of_request
 from twisted_storaged.routing import Namespace
+from twisted_storaged.runtime.concurrency import run_coroutine
 from twisted_storaged.runtime.files import Spool
 from twisted_storaged.server.request import StreamingRequest
+
+Handler = Callable[[StreamingRequest], Coroutine[Deferred[Any], Any, None]]
+
+#: Header fields on which no handler of objects acts: those that the server has acted on already, and those that only a
+#: list needs. A request without others, as most are, skips the parsers of conditions, digests and metadata. To leave a
+#: field out costs only time; to list one that a parser acts on would make storaged ignore it.
+PLAIN_FIELDS = frozenset(
+    {"accept", "accept-encoding", "connection", "content-length", "expect", "host", "transfer-encoding", "user-agent"}
+)
 
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 class ObjectHandlers:
-    """What the verb paths do: in the one space of keys, or in the `bucket` of a path, or of a query."""
+    """The handlers of objects and lists: in the one space of keys, or in the `bucket` that a path or query names."""
 
     def __init__(
         self,
@@ -46,8 +73,8 @@ class ObjectHandlers:
         self._make_spool = make_spool
 
     async def put(self, request: StreamingRequest) -> None:
-        """Store the body: the key, the other headers, its length, and a free slot are asked for before it is read."""
-        key, bucket = self._place(request)
+        """Store the body, which is read once key, headers, declared length and a free slot have been checked."""
+        key, bucket = self._target(request)
         options, algorithm = _put_options(request)
         cap = self._namespace.rule_for(key).max_put
         if request.body.declared is not None and request.body.declared > cap:
@@ -58,14 +85,12 @@ class ObjectHandlers:
             info = await bucket.put(key, request.body, cap, options)
         finally:
             self._slots.release()
-        digest = [] if algorithm is None else repr_digest(algorithm, info.digests)
-        send_stored(request, info, digest)
+        send_stored(request, info, [] if algorithm is None else repr_digest(algorithm, info.digests))
 
     async def get(self, request: StreamingRequest) -> None:
         """Send an object, or a range of it."""
-        key, bucket = self._place(request)
-        conditions = None if READ_FIELDS.isdisjoint(request.fields) else read_conditions(request)
-        algorithm = wanted_algorithm(request)
+        key, bucket = self._target(request)
+        conditions, algorithm = _read_options(request)
         try:
             reader, span = await _open(bucket, key, conditions)
         except NotModified as found:
@@ -82,10 +107,9 @@ class ObjectHandlers:
         await reader.deliver(request)
 
     async def head(self, request: StreamingRequest) -> None:
-        """Say what an object is."""
-        key, bucket = self._place(request)
-        conditions = None if READ_FIELDS.isdisjoint(request.fields) else read_conditions(request)
-        algorithm = wanted_algorithm(request)
+        """Send the headers that a GET of the whole object would have."""
+        key, bucket = self._target(request)
+        conditions, algorithm = _read_options(request)
         try:
             info = await bucket.head(key)
             if conditions is not None:
@@ -97,55 +121,61 @@ class ObjectHandlers:
 
     async def list(self, request: StreamingRequest) -> None:
         """Send the list of a prefix."""
-        pages = partial(self._namespace.pages, name=self._bucket_of(request))
+        pages = partial(self._namespace.pages, name=self._bucket_name(request))
         await send_list(request, list_query(request), pages, self._make_spool)
 
     async def delete(self, request: StreamingRequest) -> None:
-        """See to it that the key has no object."""
-        key, bucket = self._place(request)
-        await bucket.delete(key, _condition(request))
+        """Remove the object, if there is one."""
+        key, bucket = self._target(request)
+        await bucket.delete(key, None if WRITE_FIELDS.isdisjoint(request.fields) else write_condition(request))
         send_empty(request)
 
-    def _place(self, request: StreamingRequest) -> tuple[str, IBucket]:
+    def _target(self, request: StreamingRequest) -> tuple[str, IBucket]:
         key = parse_key(_rest_of_path(request))
-        return key, self._namespace.bucket_for(key, self._bucket_of(request))
+        return key, self._namespace.bucket_for(key, self._bucket_name(request))
 
-    def _bucket_of(self, request: StreamingRequest) -> str | None:
-        """The name that the path says, or, where the path is of no bucket, the query."""
-        if self._bucket is not None:
+    def _bucket_name(self, request: StreamingRequest) -> str | None:
+        """The bucket that the path names or, if the path names none, the query."""
+        if self._bucket is not None or b"?" not in request.uri:
             return self._bucket
         named = parameter(request, "bucket")
         return None if named is None else named.decode("utf-8", "replace")
 
 
 def _put_options(request: StreamingRequest) -> tuple[PutOptions, str | None]:
-    """What comes with a body, and the algorithm of the digest that the answer is to have."""
+    """Parse what a PUT says of its body, and the algorithm of the digest that its response is to have."""
+    if PLAIN_FIELDS.issuperset(request.fields):
+        return NO_OPTIONS, None
     if field(request, "Content-Range") is not None:
         # RFC 9110, 14.5: part of an object must not be taken for all of it.
         raise InvalidRequest("Content-Range is not for a PUT")
     algorithm = wanted_algorithm(request)
     wanted = frozenset([algorithm] if algorithm else [])
-    return PutOptions(
-        metadata_of_request(request), write_condition(request), expected_digests(request), wanted
-    ), algorithm
+    metadata = metadata_of_request(request)
+    condition = None if WRITE_FIELDS.isdisjoint(request.fields) else write_condition(request)
+    return PutOptions(metadata, condition, expected_digests(request), wanted), algorithm
 
 
-def _condition(request: StreamingRequest) -> Condition | None:
-    return None if WRITE_FIELDS.isdisjoint(request.fields) else write_condition(request)
+def _read_options(request: StreamingRequest) -> tuple[ReadConditions | None, str | None]:
+    """Parse the conditions and range of a GET or HEAD, and the algorithm of the digest that its response is to have."""
+    if PLAIN_FIELDS.issuperset(request.fields):
+        return None, None
+    conditions = None if READ_FIELDS.isdisjoint(request.fields) else read_conditions(request)
+    return conditions, wanted_algorithm(request)
 
 
 async def _open(bucket: IBucket, key: str, conditions: ReadConditions | None) -> tuple[IObjectReader, Span | None]:
-    """Open what is wanted, and say which span of it is sent, if not the whole.
+    """Open what is to be sent; the span is None for the whole object.
 
-    A look at the object comes first, where that may spare its bytes; but it is the object whose bytes are sent that
-    must meet the conditions.
+    A HEAD comes first if a condition may spare the bytes. The object whose bytes are sent must meet the conditions,
+    so they are applied to it again.
     """
     if conditions is None:
         return await bucket.get(key), None
     wanted = conditions.apply(await bucket.head(key)) if conditions.depends else conditions.wanted
     reader = await bucket.get(key, wanted)
     if _applied(conditions, reader) != wanted:
-        # Another object by now, and no part of it goes with what the client has.
+        # The object was replaced after the HEAD, and the range is not to be taken from the new one.
         reader.close()
         wanted, reader = None, await bucket.get(key)
         _applied(conditions, reader)
@@ -153,7 +183,7 @@ async def _open(bucket: IBucket, key: str, conditions: ReadConditions | None) ->
 
 
 def _applied(conditions: ReadConditions, reader: IObjectReader) -> ByteRange | None:
-    """The range that is to be sent of what is open; where a condition does not hold, it is closed."""
+    """Apply conditions to an open object; returns the range to send, and closes it if one does not hold."""
     try:
         return conditions.apply(reader.info)
     except BaseException:
@@ -162,10 +192,86 @@ def _applied(conditions: ReadConditions, reader: IObjectReader) -> ByteRange | N
 
 
 def _rest_of_path(request: StreamingRequest) -> bytes:
-    """What follows the resource in the path, percent-decoded once, embedded and doubled slashes included."""
+    """The path after the resource, percent-decoded once, with embedded and doubled slashes."""
     rest = b"/".join(request.path[1:].split(b"/")[len(request.prepath) :])
     if b"%" not in rest:
         return rest
     if _BAD_ESCAPE.search(rest):
         raise InvalidKey("key has a % that is not followed by two hex digits")
     return unquote_to_bytes(rest)
+
+
+class Branch(Resource):
+    """A path that has no methods of its own: 404."""
+
+    def getChild(self, path: bytes, request: StreamingRequest) -> Resource:
+        return Branch()
+
+    def render(self, request: StreamingRequest) -> int:
+        send_text(request, http.NOT_FOUND, "not found")
+        request.finish()
+        return NOT_DONE_YET
+
+
+class MethodResource(Branch):
+    """A resource with a handler for each of its methods. With `isLeaf`, the rest of the path is a key.
+
+    A handler begins a response and writes its body. It does not end it: `StreamingRequest.finish` does when the handler
+    has returned, and checks that the body is complete.
+    """
+
+    def __init__(self, handlers: Mapping[bytes, Handler], isLeaf: bool = False) -> None:
+        super().__init__()
+        self.isLeaf = isLeaf
+        self._handlers = handlers
+
+    def render(self, request: StreamingRequest) -> int:
+        handler = self._handlers.get(request.method)
+        if handler is None:
+            allow = [(b"Allow", b", ".join(self._handlers))]
+            send_text(request, http.NOT_ALLOWED, "method not allowed", allow)
+            request.finish()
+        else:
+            run_coroutine(handler(request), request.finish, partial(send_failure, request=request))
+        return NOT_DONE_YET
+
+
+class BucketsResource(Branch):
+    """/buckets: a subtree for each name, whether or not there is such a bucket."""
+
+    def __init__(self, handlers_of: Callable[[str], ObjectHandlers]) -> None:
+        super().__init__()
+        self._handlers_of = handlers_of
+
+    def getChild(self, path: bytes, request: StreamingRequest) -> Resource:
+        handlers = self._handlers_of(path.decode("utf-8", "replace"))
+        bucket = Branch()
+        bucket.putChild(b"objects", _objects(handlers))
+        bucket.putChild(b"list", MethodResource({b"GET": handlers.list}))
+        return bucket
+
+
+def make_tree(namespace: Namespace, slots: PutSlots, make_spool: Callable[[], Spool] = Spool) -> Resource:
+    """Make the root of all paths. Lists buffer common prefixes in what `make_spool` returns."""
+    handlers = ObjectHandlers(namespace, slots, make_spool=make_spool)
+    storage = Branch()
+    storage.putChild(b"put", MethodResource({b"PUT": handlers.put}, isLeaf=True))
+    storage.putChild(b"get", MethodResource({b"GET": handlers.get, b"HEAD": handlers.head}, isLeaf=True))
+    storage.putChild(b"delete", MethodResource({b"DELETE": handlers.delete}, isLeaf=True))
+    storage.putChild(b"list", MethodResource({b"GET": handlers.list}))
+    root = Branch()
+    root.putChild(b"storage", storage)
+    root.putChild(b"objects", _objects(handlers))
+    root.putChild(b"buckets", BucketsResource(partial(ObjectHandlers, namespace, slots, make_spool=make_spool)))
+    root.putChild(b"health", MethodResource({b"GET": _health, b"HEAD": _health}))
+    return root
+
+
+def _objects(handlers: ObjectHandlers) -> MethodResource:
+    """Make the resource whose paths are keys, with all methods of an object."""
+    methods = {b"GET": handlers.get, b"HEAD": handlers.head, b"PUT": handlers.put, b"DELETE": handlers.delete}
+    return MethodResource(methods, isLeaf=True)
+
+
+async def _health(request: StreamingRequest) -> None:
+    send_json(request, {"status": "ok"})

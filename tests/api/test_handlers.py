@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from base64 import b64encode
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.buckets.local.embedded import logged
 from tests.server.wire import Server, chunk, chunked_put, put, request
 from tests.support import MemoryBucket
 from tests.test_model import BROKEN
+from twisted_storaged.api.handlers import PLAIN_FIELDS
 from twisted_storaged.errors import (
     BucketError,
     BucketTimedOut,
@@ -485,3 +491,95 @@ class ObjectTests:
         """Is said to be."""
         response = Server().ask(request("GET", path))
         assert (response.status, response.line) == (404, "no such bucket")
+
+
+METHODS = ["PUT", "GET", "HEAD", "DELETE"]
+CONDITIONS = ["if-match", "if-none-match", "if-unmodified-since"]
+DIGESTS = ["content-digest", "repr-digest", "content-md5", "want-repr-digest"]
+METADATA = ["content-type", "content-encoding", "content-disposition", "cache-control", "x-amz-meta-a", "x-amz-meta-"]
+#: The header fields on which the handler of a method acts, beside PLAIN_FIELDS.
+FIELDS = {
+    "PUT": ["content-range", *CONDITIONS, *DIGESTS, *METADATA],
+    "GET": ["range", "if-range", "if-modified-since", *CONDITIONS, "want-repr-digest"],
+    "HEAD": ["if-range", "if-modified-since", *CONDITIONS, "want-repr-digest"],
+    "DELETE": CONDITIONS,
+}
+OLD, NEW = b"0123456789", b"new"
+#: Values that a parser of header fields accepts, for one field or another, and values that it refuses.
+VALUES = [
+    "",
+    "*",
+    '"x"',
+    f'W/"{hashlib.md5(OLD).hexdigest()}"',
+    f'"{hashlib.md5(OLD).hexdigest()}"',
+    "Tue, 14 Nov 2023 22:13:20 GMT",
+    "Sun, 06 Nov 1994 08:49:37 GMT",
+    "bytes=2-4",
+    "bytes 2-4/10",
+    "sha-256=1",
+    f"sha-256=:{b64encode(hashlib.sha256(NEW).digest()).decode()}:",
+    f"sha-512=:{b64encode(bytes(64)).decode()}:",
+    b64encode(hashlib.md5(NEW).digest()).decode(),
+    "text/html",
+    "é",
+    "x" * 2049,
+    "100-continue",
+    "chunked",
+    "close",
+]
+
+
+def exchange(method: str, *headers: str, path: str = "/objects/a") -> Any:
+    """All that one request leads to: the bytes that come back, and what the bucket holds then."""
+    server = Server()
+    server.ask(put("a", OLD, "Want-Repr-Digest: sha-256=1"))
+    connection = server.connect()
+    body = [f"Content-Length: {len(NEW)}"] if method == "PUT" else []
+    connection.send(request(method, path, *body, *headers) + (NEW if body else b""))
+    return connection.received(), server.bucket.objects, server.bucket.metadata, server.bucket.digests
+
+
+class PlainFieldsTests:
+    """Requests that skip the parsers of header fields, as they have none but PLAIN_FIELDS.
+
+    A field that is unknown makes a handler call the parsers. So what comes of a request with and without it must be the
+    same.
+    """
+
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("name", [None, *sorted(PLAIN_FIELDS)])
+    def test_no_parser_acts_on_a_plain_field(self, name: str | None, method: str) -> None:
+        """Whatever its value is, and when it is there twice."""
+        for value in VALUES:
+            headers = [] if name is None else [f"{name}: {value}"]
+            for given_ in (headers, headers * 2):
+                assert exchange(method, *given_) == exchange(method, *given_, "X-Unknown: 1")
+
+    @pytest.mark.parametrize(("method", "name"), [(method, name) for method in METHODS for name in FIELDS[method]])
+    def test_these_values_show_whether_a_parser_acts_on_a_field(self, method: str, name: str) -> None:
+        """Each field that is not plain changes the outcome with one of the values that the test above tries."""
+        assert any(exchange(method, f"{name}: {value}") != exchange(method) for value in VALUES)
+
+    @given(
+        method=st.sampled_from(METHODS),
+        headers=st.lists(
+            st.tuples(
+                st.sampled_from(sorted({*PLAIN_FIELDS, *(name for names in FIELDS.values() for name in names)})),
+                st.sampled_from(VALUES),
+            ),
+            max_size=4,
+        ),
+    )
+    def test_mixtures(self, method: str, headers: list[tuple[str, str]]) -> None:
+        """No mixture of fields has another outcome when parsers are skipped."""
+        lines = [f"{name.title()}: {value}" for name, value in headers]
+        assert exchange(method, *lines) == exchange(method, *lines, "X-Unknown: 1")
+
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize(
+        "query", ["bucket=none", "a&bucket=none", "a;bucket=none", "%62ucket=none", "bucket=none?", "?&bucket=none"]
+    )
+    def test_a_bucket_is_found_anywhere_in_a_query(self, query: str, method: str) -> None:
+        """A request whose query names an unknown bucket is answered with 404 also if its header fields are plain."""
+        received, *_ = exchange(method, path=f"/objects/a?{query}")
+        assert received.startswith(b"HTTP/1.1 404 ")
