@@ -1,4 +1,4 @@
-"""Checksums of S3: which of those that an answer tells counts, and how bytes are compared with it."""
+"""Checksums of S3: which checksum of a response is used, and how bytes are verified against it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from twisted_storaged.protocol.checksums import (
     CRC32C,
     MD5,
     Algorithm,
-    Known,
+    ExpectedChecksum,
     Verification,
-    checksum_of_etag,
-    checksum_told,
-    decoded,
+    checksum_from_etag,
+    checksum_from_headers,
+    decode_digest,
 )
 
 DATA = b"123456789"
-#: By algorithm: of the nine digits that CRCs are checked with. https://reveng.sourceforge.io/crc-catalogue/all.htm
+#: The checksums of DATA, the nine digits for which catalogues of CRCs give the result. https://reveng.sourceforge.io/crc-catalogue/all.htm
 DIGESTS = {
     "crc32c": bytes.fromhex("e3069283"),
     "crc32": bytes.fromhex("cbf43926"),
@@ -44,14 +44,14 @@ def told(name: str, digest: bytes = b"", suffix: str = "", kind: str = "") -> di
     return {**headers, "x-amz-checksum-type": kind} if kind else headers
 
 
-class ToldTests:
-    """The checksum headers of an answer."""
+class ExpectedChecksumTests:
+    """`checksum_from_headers` and `checksum_from_etag`."""
 
     @pytest.mark.parametrize("name", DIGESTS)
     @pytest.mark.parametrize("kind", ["", "FULL_OBJECT"])
-    def test_of_the_full_object(self, name: str, kind: str) -> None:
-        """Each algorithm of S3's is computed as the catalogue says, and a changed byte is noticed."""
-        known = checksum_told(told(name, kind=kind))
+    def test_a_full_object_checksum(self, name: str, kind: str) -> None:
+        """A full-object checksum of each algorithm of S3 accepts the bytes it is of, and rejects a changed byte."""
+        known = checksum_from_headers(told(name, kind=kind))
         assert known is not None
         assert (known.algorithm.name, known.digest, known.parts) == (name, DIGESTS[name], None)
         for data, right in ((DATA, True), (b"123456780", False)):
@@ -61,10 +61,10 @@ class ToldTests:
             assert (verification.left, verification.mismatch() is None) == (0, right)
 
     @pytest.mark.parametrize("kind", ["", "COMPOSITE"])
-    def test_of_parts(self, kind: str) -> None:
-        """The number of parts follows a hyphen."""
-        known = checksum_told(told("crc32c", suffix="-3", kind=kind))
-        assert known == Known(CRC32C, DIGESTS["crc32c"], "x-amz-checksum-crc32c", 3)
+    def test_a_composite_checksum(self, kind: str) -> None:
+        """A composite checksum has the number of parts after a hyphen."""
+        known = checksum_from_headers(told("crc32c", suffix="-3", kind=kind))
+        assert known == ExpectedChecksum(CRC32C, DIGESTS["crc32c"], "x-amz-checksum-crc32c", 3)
 
     @pytest.mark.parametrize(
         "headers",
@@ -79,17 +79,17 @@ class ToldTests:
             {"x-amz-checksum-type": "FULL_OBJECT", "x-amz-checksum-algorithm": "CRC32C"},  # rclone, of parts
         ],
     )
-    def test_what_is_none(self, headers: dict[str, str]) -> None:
-        """A header that is malformed, or contradicts the type, is not believed to be a checksum."""
-        assert checksum_told(headers) is None
+    def test_invalid_headers(self, headers: dict[str, str]) -> None:
+        """A checksum header that is malformed, or contradicts the checksum type, is ignored."""
+        assert checksum_from_headers(headers) is None
 
     def test_the_best_of_several(self) -> None:
-        """One of the full object goes before one of parts, a cheap one before a slow one."""
+        """Of several checksums, a full-object one is preferred, and then a fast one."""
         sha256, crc32 = told("sha256"), told("crc32")
-        known = checksum_told({**sha256, **crc32, **told("crc32c", suffix="-3")})
+        known = checksum_from_headers({**sha256, **crc32, **told("crc32c", suffix="-3")})
         assert known is not None
         assert (known.algorithm.name, known.algorithm.slow) == ("crc32", False)
-        known = checksum_told({**sha256, "x-amz-checksum-crc32c": "x"})
+        known = checksum_from_headers({**sha256, "x-amz-checksum-crc32c": "x"})
         assert known is not None
         assert (known.algorithm.name, known.algorithm.slow) == ("sha256", True)
 
@@ -104,23 +104,23 @@ class ToldTests:
         ],
     )
     def test_etags(self, headers: dict[str, str], parts: object) -> None:
-        """An ETag is an MD5, unless the object is encrypted with keys of KMS or of its owner."""
+        """An ETag is taken for an MD5, unless the object is encrypted with keys of KMS or of the client."""
         etag = hashlib.md5(DATA).hexdigest()
-        known = checksum_of_etag({"etag": f'"{etag}"', **headers})
-        assert known == (None if parts == "none" else Known(MD5, hashlib.md5(DATA).digest(), "etag"))
-        assert checksum_of_etag({"etag": '"0"'}) is None
-        of_parts = checksum_of_etag({"etag": f'"{etag}-7"'})
+        known = checksum_from_etag({"etag": f'"{etag}"', **headers})
+        assert known == (None if parts == "none" else ExpectedChecksum(MD5, hashlib.md5(DATA).digest(), "etag"))
+        assert checksum_from_etag({"etag": '"0"'}) is None
+        of_parts = checksum_from_etag({"etag": f'"{etag}-7"'})
         assert of_parts is not None
         assert of_parts.parts == 7
 
     def test_not_base64(self) -> None:
-        """Is no digest; one of another length neither."""
-        assert decoded("AAAAAA==", 4) == bytes(4)
-        assert [decoded(text, 4) for text in ("AAAAAA", "A A==", "é", "AAAA", "")] == [None] * 5
+        """A text that is not base64, or has another length than the digest, is not decoded."""
+        assert decode_digest("AAAAAA==", 4) == bytes(4)
+        assert [decode_digest(text, 4) for text in ("AAAAAA", "A A==", "é", "AAAA", "")] == [None] * 5
 
 
 class VerificationTests:
-    """Bytes that go by."""
+    """`Verification`, given the bytes of an object piece by piece."""
 
     @given(
         data=st.binary(min_size=1, max_size=60),
@@ -132,13 +132,13 @@ class VerificationTests:
     def test_composed_of_parts(
         self, data: bytes, part_size: int, cuts: list[int], flip: int | None, algorithm: Algorithm
     ) -> None:
-        """However the bytes are cut on their way, the result is that of whole parts; any changed byte is noticed."""
+        """A composite checksum is verified whatever pieces the bytes come in, and any changed byte is a mismatch."""
 
         def digest(part: bytes) -> bytes:
             return hashlib.md5(part).digest() if algorithm is MD5 else checksums.crc32c(part).to_bytes(4, "big")
 
         parts = [data[start : start + part_size] for start in range(0, len(data), part_size)]
-        known = Known(algorithm, digest(b"".join(map(digest, parts))), "etag", len(parts))
+        known = ExpectedChecksum(algorithm, digest(b"".join(map(digest, parts))), "etag", len(parts))
         verification = Verification(known, len(data), part_size)
         sent = bytearray(data)
         if flip is not None:
@@ -150,20 +150,20 @@ class VerificationTests:
         assert (verification.mismatch() is None) == (flip is None)
 
     def test_names_both(self) -> None:
-        """The text says what was found, what was expected, and who says so."""
-        verification = Verification(Known(CRC32C, bytes(4), "etag"), 9)
+        """The description of a mismatch has the actual checksum, the expected one, and where that was found."""
+        verification = Verification(ExpectedChecksum(CRC32C, bytes(4), "etag"), 9)
         verification.update(DATA)
-        assert verification.mismatch() == "its crc32c is e3069283, and should be 00000000 by its etag"
+        assert verification.mismatch() == "its crc32c is e3069283, but should be 00000000 according to its etag"
 
 
 class VerifyingConsumerTests:
-    """A consumer in front of another."""
+    """`VerifyingConsumer`, which verifies bytes before it passes them on to another consumer."""
 
     @pytest.mark.parametrize("last", [b"9", b"8"])
     def test_the_last_bytes_wait_for_the_verdict(self, last: bytes) -> None:
-        """What came before has been passed on; the last piece only follows if all is right."""
+        """The last piece of an object is passed on only if the checksum of all bytes is right."""
         consumer = Consumer()
-        verifying = VerifyingConsumer(consumer, Verification(Known(CRC32C, DIGESTS["crc32c"], "etag"), 9))
+        verifying = VerifyingConsumer(consumer, Verification(ExpectedChecksum(CRC32C, DIGESTS["crc32c"], "etag"), 9))
         verifying.write(b"1234")
         verifying.write(b"5678")
         assert consumer.data == b"12345678"
@@ -175,6 +175,6 @@ class VerifyingConsumerTests:
             assert verifying.mismatch is not None
 
     def test_cannot_be_spliced_past(self) -> None:
-        """Bytes that did not pass through memory could not be verified."""
-        verifying = VerifyingConsumer(Consumer(), Verification(Known(CRC32C, bytes(4), "etag"), 9))
+        """A VerifyingConsumer offers no `take_from`, as spliced bytes could not be verified."""
+        verifying = VerifyingConsumer(Consumer(), Verification(ExpectedChecksum(CRC32C, bytes(4), "etag"), 9))
         assert not hasattr(verifying, "take_from")

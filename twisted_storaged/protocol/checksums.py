@@ -1,8 +1,8 @@
-"""Checksums of objects: computing them as bytes go by, and reading the ones that S3 gives. No I/O.
+"""Checksums of objects: parsing those that S3 returns, and verifying a stream of bytes against them. No I/O.
 
-S3 has two kinds. A full-object checksum is of all bytes. A composite one is of an object that was uploaded in parts:
-the checksum of the parts' checksums, one after the other, with the number of parts after a hyphen. ETags that are MD5s
-follow the same rule.
+S3 has two kinds. A full-object checksum covers all bytes. A composite checksum belongs to an object that was uploaded
+in parts: it is the checksum of the concatenated checksums of the parts, followed by a hyphen and the number of parts.
+An ETag that is an MD5 has the same two forms.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
 """
@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 
 from awscrt import checksums
 
-#: Has S3 add the checksums that it keeps to a GET of a whole object.
+#: The header with which S3 returns the checksums that it keeps, in response to a GET of a whole object.
 CHECKSUM_MODE = {"x-amz-checksum-mode": "ENABLED"}
 
 _VALUE = re.compile(r"([A-Za-z0-9+/]+=*)(?:-([1-9][0-9]{0,4}))?")
@@ -26,27 +26,34 @@ _MD5_ETAG = re.compile(r"([0-9a-f]{32})(?:-([1-9][0-9]{0,4}))?")
 _COMPOSITE, _FULL = "COMPOSITE", "FULL_OBJECT"
 
 
-class Running(Protocol):
-    """A checksum of the bytes until now, as hashlib has it."""
+class IncrementalHash(Protocol):
+    """A checksum that is computed piece by piece, with the interface of hashlib."""
 
     def update(self, data: bytes, /) -> None:
-        """Take the next bytes."""
+        """Add the next bytes."""
 
     def digest(self) -> bytes:
-        """The checksum of all of them."""
+        """Return the checksum of all bytes so far."""
 
 
 class Algorithm(NamedTuple):
-    """How to compute a checksum of `size` bytes. A `slow` one takes 0.5 ms and more for each MiB, a CRC 0.1 at most."""
+    """A checksum algorithm.
+
+    Attributes:
+        name: as in S3's header names.
+        size: of a checksum, in bytes.
+        slow: whether it takes 0.5 ms or more for each MiB; a CRC takes at most 0.1 ms.
+        start: begins the computation of a checksum.
+    """
 
     name: str
     size: int
     slow: bool
-    start: Callable[[], Running]
+    start: Callable[[], IncrementalHash]
 
 
 class _Crc:
-    """A CRC of awscrt, as hashlib has its hashes: big-endian, as S3 writes it."""
+    """A CRC of awscrt with the interface of hashlib. Its digest is big-endian, as S3 writes it."""
 
     def __init__(self, function: Callable[[bytes, int], int], size: int) -> None:
         self._function = function
@@ -64,8 +71,8 @@ CRC32C = Algorithm("crc32c", 4, False, partial(_Crc, checksums.crc32c, 4))
 MD5 = Algorithm("md5", 16, True, partial(hashlib.md5, usedforsecurity=False))
 SHA256 = Algorithm("sha256", 32, True, hashlib.sha256)
 
-#: What S3 has headers for, the cheapest first.
-_OF_S3 = (
+#: The algorithms that S3 has headers for, the cheapest first.
+_S3_ALGORITHMS = (
     CRC32C,
     Algorithm("crc64nvme", 8, False, partial(_Crc, checksums.crc64nvme, 8)),
     Algorithm("crc32", 4, False, partial(_Crc, checksums.crc32, 4)),
@@ -74,8 +81,13 @@ _OF_S3 = (
 )
 
 
-class Known(NamedTuple):
-    """A checksum that an object is known to have, where it is told, and of how many parts' it is composed, if it is."""
+class ExpectedChecksum(NamedTuple):
+    """The checksum that an object should have.
+
+    Attributes:
+        source: where it was found, for error messages.
+        parts: how many parts a composite checksum covers; None for a full-object checksum.
+    """
 
     algorithm: Algorithm
     digest: bytes
@@ -83,41 +95,42 @@ class Known(NamedTuple):
     parts: int | None = None
 
 
-def checksum_told(headers: Mapping[str, str]) -> Known | None:
-    """The checksum in the answer to a GET of a whole object; a full-object one before a composite one.
+def checksum_from_headers(headers: Mapping[str, str]) -> ExpectedChecksum | None:
+    """Return the checksum in the response to a GET of a whole object, preferably a full-object one.
 
-    None where there is none, or where the engine contradicts itself about which kind it is.
+    None if there is no valid one, or if its form contradicts `x-amz-checksum-type`.
     """
     kind = headers.get("x-amz-checksum-type", "").upper()
     composite = None
-    for algorithm in _OF_S3:
+    for algorithm in _S3_ALGORITHMS:
         header = f"x-amz-checksum-{algorithm.name}"
         if header not in headers:
             continue
         match = _VALUE.fullmatch(headers[header])
-        digest = decoded(match[1], algorithm.size) if match else None
+        digest = decode_digest(match[1], algorithm.size) if match else None
         if match is None or digest is None or kind == (_FULL if match[2] else _COMPOSITE):
-            continue
+            continue  # malformed, or of the kind that its type denies: neither can be trusted
         if not match[2]:
-            return Known(algorithm, digest, header)
-        composite = composite or Known(algorithm, digest, header, int(match[2]))
+            return ExpectedChecksum(algorithm, digest, header)
+        composite = composite or ExpectedChecksum(algorithm, digest, header, int(match[2]))
     return composite
 
 
-def checksum_of_etag(headers: Mapping[str, str]) -> Known | None:
-    """The MD5 that the ETag is, if it looks like one and the object is not encrypted in a way that makes it none.
+def checksum_from_etag(headers: Mapping[str, str]) -> ExpectedChecksum | None:
+    """Return the ETag as an MD5, if it looks like one and the object's encryption does not rule that out.
 
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
     """
     match = _MD5_ETAG.fullmatch(headers.get("etag", "").strip('"'))
     encryption = headers.get("x-amz-server-side-encryption", "")
+    # With keys of KMS, or keys that the client provides, an ETag of the same form is not an MD5.
     if match is None or encryption.startswith("aws:") or "x-amz-server-side-encryption-customer-algorithm" in headers:
         return None
-    return Known(MD5, bytes.fromhex(match[1]), "etag", int(match[2]) if match[2] else None)
+    return ExpectedChecksum(MD5, bytes.fromhex(match[1]), "etag", int(match[2]) if match[2] else None)
 
 
-def decoded(text: str, size: int) -> bytes | None:
-    """A digest of `size` bytes in base64; None where it is none."""
+def decode_digest(text: str, size: int) -> bytes | None:
+    """Decode a digest of `size` bytes from base64; None if `text` is not one."""
     try:
         digest = b64decode(text, validate=True)
     except ValueError:
@@ -126,34 +139,34 @@ def decoded(text: str, size: int) -> bytes | None:
 
 
 class Verification:
-    """Compares one object, as its bytes go by in order, with the checksum that it is known to have."""
+    """Compares the bytes of one object, given in order, with the checksum that it should have."""
 
-    def __init__(self, known: Known, size: int, part_size: int | None = None) -> None:
-        """Of an object of `size` bytes; all its parts but the last have `part_size` bytes, if it has parts."""
-        self._known = known
+    def __init__(self, expected: ExpectedChecksum, size: int, part_size: int | None = None) -> None:
+        """Verify an object of `size` bytes. If it has parts, all but the last have `part_size` bytes."""
+        self._expected = expected
         self._left = size
         self._part_size = part_size or size
         self._part_left = self._part_size
-        self._running = known.algorithm.start()
-        self._composite = None if known.parts is None else known.algorithm.start()
+        self._running = expected.algorithm.start()
+        self._composite = None if expected.parts is None else expected.algorithm.start()
 
     @property
     def slow(self) -> bool:
-        """Whether it takes so long that bytes should come in small pieces."""
-        return self._known.algorithm.slow
+        """Whether the algorithm is so slow that bytes should be given in small pieces."""
+        return self._expected.algorithm.slow
 
     @property
     def part_size(self) -> int | None:
-        """The part size that the result depends on; None if it depends on none."""
-        return None if self._known.parts in (None, 1) else self._part_size
+        """The part size that the result depends on; None for a full-object checksum or a single part."""
+        return None if self._expected.parts in (None, 1) else self._part_size
 
     @property
     def left(self) -> int:
-        """How many bytes are still to come."""
+        """How many bytes are still missing."""
         return self._left
 
     def update(self, data: bytes | memoryview) -> None:
-        """Take the next bytes."""
+        """Add the next bytes."""
         self._left -= len(data)
         if self._composite is None:
             self._running.update(data)  # type: ignore[arg-type]
@@ -167,18 +180,22 @@ class Verification:
                 self._end_part(self._composite)
 
     def mismatch(self) -> str | None:
-        """What is wrong, once all bytes have come; None if nothing is."""
+        """Describe the mismatch, once all bytes have been added; None if the checksum is right."""
         if self._composite is None:
             digest = self._running.digest()
         else:
             if self._part_left < self._part_size:
+                # The last part, which may be shorter than the others.
                 self._end_part(self._composite)
             digest = self._composite.digest()
-        name, expected = self._known.algorithm.name, self._known.digest
-        if digest == expected:
+        expected = self._expected
+        if digest == expected.digest:
             return None
-        return f"its {name} is {digest.hex()}, and should be {expected.hex()} by its {self._known.source}"
+        return (
+            f"its {expected.algorithm.name} is {digest.hex()}, but should be {expected.digest.hex()} according to its "
+            f"{expected.source}"
+        )
 
-    def _end_part(self, composite: Running) -> None:
+    def _end_part(self, composite: IncrementalHash) -> None:
         composite.update(self._running.digest())
-        self._running, self._part_left = self._known.algorithm.start(), self._part_size
+        self._running, self._part_left = self._expected.algorithm.start(), self._part_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from twisted_storaged.buckets.s3.responses import info_of, opened, size_told, storage_errors
+from twisted_storaged.buckets.s3.responses import info_of, opened, size_from_response, storage_errors
 from twisted_storaged.buckets.s3.retries import RequestFailed
 from twisted_storaged.errors import (
     BucketBusy,
@@ -95,4 +95,4 @@ class NonsenseTests:
         answer = Response(206, {**SAID, "content-range": f"bytes {DIGITS}-5/7"})
         with pytest.raises(BucketError):
             opened(answer, "k", ByteRange(1, 2))
-        assert size_told(Response(416, {"content-range": f"bytes */{DIGITS}"})) is None
+        assert size_from_response(Response(416, {"content-range": f"bytes */{DIGITS}"})) is None

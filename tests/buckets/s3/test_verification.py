@@ -22,7 +22,7 @@ from twisted_storaged.buckets.s3.reader import ReadSettings, S3Reader
 from twisted_storaged.buckets.s3.response_body import BufferedBody
 from twisted_storaged.errors import DamagedObject, UnverifiableObject
 from twisted_storaged.model import ByteRange, ObjectInfo, Span
-from twisted_storaged.protocol.checksums import CRC32C, Known, Verification
+from twisted_storaged.protocol.checksums import CRC32C, ExpectedChecksum, Verification
 from twisted_storaged.protocol.metadata import CHECKSUM_NAME, PART_SIZE_NAME
 
 MiB = 1 << 20
@@ -112,7 +112,7 @@ class WholeReadTests:
         settings = ReadSettings(unused, unused, 0, unused)
         info = ObjectInfo("k", len(content), "etag", 0.0)
         reader = S3Reader("k", info, Span(0, len(content)), BufferedBody(content), settings)
-        verification = Verification(Known(CRC32C, crc(SMALL), "etag"), len(content))
+        verification = Verification(ExpectedChecksum(CRC32C, crc(SMALL), "etag"), len(content))
         if content == SMALL:
             await reader.verify_by(verification, judge)
         else:

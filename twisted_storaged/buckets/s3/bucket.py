@@ -29,7 +29,7 @@ from twisted_storaged.buckets.s3.journal import Journal
 from twisted_storaged.buckets.s3.probe import Probe, new_probe_key
 from twisted_storaged.buckets.s3.reader import READS, Body, ReadSettings, S3Reader
 from twisted_storaged.buckets.s3.reaper import Reaper
-from twisted_storaged.buckets.s3.responses import info_of, opened, size_told, storage_errors
+from twisted_storaged.buckets.s3.responses import info_of, opened, size_from_response, storage_errors
 from twisted_storaged.buckets.s3.retries import RequestFailed, Retries
 from twisted_storaged.buckets.s3.session import S3Settings, Upkeep, connect
 from twisted_storaged.buckets.s3.verification import Verifier
@@ -143,7 +143,7 @@ class S3Bucket:
             except RequestFailed as error:
                 if error.response.status != 416:
                     raise
-                size = size_told(error.response)
+                size = size_from_response(error.response)
                 raise RangeNotSatisfiable((await self.head(key)).size if size is None else size) from error
         try:
             reader = S3Reader(s3_key, *opened(response, key, wanted), body, self._reading)

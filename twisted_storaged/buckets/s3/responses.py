@@ -105,7 +105,7 @@ def opened(response: Response, key: str, wanted: ByteRange | None) -> tuple[Obje
     return info._replace(size=size), span
 
 
-def size_told(response: Response) -> int | None:
+def size_from_response(response: Response) -> int | None:
     """The size of the object in an answer of 416, if it says so."""
     told = _UNSATISFIED.fullmatch(response.headers.get("content-range", "")) or _ACTUAL_SIZE.search(response.body)
     return int(told[1]) if told else None

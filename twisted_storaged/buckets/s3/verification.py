@@ -21,11 +21,11 @@ from twisted_storaged.protocol.checksums import (
     CHECKSUM_MODE,
     CRC32C,
     SHA256,
-    Known,
+    ExpectedChecksum,
     Verification,
-    checksum_of_etag,
-    checksum_told,
-    decoded,
+    checksum_from_etag,
+    checksum_from_headers,
+    decode_digest,
 )
 from twisted_storaged.protocol.http1 import ConnectionFailed, Response
 from twisted_storaged.protocol.metadata import CHECKSUM_NAME, PART_SIZE_NAME
@@ -91,14 +91,14 @@ class Verifier:
                 return Verification(known, info.size, part_size)
         return None
 
-    def _candidates(self, response: Response, info: ObjectInfo) -> Iterator[Known | None]:
+    def _candidates(self, response: Response, info: ObjectInfo) -> Iterator[ExpectedChecksum | None]:
         """What is known, the best first; the first is what most reads go by, and the rest is then not looked for."""
-        yield checksum_told(response.headers)
+        yield checksum_from_headers(response.headers)
         yield _noted_checksum(response, info)
         if self._verify:
             sha256 = info.digests.get("sha-256")
-            yield None if sha256 is None else Known(SHA256, sha256, "sha-256 digest in its metadata")
-            yield checksum_of_etag(response.headers)
+            yield None if sha256 is None else ExpectedChecksum(SHA256, sha256, "sha-256 digest in its metadata")
+            yield checksum_from_etag(response.headers)
 
     async def _told_part_size(self, info: ObjectInfo, s3_key: str) -> int | None:
         """The size of an object's first part, if the engine knows it.
@@ -118,11 +118,11 @@ def noted_checksum(checksum: str, size: int) -> str:
     return f"{checksum};size={size}"
 
 
-def _noted_checksum(response: Response, info: ObjectInfo) -> Known | None:
+def _noted_checksum(response: Response, info: ObjectInfo) -> ExpectedChecksum | None:
     """The CRC-32C that storaged noted. With another size it is not this object's: tools copy metadata to new bytes."""
     checksum, _, size = response.headers.get(CHECKSUM_NAME, "").partition(";size=")
-    digest = decoded(checksum, CRC32C.size)
-    return Known(CRC32C, digest, CHECKSUM_NAME) if digest is not None and size == str(info.size) else None
+    digest = decode_digest(checksum, CRC32C.size)
+    return ExpectedChecksum(CRC32C, digest, CHECKSUM_NAME) if digest is not None and size == str(info.size) else None
 
 
 def _part_size(response: Response) -> int | None:
