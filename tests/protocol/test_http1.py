@@ -1,4 +1,4 @@
-"""Answers as bytes."""
+"""Requests to S3 and its responses as bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from twisted_storaged.protocol.http1 import (
 
 
 def parse(data: bytes, cuts: list[int] | None = None, head_request: bool = False) -> tuple[ResponseParser, bytes]:
-    """Feed an answer, cut where it is said."""
+    """Feed a response to a parser in pieces, split at `cuts`; returns the parser and the body."""
     parser, body = ResponseParser(head_request), b""
     edges = [0, *sorted({cut % (len(data) + 1) for cut in cuts or []}), len(data)]
     for start, end in pairwise(edges):
@@ -33,12 +33,12 @@ def parse(data: bytes, cuts: list[int] | None = None, head_request: bool = False
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-class AnswerParserTests:
-    """Reading one answer."""
+class ResponseParserTests:
+    """`ResponseParser`."""
 
     @given(body=st.binary(max_size=200), chunks=st.integers(0, 5), cuts=st.lists(st.integers(0, 1000), max_size=6))
     def test_however_it_arrives(self, body: bytes, chunks: int, cuts: list[int]) -> None:
-        """Cut anywhere, with a length or in chunks."""
+        """A response, with a length or in chunks, is parsed the same however its bytes are split."""
         if chunks:
             size = len(body) // chunks + 1
             pieces = [body[at : at + size] for at in range(0, len(body), size)]
@@ -55,34 +55,34 @@ class AnswerParserTests:
         assert parser.keep_alive
 
     @pytest.mark.parametrize("head", [b"204 No Content\r\n", b"304 Not Modified\r\nContent-Length: 7\r\n"])
-    def test_answers_without_a_body(self, head: bytes) -> None:
-        """End with their heads."""
+    def test_responses_without_a_body(self, head: bytes) -> None:
+        """A 204 or 304 ends with its head, whatever its Content-Length."""
         parser, body = parse(b"HTTP/1.1 " + head + b"\r\n")
         assert (parser.ended, body) == (True, b"")
 
-    def test_the_answer_to_a_head_request(self) -> None:
-        """Says a length, and has no body."""
+    def test_the_response_to_a_head_request(self) -> None:
+        """The response to a HEAD ends with its head, though it has the length of an object."""
         parser, _ = parse(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n", head_request=True)
         assert parser.ended
 
-    def test_a_100_continue_is_passed_over(self) -> None:
-        """Nobody asked for it, some send it."""
+    def test_a_100_continue_is_skipped(self) -> None:
+        """A 100 Continue, which some engines send without being asked, is skipped."""
         parser, body = parse(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
         assert (parser.response and parser.response.status, body) == (200, b"x")
 
-    def test_many_interim_answers_in_one_read(self) -> None:
-        """More than the stack has room for, where each is a call inside the one before."""
+    def test_many_interim_responses_in_one_read(self) -> None:
+        """Thousands of interim responses in one read do not overflow the stack."""
         parser, body = parse(b"HTTP/1.1 100\r\n\r\n" * 4000 + b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
         assert (parser.response and parser.response.status, body) == (200, b"x")
 
     @pytest.mark.parametrize("cut", range(len(CHUNKED), len(CHUNKED) + 40))
-    def test_trailers_are_passed_over(self, cut: int) -> None:
-        """The answer ends after them, and not before."""
+    def test_trailers_are_skipped(self, cut: int) -> None:
+        """A chunked response with trailers ends after them, and not before."""
         parser, body = parse(CHUNKED + b"2\r\nhi\r\n0\r\nX-Trailer: a\r\nY: b\r\n\r\n", [cut])
         assert (parser.ended, parser.keep_alive, body) == (True, True, b"hi")
 
     def test_a_chunk_comes_out_as_it_comes_in(self) -> None:
-        """A large one is not kept until it is whole."""
+        """The bytes of a large chunk are returned as they arrive, not when it is complete."""
         parser, body = parse(CHUNKED + b"fffffff\r\n" + b"x" * 1000)
         assert (parser.ended, body) == (False, b"x" * 1000)
 
@@ -95,7 +95,7 @@ class AnswerParserTests:
         ],
     )
     def test_whether_another_request_may_follow(self, head: bytes, kept: bool) -> None:
-        """As the engine says."""
+        """A connection is kept after HTTP/1.1 without `Connection: close`, and not after HTTP/1.0."""
         assert parse(head + b"Content-Length: 0\r\n\r\n")[0].keep_alive == kept
 
     @pytest.mark.parametrize(
@@ -122,18 +122,18 @@ class AnswerParserTests:
             CHUNKED + b"2\r\nhi\r\n0\r\n\r\n" + CHUNKED,
         ],
     )
-    def test_what_is_no_answer(self, data: bytes) -> None:
-        """Is a broken connection: nobody could tell where it ends."""
+    def test_invalid_responses(self, data: bytes) -> None:
+        """Bytes that are not HTTP, or whose end cannot be known for sure, raise ConnectionFailed."""
         with pytest.raises(ConnectionFailed):
             parse(data)
 
 
 class ForbiddenCharacterTests:
-    """Characters that end a line for somebody else."""
+    """Characters in a head that others could take for the end of a line."""
 
     @pytest.mark.parametrize("character", ["\n", "\r", "\x00"])
     def test_are_replaced(self, character: str) -> None:
-        """A line end inside a value does not go through as the beginning of another header."""
+        """CR, LF or NUL inside a value becomes a space, and does not start another header."""
         parser = ResponseParser()
         head = f"HTTP/1.1 200 OK\r\nx-amz-meta-a: b{character}Set-Cookie: c\r\nContent-Length: 0\r\n\r\n"
         parser.feed(head.encode("latin-1"))
@@ -141,19 +141,19 @@ class ForbiddenCharacterTests:
         assert parser.response.headers == {"x-amz-meta-a": "b Set-Cookie: c", "content-length": "0"}
 
     @pytest.mark.parametrize("name", ["x-amz-meta-a b", "x-amz-meta-\xe9", "", " folded", "x "])
-    def test_a_field_whose_name_is_none_is_left_out(self, name: str) -> None:
-        """A client would take it for the end of the head, and find no length."""
+    def test_a_field_with_an_invalid_name_is_dropped(self, name: str) -> None:
+        """A field with an invalid name is dropped; a client could take it for the end of the head."""
         parser = ResponseParser()
         parser.feed(f"HTTP/1.1 200 OK\r\n{name}: v\r\nContent-Length: 0\r\n\r\n".encode("latin-1"))
         assert parser.response is not None
         assert parser.response.headers == {"content-length": "0"}
 
 
-class CollectedTests:
-    """Bodies that are collected in memory."""
+class BodyCollectorTests:
+    """`BodyCollector`."""
 
-    def test_are_bounded(self) -> None:
-        """An S3 that never ends an error does not take the memory."""
+    def test_its_size_is_bounded(self) -> None:
+        """A body of more than MAX_COLLECTED bytes raises ConnectionFailed."""
         collected, piece = BodyCollector(), bytes(1 << 20)
         for _ in range(MAX_COLLECTED >> 20):
             collected.add(piece)
@@ -162,35 +162,35 @@ class CollectedTests:
         assert len(collected.joined()) == MAX_COLLECTED
 
 
-class NumberTests:
-    """Numbers of bytes in headers."""
+class ParseLengthTests:
+    """`parse_length`."""
 
     @pytest.mark.parametrize("text", ["", "-1", "+1", "1_0", " 1", "\xb2", "9" * 19, "9" * 5000])
-    def test_what_is_none(self, text: str) -> None:
-        """Whatever int() would make of it."""
+    def test_invalid_lengths(self, text: str) -> None:
+        """A length that is not 1 to 18 ASCII digits is refused, even if int() accepts it."""
         with pytest.raises(ValueError, match="not a number of bytes"):
             parse_length(text)
 
-    def test_what_is_one(self) -> None:
-        """Up to 18 digits."""
+    def test_valid_lengths(self) -> None:
+        """A length has up to 18 digits, and may begin with zeros."""
         assert (parse_length("007"), parse_length("9" * 18)) == (7, 10**18 - 1)
 
 
-class AnswerTests:
-    """What an answer says."""
+class ResponseTests:
+    """`Response`."""
 
     def test_names_the_error(self) -> None:
-        """As S3 does, in its body."""
-        answer = Response(404, {})
-        answer.body = b"<?xml?><Error><Code>NoSuchKey</Code><Message>It is not.</Message></Error>"
-        assert (answer.code, str(answer)) == ("NoSuchKey", "404 NoSuchKey It is not.")
+        """The text of a response has its status, and the code and message of the error in its body."""
+        response = Response(404, {})
+        response.body = b"<?xml?><Error><Code>NoSuchKey</Code><Message>It is not.</Message></Error>"
+        assert (response.code, str(response)) == ("NoSuchKey", "404 NoSuchKey It is not.")
         assert str(Response(502, {})) == "502"
 
 
 class RequestHeadTests:
-    """What is sent."""
+    """`request_head`."""
 
     def test_is_http(self) -> None:
-        """Line by line."""
+        """The head of a request is its request line, its headers and an empty line."""
         head = request_head("PUT", "/b/k?x=1", {"host": "h", "content-length": "3"})
         assert head == b"PUT /b/k?x=1 HTTP/1.1\r\nhost: h\r\ncontent-length: 3\r\n\r\n"

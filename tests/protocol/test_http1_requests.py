@@ -1,4 +1,4 @@
-"""Heads that are read in one step: what is plain, and that it means what it means to Twisted."""
+"""Plain heads of requests: which heads are plain, and that they mean the same as to Twisted's parser."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ HEADS = st.tuples(
 ).map(lambda head: "\r\n".join([" ".join(head[:3]), *head[3], "", ""]).encode("latin-1"))
 
 
-class PlainTests:
-    """What is read in one step."""
+class ParsePlainHeadTests:
+    """`parse_plain_head`."""
 
     def test_what_clients_send(self) -> None:
-        """Names in lower case, values without the space around them, and where the body begins."""
+        """The names of a plain head are in lower case, and its values have no surrounding space."""
         head = parse_plain_head(
             b"PUT /a?b=%20 HTTP/1.1\r\nHost: x\r\nX-A:\t 1 \r\nx-a: 2\r\ncontent-length:3\r\n\r\nabc"
         )
@@ -83,17 +83,17 @@ class PlainTests:
         ],
     )
     def test_the_rest_is_twisteds(self, data: bytes) -> None:
-        """What is not here as a whole, not allowed, or says more of the body than its length."""
+        """A head that is incomplete, invalid, or frames its body other than by one length is left to Twisted."""
         assert parse_plain_head(data) is None
 
 
-class MeaningTests:
-    """Whether it comes in one piece, or byte by byte, and so the long way."""
+class EquivalenceTests:
+    """Requests that arrive in one read, and the same byte by byte, so that Twisted parses them."""
 
     @given(HEADS, st.sampled_from([b"", b"hello", b"hello" + request("GET", "/health")]))
     @example(put("a", b"hello"), request("GET", "/storage/get/a"))
-    def test_the_answers_are_the_same(self, head: bytes, rest: bytes) -> None:
-        """So is what is stored, and whether the connection stays."""
+    def test_the_responses_are_the_same(self, head: bytes, rest: bytes) -> None:
+        """Both parsers lead to the same responses, the same objects, and the same end of the connection."""
         outcomes = []
         for size in (len(head + rest), 1):
             server = Server()
@@ -107,5 +107,5 @@ class MeaningTests:
         if closes == bytewise[2]:
             assert at_once == bytewise[0]
         else:
-            # A body that is here already is no reason to close, and the next request is answered.
+            # Where the body arrived with the head, the connection stays open, and the next request is answered.
             assert at_once.startswith(bytewise[0].replace(b"Connection: close\r\n", b""))

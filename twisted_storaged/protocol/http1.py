@@ -1,6 +1,7 @@
-"""HTTP/1.1 messages as bytes: requests to S3, its responses, and the heads of plain requests to us.
+"""HTTP/1.1 messages as bytes: requests to S3 and its responses, and the heads of plain requests from clients.
 
-No I/O. RFC 9112."""
+No I/O. RFC 9112.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +11,16 @@ from typing import NamedTuple
 
 from twisted_storaged.protocol.http_fields import Fields
 
-# Requests and answers as bytes of HTTP/1.1, the client's side of RFC 9112. No I/O.
-#
-# What is read is what S3 engines write: a length, or chunks, or nothing; an answer that ends with the connection only
-# is not accepted, as nobody could tell a whole one from a broken one.
-
-#: Bytes of a head, with the interim answers (1xx) before it.
+#: The largest head of a response, in bytes, including the interim responses (1xx) before it.
 MAX_HEAD = 1 << 16
-#: Bytes of a body that is collected in memory: more than any list, range or error has.
+#: The largest body that is collected in memory, in bytes: more than any list, range or error has.
 MAX_COLLECTED = 16 << 20
-#: Bytes of a line between chunks.
+#: The longest line between chunks, in bytes.
 _MAX_LINE = 4096
 
-#: A line end that is none, and NUL.
+#: CR and LF that are not part of a line end, and NUL.
 _FORBIDDEN = re.compile(rb"\r(?!\n)|(?<!\r)\n|\x00")
-#: What int() takes is more: signs, underscores, digits of other scripts, and so many that it fails.
+#: int() would also accept signs, underscores and digits of other scripts, and fail on very many digits.
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _STATUS = re.compile(r"[1-9][0-9]{2}(?![0-9])")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?", re.DOTALL)
@@ -35,7 +31,7 @@ _MESSAGE = re.compile(rb"<Message>([^<]*)</Message>")
 
 
 class ConnectionFailed(Exception):
-    """There was no whole answer: nobody there, gone in the middle, too slow, or no HTTP.
+    """No complete response: the connection was refused, lost or too slow, or what came is not HTTP.
 
     Attributes:
         sent: whether the request may have reached S3.
@@ -45,55 +41,59 @@ class ConnectionFailed(Exception):
 
 
 class NotConnected(ConnectionFailed):
-    """Nothing was sent: there was no connection, or nothing to sign a request with."""
+    """Nothing was sent, as there was no connection, or no credentials to sign a request with."""
 
     sent = False
 
 
 class UnexpectedResponse(ConnectionFailed):
-    """An answer with a status of success is not what S3 answers: it is not known what was done."""
+    """A response with a status of success is not what S3 documents, so the outcome of the request is unknown."""
 
 
 class AmbiguousFailure(ConnectionFailed):
-    """It is not known whether a request was carried out, which must not be guessed.
+    """The reply to a request was lost, and it is unknown whether the request was carried out.
 
     Attributes:
-        failure: of the last try.
+        failure: the failure of the last attempt.
     """
 
     def __init__(self, operation: str, failure: Exception) -> None:
-        super().__init__(f"{operation}: a reply was lost, and whether it was carried out is not known; then {failure}")
+        super().__init__(
+            f"{operation}: a reply was lost, so it is unknown whether it was carried out; last failure: {failure}"
+        )
         self.failure = failure
 
 
 class TimedOut(ConnectionFailed):
-    """There was no whole answer by the time that the request had."""
+    """There was no complete response before the deadline of the request."""
 
 
 class BodyCollector:
-    """The body of an answer that is collected in memory, as it comes; of a bounded size, whatever S3 sends."""
+    """Collects the body of a response in memory, up to MAX_COLLECTED bytes."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
         self._size = 0
 
     def add(self, data: bytes) -> None:
-        """Take some more. Raises ConnectionFailed when it is too much."""
+        """Append bytes. Raises ConnectionFailed when the body becomes too large."""
         self._size += len(data)
         if self._size > MAX_COLLECTED:
-            raise ConnectionFailed(f"the answer has a body of more than {MAX_COLLECTED} bytes")
+            raise ConnectionFailed(f"the response has a body of more than {MAX_COLLECTED} bytes")
         self._pieces.append(data)
 
     def joined(self) -> bytes:
-        """All of it."""
+        """Return the whole body."""
         return b"".join(self._pieces)
 
 
 class Response:
-    """An answer, or its head while the body is still to come.
+    """A response of S3, or its head while the body is incomplete.
 
     Attributes:
-        again: whether it is that of another try, after one that may have been carried out.
+        headers: by names in lower case.
+        body: what a BodyCollector collected; empty otherwise.
+        again: whether it is the response to a retry, after an attempt that may have been carried out.
     """
 
     __slots__ = ("again", "body", "headers", "status")
@@ -106,7 +106,7 @@ class Response:
 
     @property
     def code(self) -> str:
-        """S3's name of the error in the body; empty where there is none.
+        """The error code in the body, such as `NoSuchKey`; empty if there is none.
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
         """
@@ -119,18 +119,18 @@ class Response:
 
 
 def request_head(method: str, target: str, headers: Mapping[str, str]) -> bytes:
-    """The head of a request."""
+    """Return the head of a request to S3."""
     lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
     return f"{method} {target} HTTP/1.1\r\n{''.join(lines)}\r\n".encode("latin-1")
 
 
 class ResponseParser:
-    """Reads one answer at a time: feed it bytes, and take its `answer` once there is a head.
+    """Parses one response, fed with bytes as they arrive; `head_request` if it is the response to a HEAD.
 
     Attributes:
-        answer: the head, as soon as it is in; its `body` stays empty.
-        ended: whether the whole body has come out of `feed`.
-        keep_alive: whether another request may follow.
+        response: the head, as soon as it is complete; its `body` stays empty.
+        ended: whether `feed` has returned the whole body.
+        keep_alive: whether another request may follow on the connection.
     """
 
     def __init__(self, head_request: bool = False) -> None:
@@ -145,10 +145,10 @@ class ResponseParser:
         self._chunk_ends = self._last_came = False
 
     def feed(self, data: bytes) -> bytes:
-        """Take bytes from the connection; returns those of them that are the body's.
+        """Parse bytes from the connection; returns those that belong to the body.
 
         Raises:
-            ConnectionFailed: it is not an answer.
+            ConnectionFailed: they are not a valid response.
         """
         if self.response is None:
             data = self._read_head(self._buffer + data if self._buffer else data)
@@ -160,11 +160,11 @@ class ResponseParser:
 
     @property
     def length(self) -> int | None:
-        """How many bytes of the body are still to come, if the head said so."""
+        """How many bytes of the body are still missing; None for a chunked body."""
         return None if self._chunked else self._left
 
     def skip(self, count: int) -> bool:
-        """`count` bytes of a body of known length went past; returns whether those were the last."""
+        """Count bytes of a body of known length that were read past this parser; returns whether they were the last."""
         assert self._left is not None
         self._left -= count
         self.ended = self._left == 0
@@ -185,7 +185,7 @@ class ResponseParser:
             end = data.find(b"\r\n\r\n", start) if self._interim <= MAX_HEAD else -1
         self._buffer = data[start:]
         if self._interim + len(self._buffer) > MAX_HEAD:
-            raise ConnectionFailed("the head of the answer does not end")
+            raise ConnectionFailed(f"the response has a head of more than {MAX_HEAD} bytes")
         return b""
 
     def _frame(self, status: int, headers: Mapping[str, str]) -> None:
@@ -197,19 +197,20 @@ class ResponseParser:
             try:
                 self._left = parse_length(headers.get("content-length", ""))
             except ValueError:
-                raise ConnectionFailed("the answer does not say how long it is") from None
+                # A body that ends with the connection (RFC 9112, 6.3) could be incomplete without notice.
+                raise ConnectionFailed("the response has no valid Content-Length") from None
         self.ended = not self._chunked and self._left == 0
 
     def _read_length(self, data: bytes) -> bytes:
         assert self._left is not None
         if len(data) > self._left:
-            raise ConnectionFailed("more came than the answer said")
+            raise ConnectionFailed("the response is followed by bytes that belong to no request")
         self._left -= len(data)
         self.ended = self._left == 0
         return data
 
     def _read_chunks(self, data: bytes) -> bytes:
-        """Chunk by chunk; lists and errors come so, never large objects. RFC 9112, 7.1."""
+        """Decode chunks (RFC 9112, 7.1). Engines use them for lists and errors, never for large objects."""
         assert self._left is not None
         body, data, at = [], self._buffer + data, 0
         while not self.ended:
@@ -224,16 +225,16 @@ class ResponseParser:
             at = end + 2
         self._buffer = data[at:]
         if self.ended and self._buffer:
-            raise ConnectionFailed("more came than the answer said")
+            raise ConnectionFailed("the response is followed by bytes that belong to no request")
         if len(self._buffer) > _MAX_LINE:
-            raise ConnectionFailed("a line between chunks is too long")
+            raise ConnectionFailed(f"a line between chunks has more than {_MAX_LINE} bytes")
         return b"".join(body)
 
     def _read_line(self, line: bytes) -> None:
-        """A line that is not of a chunk: the rest of the one after it, the size of the next, a trailer, or the end."""
+        """Parse a line outside chunks: the end of a chunk's own line, the size of the next, a trailer, or the end."""
         if self._chunk_ends:
             if line:
-                raise ConnectionFailed("a chunk is longer than it said")
+                raise ConnectionFailed("a chunk is longer than its size line says")
             self._chunk_ends = False
         elif self._last_came:
             self.ended = not line
@@ -243,7 +244,7 @@ class ResponseParser:
 
 
 def parse_length(text: str) -> int:
-    """A number of bytes in a header. Raises ValueError where it is not just digits."""
+    """Parse a number of bytes in a header. Raises ValueError if it is not 1 to 18 digits."""
     if not _NUMBER.fullmatch(text):
         raise ValueError(f"not a number of bytes: {text[:100]!r}")
     return int(text)
@@ -251,20 +252,20 @@ def parse_length(text: str) -> int:
 
 def _parse_head(head: bytes) -> tuple[str, int, dict[str, str]]:
     if _FORBIDDEN.search(head):
-        # RFC 9110, 5.5: they are refused or replaced, as they would be lines of their own to whoever gets them next.
+        # RFC 9110, 5.5: refuse or replace them. Passed on, a client could take them for line ends.
         head = _FORBIDDEN.sub(b" ", head)
     first, *lines = head.decode("latin-1").split("\r\n")
     version, _, rest = first.partition(" ")
     if not version.startswith("HTTP/1.") or not _STATUS.match(rest):
-        raise ConnectionFailed(f"not an answer: {first[:100]!r}")
+        raise ConnectionFailed(f"not an HTTP response: {first[:100]!r}")
     headers: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(":")
         name, value = name.lower(), value.strip()
         if not _NAME.fullmatch(name):
-            continue  # a client to which it went through would take it for the end of the head
+            continue  # passed on, a client could take it for the end of the head
         if name == "content-length" and headers.get(name, value) != value:
-            raise ConnectionFailed("the answer has two lengths")
+            raise ConnectionFailed("the response has two values of Content-Length")
         headers[name] = value
     return version, int(rest[:3]), headers
 
@@ -272,16 +273,11 @@ def _parse_head(head: bytes) -> tuple[str, int, dict[str, str]]:
 def _chunk_size(line: bytes) -> int:
     match = _CHUNK_SIZE.fullmatch(line)
     if match is None:
-        raise ConnectionFailed(f"not a chunk: {line[:100]!r}")
+        raise ConnectionFailed(f"not the size of a chunk: {line[:100]!r}")
     return int(match[1], 16)
 
 
-# The head of a request, read in one step where it is plain. Line by line, as Twisted does, takes three times as long.
-#
-# Plain is what clients send: a request line of HTTP/1.1, fields of visible characters, and no more said of how the
-# body is framed than one Content-Length. Whatever else comes, Twisted reads, and refuses. RFC 9112, 2 to 6.
-
-#: Bytes, and fields, that a plain head may have.
+#: The largest plain head, in bytes and in fields.
 MAX_BYTES = 8192
 _MAX_FIELDS = 100
 
@@ -289,14 +285,12 @@ _HEAD = re.compile(
     rb"([A-Z]+) (/[\x21-\x7e]*) HTTP/1\.1\r\n((?:[!#$%%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e]*\r\n){0,%d})\r\n"
     % _MAX_FIELDS
 )
-#: A Content-Length that is a number of bytes any store could have; longer ones see `bounded_length`.
-_PLAIN_LENGTH = re.compile(r"[0-9]{1,18}")
-#: What says how the rest is to be read, or answered, and is Twisted's to understand.
+#: Fields that change how the body is framed, or how the request is answered: Twisted handles them.
 _NOT_PLAIN = {"transfer-encoding", "expect", "te", "trailer", "upgrade"}
 
 
 class RequestHead(NamedTuple):
-    """A head that is plain; `length` is that of the body, and `size` that of the head itself, in bytes."""
+    """The parsed head of a plain request. `length` is that of the body, `size` that of the head itself, in bytes."""
 
     method: bytes
     target: bytes
@@ -306,8 +300,9 @@ class RequestHead(NamedTuple):
 
 
 def bounded_length(line: bytes) -> bytes:
-    """A field line; if it is a Content-Length of more than 18 digits, the same without leading zeros, and at most
-    the largest number of 18 digits: that is over every cap, and int() refuses more than 4,300 digits. RFC 9110, 8.6.
+    """Return a field line, with a Content-Length of more than 18 digits replaced by at most the largest such number.
+
+    That is over every cap, and int() refuses more than 4,300 digits. RFC 9110, 8.6.
     """
     name, _, value = line.partition(b":")
     digits = value.strip(b" \t")
@@ -318,7 +313,11 @@ def bounded_length(line: bytes) -> bytes:
 
 
 def parse_plain_head(data: bytes) -> RequestHead | None:
-    """The head that `data` begins with; None where it is not there as a whole, or not plain."""
+    """Parse the head that `data` begins with; None if it is incomplete or not plain, and Twisted should parse it.
+
+    A plain head has a request line of HTTP/1.1, fields of visible ASCII, and at most one Content-Length to frame the
+    body, which is what most clients send. Twisted's parser, line by line, takes three times as long. RFC 9112, 2 to 6.
+    """
     match = _HEAD.match(data, 0, MAX_BYTES)
     if match is None:
         return None
@@ -328,6 +327,6 @@ def parse_plain_head(data: bytes) -> RequestHead | None:
         name, _, value = line.partition(":")
         fields.setdefault(name.lower(), []).append(value.strip())
     lengths = fields.get("content-length", ["0"])
-    if len(lengths) > 1 or not _PLAIN_LENGTH.fullmatch(lengths[0]) or not _NOT_PLAIN.isdisjoint(fields):
+    if len(lengths) > 1 or not _NUMBER.fullmatch(lengths[0]) or not _NOT_PLAIN.isdisjoint(fields):
         return None
     return RequestHead(method, target, fields, int(lengths[0]), match.end())

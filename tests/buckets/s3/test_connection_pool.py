@@ -180,7 +180,7 @@ class PoolTests:
         made = Made()
         asked = made.ask()
         made.connection().dataReceived(b"220 smtp\r\n\r\n")
-        with pytest.raises(ConnectionFailed, match="not an answer"):
+        with pytest.raises(ConnectionFailed, match="not an HTTP response"):
             result(asked)
         assert made.connection().transport.aborted
 
