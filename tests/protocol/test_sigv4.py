@@ -1,4 +1,4 @@
-"""Signatures, against botocore's."""
+"""Signatures, compared with botocore's."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from twisted_storaged.protocol.sigv4 import Credentials, Signer
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
 
 
-def botocores(url: str, method: str, headers: dict[str, str], keys: Credentials, stamp: str) -> dict[str, str]:
-    """The headers that botocore would send at that time."""
+def signed_by_botocore(url: str, method: str, headers: dict[str, str], keys: Credentials, stamp: str) -> dict[str, str]:
+    """The headers of botocore's signature at the time `stamp`."""
     request = AWSRequest(method=method, url=url, headers=headers)
     request.context.update(timestamp=stamp, payload_signing_enabled=False)
     request.headers["X-Amz-Content-SHA256"] = "UNSIGNED-PAYLOAD"
@@ -35,7 +35,7 @@ def botocores(url: str, method: str, headers: dict[str, str], keys: Credentials,
 
 
 class SignerTests:
-    """What a request is signed with."""
+    """`Signer`."""
 
     @given(
         key=TEXT,
@@ -44,26 +44,27 @@ class SignerTests:
         method=st.sampled_from(["GET", "PUT"]),
         value=st.text("ab  =,;", max_size=10),
     )
-    def test_is_what_botocore_would_sign_with(
+    def test_a_signature_is_that_of_botocore(
         self, key: str, prefix: str, token: str | None, method: str, value: str
     ) -> None:
-        """For any key and query, with and without a session token."""
+        """The signature of any key, query and metadata, with or without a session token, is that of botocore."""
         keys = Credentials("AKID", "secret", token)
         path, query = "/bucket/" + quote(key, safe="/~"), f"list-type=2&prefix={quote(prefix, safe='')}"
         headers = {"host": "s3.example", "x-amz-checksum-crc32c": "mnG7TA==", "x-amz-meta-a": value}
         signed = Signer("eu-1").sign(method, path, query, headers, keys)
-        expected = botocores(f"https://s3.example{path}?{query}", method, headers, keys, signed["x-amz-date"])
+        expected = signed_by_botocore(f"https://s3.example{path}?{query}", method, headers, keys, signed["x-amz-date"])
         assert signed["authorization"] == expected["authorization"]
         assert signed.get("x-amz-security-token") == token
 
     def test_follows_the_time_and_the_keys(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What is remembered for a second, or a day, is not used after it, nor with another key."""
+        """The cached timestamp and key are not used in another second, on another day, or with another secret."""
         signer, now = Signer("eu-1"), [1_700_000_000.0]
         monkeypatch.setattr(time, "time", lambda: now[0])
 
         def sign(secret: str = "secret") -> tuple[str, str]:
-            signed = signer.sign("GET", "/", "", {"host": "h"}, Credentials("AKID", secret))
-            expected = botocores("https://h/", "GET", {"host": "h"}, Credentials("AKID", secret), signed["x-amz-date"])
+            keys = Credentials("AKID", secret)
+            signed = signer.sign("GET", "/", "", {"host": "h"}, keys)
+            expected = signed_by_botocore("https://h/", "GET", {"host": "h"}, keys, signed["x-amz-date"])
             assert signed["authorization"] == expected["authorization"]
             return signed["x-amz-date"], signed["authorization"]
 

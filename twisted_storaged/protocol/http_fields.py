@@ -1,6 +1,7 @@
-"""Header fields and query parameters: ranges, digests, and the checks that all fields have in common.
+"""Header fields and query parameters of requests: access with common checks, ranges, and digests.
 
-RFC 9110 and RFC 9530."""
+No I/O. RFC 9110, and RFC 9530 for digests. Conditions are in `api.preconditions`, metadata in `metadata`.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +16,7 @@ import http_sf
 from twisted_storaged.errors import InvalidRequest
 from twisted_storaged.model import NO_DIGESTS, ByteRange, Digests, Span
 
-# Header fields and query parameters of a request, checked for what all of them have in common.
-
-#: Header fields: their values, by their names in lower case.
+#: The values of header fields, by their names in lower case.
 Fields = dict[str, list[str]]
 
 #: Visible ASCII, spaces and tabs. RFC 9110, 5.5
@@ -25,10 +24,10 @@ _TEXT = re.compile(r"[\t\x20-\x7e]*")
 
 
 def field(request: Any, name: str) -> str | None:
-    """The value of a header field.
+    """Return the value of a header field; None if it is missing.
 
     Raises:
-        InvalidRequest: it is there twice, or is not ASCII.
+        InvalidRequest: it is given twice, or is not ASCII.
     """
     values: list[str] | None = request.fields.get(name.lower())
     if values is None:
@@ -41,7 +40,7 @@ def field(request: Any, name: str) -> str | None:
 
 
 def parameter(request: Any, name: str) -> bytes | None:
-    """The value of a query parameter, percent-decoded, with `+` for a space; the first of several."""
+    """Return the first value of a query parameter, percent-decoded, with `+` for a space; None if it is missing."""
     wanted = name.encode("ascii")
     # Some clients separate parameters by semicolons, as HTML 4 recommended.
     for pair in re.split(b"[&;]", request.uri.partition(b"?")[2]):
@@ -52,7 +51,7 @@ def parameter(request: Any, name: str) -> bytes | None:
 
 
 def count(request: Any, name: str) -> int | None:
-    """A query parameter that is a number from 1 on.
+    """Return the value of a query parameter that is a positive integer; None if it is missing.
 
     Raises:
         InvalidRequest: it is anything else.
@@ -65,19 +64,18 @@ def count(request: Any, name: str) -> int | None:
     return int(digits)
 
 
-# The Range header field. RFC 9110, 14.1.2 and 14.2.
-
+#: A Range header field with one range of bytes. RFC 9110, 14.1.2 and 14.2.
 _RANGE = re.compile(r"bytes=[ \t]*(?:([0-9]+)-([0-9]*)|-([0-9]+))[ \t]*", re.IGNORECASE)
 
-#: What a number in a range stands for from here on, as no object has so many bytes.
+#: The value of all numbers in a range that have more than 18 digits. No object has so many bytes.
 _HUGE = 10**18
 
 
 def parse_range(text: str | None) -> ByteRange | None:
-    """The one range that is asked for.
+    """Parse the value of a Range field; None if there is no range, or if it is to be ignored.
 
-    None where there is none, and where it is to be ignored: because it is malformed or of an unknown unit, as the RFC
-    says; and where there are several, which a server may answer with the whole.
+    RFC 9110, 14.2 has a server ignore ranges that are malformed or of an unknown unit, and lets it send the whole
+    object for several ranges.
     """
     match = _RANGE.fullmatch(text or "")
     if match is None:
@@ -91,31 +89,31 @@ def parse_range(text: str | None) -> ByteRange | None:
 
 
 def content_range(span: Span, size: int) -> bytes:
-    """The value of Content-Range: which bytes of how many an answer has. RFC 9110, 14.4."""
+    """Return the value of Content-Range for `span` of an object of `size` bytes. RFC 9110, 14.4."""
     return b"bytes %d-%d/%d" % (span.start, span.end - 1, size)
 
 
 def _number(digits: str) -> int:
-    return int(digits) if len(digits) <= 18 else _HUGE  # Python reads no numbers of more than 4300 digits
+    return int(digits) if len(digits) <= 18 else _HUGE  # int() refuses more than 4300 digits
 
 
-# Digest fields: what the client says its body is, and what it wants to be told. RFC 9530, and RFC 1864 for MD5.
-
-#: The algorithms that are not broken (RFC 9530, 5), with the lengths of their digests, in bytes.
+#: The algorithms that are not broken (RFC 9530, 5), with the lengths of their digests in bytes.
 _LENGTHS = {"sha-256": 32, "sha-512": 64}
 _MD5_LENGTH = 16
-_OF_BODIES = {"content-digest", "repr-digest", "content-md5"}
+#: The fields with digests of a body. RFC 9530, and RFC 1864 for MD5.
+_DIGEST_FIELDS = {"content-digest", "repr-digest", "content-md5"}
 
 
 def expected_digests(request: Any) -> Digests:
-    """The digests that the body must have. Nothing is encoded on the way, so that content and representation are one.
+    """Parse the digests that the body must have.
 
     Raises:
         InvalidRequest: one is malformed, or they contradict each other, or all are of unknown algorithms.
     """
-    if _OF_BODIES.isdisjoint(request.fields):
+    if _DIGEST_FIELDS.isdisjoint(request.fields):
         return NO_DIGESTS
     expected: dict[str, bytes] = {}
+    # Content and representation are the same bytes, as storaged does not decode a Content-Encoding.
     for name in ("Content-Digest", "Repr-Digest"):
         for algorithm, digest in _dictionary(request, name).items():
             if expected.setdefault(algorithm, digest) != digest:
@@ -127,7 +125,7 @@ def expected_digests(request: Any) -> Digests:
 
 
 def wanted_algorithm(request: Any) -> str | None:
-    """The algorithm of the digest that the client wants most, of those we know.
+    """Return the algorithm of the digest that the client prefers in the response, of those that are known.
 
     Raises:
         InvalidRequest: Want-Repr-Digest is malformed.
@@ -143,7 +141,7 @@ def wanted_algorithm(request: Any) -> str | None:
 
 
 def repr_digest(algorithm: str, digests: Digests) -> list[tuple[bytes, bytes]]:
-    """The header field that tells a digest, if it is known."""
+    """Return a Repr-Digest header field, or none if the digest by `algorithm` is unknown."""
     if algorithm not in digests:
         return []
     return [(b"Repr-Digest", b"%s=:%s:" % (algorithm.encode("ascii"), b64encode(digests[algorithm])))]

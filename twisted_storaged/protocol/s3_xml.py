@@ -1,10 +1,13 @@
-"""A page of ListObjectsV2, from its XML: https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html .
+"""Pages of ListObjectsV2: the parameters of the request, and the XML of the response. No I/O.
 
-Lists are long, and what one key takes counts. So a page is read by a regular expression, in the order of fields that
-S3's schema has and engines keep; one that is written otherwise goes to an XML parser, which takes four times as long.
+Lists are long, so the time per key counts. A page is parsed by regular expressions, which expect the elements in the
+order of S3's schema, as most engines write them. Any other page is parsed by an XML parser, which takes four times as
+long.
 
-What a page says is taken at its word and no further: names are decoded only where the page says that they are encoded,
-and a page that cannot be the one that was asked for is an error.
+Names are decoded only if the page says that they are encoded. A page that cannot belong to the requested list is an
+error.
+
+https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from twisted_storaged.errors import BucketError
 from twisted_storaged.model import ListPage, ListQuery, ObjectInfo
 from twisted_storaged.protocol.http1 import Response
 
-#: Entries that S3 has in a page when nobody says less.
+#: The entries of a page if the request has no max-keys; S3 allows no more.
 MAX_KEYS = 1000
 
 _QUOTE = '(?:&quot;|&#34;|")?'
@@ -35,19 +38,20 @@ _TOKEN = re.compile(r"<NextContinuationToken>([^<&]+)</")
 _URL_ENCODED = re.compile(r"<EncodingType>\s*url\s*</EncodingType>")
 _TRUNCATED = re.compile(r"<IsTruncated>\s*(true|false)\s*</IsTruncated>")
 _BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
-#: Digits that are not of another alphabet, and not so many that they are no size of anything.
+#: int() would also accept signs, underscores and digits of other scripts, and fail on very many digits.
 _SIZE = re.compile("[0-9]{1,19}")
 _UTC = re.compile(r"[0-9-]{10}T[0-9:]{5}:[0-9]{2}(?:\.[0-9]+)?Z")
 
 
 class _Page(NamedTuple):
-    """What a page says.
+    """The content of a page, as text.
 
     Attributes:
         objects: (key, time, ETag, size) of each.
         prefixes: the common prefixes.
-        encoded: whether it says that keys and prefixes are percent-encoded.
-        truncated: whether it says that there is more; None where it does not say.
+        token: the continuation token; None if there is none.
+        encoded: whether EncodingType says that keys and prefixes are percent-encoded.
+        truncated: the value of IsTruncated; None if it is missing or invalid.
     """
 
     objects: Sequence[tuple[str, str, str, str]]
@@ -58,7 +62,7 @@ class _Page(NamedTuple):
 
 
 def list_parameters(query: ListQuery, token: str | None, prefix: str) -> dict[str, str]:
-    """What to ask S3 for the page at `token` of a list of what is under `prefix`."""
+    """Return the query parameters that request the page at `token`; `prefix` is the bucket's own, before all keys."""
     parameters = {"prefix": prefix + query.prefix}
     if query.delimiter is not None:
         parameters["delimiter"] = query.delimiter
@@ -72,28 +76,31 @@ def list_parameters(query: ListQuery, token: str | None, prefix: str) -> dict[st
 
 
 def sorted_after(page: ListPage, after: str) -> ListPage:
-    """The entries of a page that sort after `after`: S3 gives a common prefix for the keys in it that do.
+    """Return the page with its entries that sort after `after`.
 
-    Text sorts as the bytes of its UTF-8 do.
+    S3 returns a common prefix if any of its keys sorts after `start-after`, even if the prefix itself does not.
     """
+    # Strings sort in the same order as their UTF-8.
     objects = [info for info in page.objects if info.key > after]
     return replace(page, objects=objects, prefixes=tuple([entry for entry in page.prefixes if entry > after]))
 
 
 def parse_list(response: Response, query: ListQuery, prefix: str) -> ListPage:
-    """A page of the list of what is under `prefix`, its keys and common prefixes without that.
+    """Parse a page, and remove `prefix`, which is the bucket's own, from its keys and common prefixes.
 
-    What has the key `prefix` itself, as consoles make it for a folder, has no key here, and is left out.
+    An object whose key is `prefix` itself, which consoles create for a folder, is left out.
 
     Raises:
-        BucketError: it is no page, or cannot be one of this list.
+        BucketError: the response is not a page, or cannot be a page of this list.
     """
     try:
-        page = _read(response.body.decode("utf-8")) or _parse(response.body)
+        page = _parse_usual(response.body.decode("utf-8")) or _parse(response.body)
         keys, times, etags, sizes = zip(*page.objects, strict=True) if page.objects else ((), (), (), ())
         names = _names(keys, page.encoded, prefix + query.prefix)
         common = _names(page.prefixes, page.encoded, prefix + query.prefix)
-        _check_end(page)
+        if page.token is None and page.truncated is not False:
+            # Neither the last page nor followed by another: to end the list here could leave out entries.
+            raise ValueError("IsTruncated is not false, and there is no continuation token")
         _check_common(common, query, len(prefix))
         objects = list(map(ObjectInfo, _without(prefix, names), map(_size, sizes), etags, map(_timestamp, times)))
     except (ElementTree.ParseError, ValueError) as error:
@@ -101,12 +108,12 @@ def parse_list(response: Response, query: ListQuery, prefix: str) -> ListPage:
     return ListPage([info for info in objects if info.key], page.token, tuple(_without(prefix, common)))
 
 
-def _read(text: str) -> _Page | None:
-    """A page that is written as most are; None where it is not."""
+def _parse_usual(text: str) -> _Page | None:
+    """Parse a page by regular expressions; None if they cannot account for all of it."""
     objects, prefixes, token = _OBJECT.findall(text), _PREFIX.findall(text), _TOKEN.search(text)
     truncated = _TRUNCATED.search(text)
     whole = text.rstrip().endswith("</ListBucketResult>") and truncated is not None
-    # Nothing was passed over.
+    # An element that is written in another way is counted here, but not matched above.
     all_objects = text.count("Contents>") == 2 * len(objects)
     all_prefixes = text.count("CommonPrefixes>") == 2 * len(prefixes)
     if whole and all_objects and all_prefixes and (token is not None or "<NextContinuationToken>" not in text):
@@ -116,11 +123,11 @@ def _read(text: str) -> _Page | None:
 
 
 def _parse(body: bytes) -> _Page:
-    """Any page. Raises ParseError or ValueError when it is none."""
+    """Parse any page. Raises ParseError or ValueError if it is not one."""
     root = ElementTree.fromstring(body)  # noqa: S314 (from our S3, and expat refuses entity bombs)
     space = root.tag[: root.tag.find("}") + 1]
     if root.tag != f"{space}ListBucketResult":
-        raise ValueError(f"<{root.tag}>")
+        raise ValueError(f"the root element is <{root.tag}>")
 
     def listed(item: ElementTree.Element) -> tuple[str, str, str, str]:
         key, time, etag, size = (
@@ -136,22 +143,19 @@ def _parse(body: bytes) -> _Page:
     return _Page(objects, prefixes, token, encoded, truncated)
 
 
-def _check_end(page: _Page) -> None:
-    """Raises ValueError where nobody could tell whether this was all, or how to go on."""
-    if page.token is None and page.truncated is not False:
-        raise ValueError("it does not say that it is all, and has no token for what follows")
-
-
 def _check_common(names: Sequence[str], query: ListQuery, skip: int) -> None:
-    """Raises ValueError where common prefixes are none of this list. Their first `skip` characters are the bucket's."""
+    """Raise ValueError if a common prefix does not end at the first delimiter after the query's prefix.
+
+    The first `skip` characters are the bucket's own prefix.
+    """
     delimiter, start = query.delimiter, skip + len(query.prefix)
     for name in names:
         if delimiter is None or name.find(delimiter, start) != len(name) - len(delimiter):
-            raise ValueError(f"{name!r} is not what keys have in common up to {delimiter!r}")
+            raise ValueError(f"{name!r} is not a common prefix up to the first {delimiter!r}")
 
 
 def _names(names: Sequence[str], encoded: bool, start: str) -> Sequence[str]:
-    """Names as they are. Raises ValueError where one does not begin with `start`, or is empty."""
+    """Decode names. Raises ValueError if one is empty or does not begin with `start`."""
     found = _decoded(names) if encoded else names
     for name in found:
         if not name.startswith(start) or not name:
@@ -160,13 +164,13 @@ def _names(names: Sequence[str], encoded: bool, start: str) -> Sequence[str]:
 
 
 def _decoded(names: Sequence[str]) -> Sequence[str]:
-    """Encoded names as they are; all at once, which is three times as fast, unless one has a line break."""
+    """Percent-decode names: all at once, which is three times as fast, unless one contains a line break."""
     together = "\n".join(names)
     if "%" not in together and "+" not in together:
         return names
     if _BAD_ESCAPE.search(together):
         raise ValueError("a name has a % that is not followed by two hex digits")
-    # Another name must not be made up for one that is not UTF-8.
+    # Strict, as a name that is not UTF-8 must not become another one.
     decoded = unquote_plus(together, errors="strict").split("\n")
     return decoded if len(decoded) == len(names) else [unquote_plus(name, errors="strict") for name in names]
 
@@ -177,13 +181,14 @@ def _without(prefix: str, names: Sequence[str]) -> Sequence[str]:
 
 def _size(text: str) -> int:
     if not _SIZE.fullmatch(text):
-        raise ValueError(f"{text[:30]!r} is no size")
+        raise ValueError(f"{text[:30]!r} is not a size in bytes")
     return int(text)
 
 
 def _timestamp(text: str) -> float:
-    """Seconds since the epoch, of "2023-11-14T22:13:20.500Z". Many objects share a minute."""
+    """Parse a time such as "2023-11-14T22:13:20.500Z" into seconds since the epoch."""
     if _UTC.fullmatch(text):
+        # Many objects of a list share a minute, which is cached.
         return _minute(text[:16]) + float(text[17:-1])
     time = datetime.fromisoformat(text)
     if time.tzinfo is None:

@@ -1,4 +1,4 @@
-"""AWS Signature Version 4, in headers, of requests whose payload is not signed. No I/O.
+"""AWS Signature Version 4 in the headers of requests, with an unsigned payload. No I/O.
 
 https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html
 """
@@ -16,7 +16,7 @@ UNSIGNED = "UNSIGNED-PAYLOAD"
 
 
 class Credentials(NamedTuple):
-    """What a request is signed with, as of now; `token` is that of temporary credentials."""
+    """The credentials that sign a request; `token` is the session token of temporary ones."""
 
     access_key: str
     secret_key: str
@@ -24,7 +24,7 @@ class Credentials(NamedTuple):
 
 
 class Signer:
-    """Signs for one region; remembers what is the same for a second, and for a day."""
+    """Signs requests for one region. Caches the timestamp for a second, and the derived key for a day."""
 
     def __init__(self, region: str) -> None:
         self._region = region
@@ -34,25 +34,28 @@ class Signer:
         self._derived_from: tuple[str, str] | None = None
         self._derived = HmacSha256(b"")
 
-    def sign(self, method: str, path: str, query: str, headers: Mapping[str, str], keys: Credentials) -> dict[str, str]:
-        """All headers that the request must have: `headers` and those of the signature.
+    def sign(
+        self, method: str, path: str, query: str, headers: Mapping[str, str], credentials: Credentials
+    ) -> dict[str, str]:
+        """Return the headers of a signed request: `headers`, all of which are signed, and those of the signature.
 
-        `path` and `query` are encoded as S3 wants it (and `query` sorted), the names of `headers` in lower case;
-        `host` is among them. All of them are signed.
+        `path` and `query` are percent-encoded as S3 requires, and `query` is sorted. The names of `headers` are in
+        lower case, and include `host`.
         """
         self._tick()
         signed = {**headers, "x-amz-content-sha256": UNSIGNED, "x-amz-date": self._stamp}
-        if keys.token is not None:
-            signed["x-amz-security-token"] = keys.token
+        if credentials.token is not None:
+            signed["x-amz-security-token"] = credentials.token
         pairs = sorted(signed.items())
         listed = ";".join([name for name, _ in pairs])
         canonical_headers = "".join([f"{name}:{' '.join(value.split())}\n" for name, value in pairs])
         canonical = f"{method}\n{path}\n{query}\n{canonical_headers}\n{listed}\n{UNSIGNED}"
         digest = sha256(canonical.encode("utf-8")).hexdigest()
         to_sign = f"{ALGORITHM}\n{self._stamp}\n{self._scope}\n{digest}"
-        signature = self._mac(keys.secret_key).hexdigest(to_sign.encode("ascii"))
+        signature = self._mac(credentials.secret_key).hexdigest(to_sign.encode("ascii"))
         signed["authorization"] = (
-            f"{ALGORITHM} Credential={keys.access_key}/{self._scope}, SignedHeaders={listed}, Signature={signature}"
+            f"{ALGORITHM} Credential={credentials.access_key}/{self._scope}, SignedHeaders={listed}, "
+            f"Signature={signature}"
         )
         return signed
 
@@ -73,7 +76,7 @@ class Signer:
 
 
 class HmacSha256:
-    """HMAC-SHA256 with one key of at most 64 bytes: half of its work is the key's, and is done once. RFC 2104."""
+    """HMAC-SHA256 (RFC 2104) with a key of at most 64 bytes, which is hashed once: half of the work for a message."""
 
     def __init__(self, key: bytes) -> None:
         block = key.ljust(64, b"\0")
@@ -81,7 +84,7 @@ class HmacSha256:
         self._outer = sha256(bytes(byte ^ 0x5C for byte in block))
 
     def hexdigest(self, message: bytes) -> str:
-        """The code of a message, in hexadecimal."""
+        """Return the authentication code of a message, in hexadecimal."""
         inner, outer = self._inner.copy(), self._outer.copy()
         inner.update(message)
         outer.update(inner.digest())
