@@ -1,4 +1,7 @@
-"""Lists as responses: JSON or NDJSON, written page by page as fast as the client takes them."""
+"""Lists as responses: JSON or NDJSON, written page by page as fast as the client reads them.
+
+Memory does not grow with the number of keys, and the first bytes are sent before the last page is fetched.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,17 @@ from twisted_storaged.protocol.http_fields import count, field, parameter
 from twisted_storaged.runtime.concurrency import BackpressureGate, ConsumerGone
 from twisted_storaged.runtime.files import Spool
 
-# The forms that a list can have: the contract's one JSON document, or NDJSON, a line for each entry.
-
-#: The media type of a line for each entry. https://github.com/ndjson/ndjson-spec
+#: The media type of NDJSON, which has one line for each entry. https://github.com/ndjson/ndjson-spec
 NDJSON = "application/x-ndjson"
+
+#: Fetches the pages of a query.
+Pages = Callable[[ListQuery], AsyncGenerator[ListPage, None]]
 
 _json = msgspec.json.Encoder()
 
 
 class _Object(msgspec.Struct, gc=False):
-    """The entry of an object. Its fields have the order of the contract."""
+    """The entry of an object, with its fields in the order of the wire contract."""
 
     key: str
     size: int
@@ -36,18 +40,18 @@ class _Object(msgspec.Struct, gc=False):
 
 
 class _CommonPrefix(msgspec.Struct, gc=False):
-    """The line of a common prefix."""
+    """The line of a common prefix in NDJSON."""
 
     common_prefix: str
 
 
 class NdjsonWriter:
-    """NDJSON: objects and common prefixes in one order, and at the end where to go on, if there is more."""
+    """Writes a list as NDJSON: objects and common prefixes in one order, and `next_after` if there are more entries."""
 
     type = NDJSON.encode("ascii")
 
     async def page(self, page: ListPage) -> bytes:
-        """The lines of a page."""
+        """Return the lines of a page."""
         lines: list[_Object | _CommonPrefix] = [*_objects(page)]
         if page.prefixes:
             lines += map(_CommonPrefix, page.prefixes)
@@ -55,19 +59,19 @@ class NdjsonWriter:
         return _json.encode_lines(lines)
 
     async def end(self, next_after: str | None) -> AsyncGenerator[bytes, None]:
-        """What comes after the last page."""
+        """Yield what follows the last page."""
         if next_after is not None:
             yield _json.encode({"next_after": next_after}) + b"\n"
 
     async def close(self) -> None:
-        """Nothing is kept."""
+        """Do nothing, as nothing is buffered."""
 
 
 class DocumentWriter:
-    """One JSON document: its objects, then its common prefixes, then where to go on, if there is more.
+    """Writes a list as one JSON document: objects, then common prefixes, then `next_after` if there are more entries.
 
-    Objects go out as they come. Common prefixes, which come among them, are kept in a spool until the objects are out:
-    to list them a second time would cost as much again, and find others.
+    Objects are written page by page. Common prefixes, which arrive on the same pages, are kept in a spool until all
+    objects have been written: a second listing would cost as much again, and could find others.
     """
 
     type = b"application/json"
@@ -79,7 +83,7 @@ class DocumentWriter:
         self._spooled = False
 
     async def page(self, page: ListPage) -> bytes:
-        """The objects of a page."""
+        """Return the objects of a page, and spool its common prefixes."""
         if page.prefixes:
             comma = b"," if self._spooled else b""
             self._spooled = True
@@ -90,7 +94,7 @@ class DocumentWriter:
         return lead + _items(_objects(page))
 
     async def end(self, next_after: str | None) -> AsyncGenerator[bytes, None]:
-        """What comes after the last page."""
+        """Yield what follows the last page."""
         end = b"]" if self._lead == b"," else self._lead + b"]"
         if self._with_prefixes:
             yield end + b',"common_prefixes":['
@@ -103,7 +107,7 @@ class DocumentWriter:
         yield end + b"}"
 
     async def close(self) -> None:
-        """Let go of what is kept."""
+        """Close the spool."""
         await self._spool.close()
 
 
@@ -116,28 +120,21 @@ def _name(line: _Object | _CommonPrefix) -> bytes:
 
 
 def _items(entries: Sequence[object]) -> bytes:
-    """The entries as in a JSON array, without its brackets."""
+    """Encode entries as a JSON array without its brackets."""
     return _json.encode(entries)[1:-1]
 
 
 @lru_cache(maxsize=4096)
 def _timestamp(seconds: int) -> str:
-    """The time as RFC 3339 has it; objects are often put many at a time."""
+    """Format a time as in RFC 3339. It is cached, as many objects of a list may share a second."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-# Lists as answers, written page by page as fast as the client takes them: nothing grows with the number of keys, and
-# the first bytes leave before the last page has been fetched.
-
-#: The pages of a query.
-Pages = Callable[[ListQuery], AsyncGenerator[ListPage, None]]
-
-
 def list_query(request: Any) -> ListQuery:
-    """What a request wants listed.
+    """Parse the query parameters of a list, except `limit`.
 
     Raises:
-        InvalidKey: the prefix, or `after`, cannot be the beginning of a key.
+        InvalidKey: `prefix` or `after` cannot be the beginning of a key.
         InvalidRequest: the delimiter is empty or not UTF-8.
     """
     return ListQuery(
@@ -148,55 +145,58 @@ def list_query(request: Any) -> ListQuery:
 
 
 async def send_list(request: Any, query: ListQuery, pages: Pages, make_spool: Callable[[], Spool]) -> None:
-    """Answer with a list, in the form that the client accepts, of as many entries as it asks for.
+    """Send a list in the form that the client accepts, with at most `limit` entries.
 
     Raises:
-        InvalidRequest: the limit is no number.
+        InvalidRequest: `limit` is not a positive integer.
     """
     limited = LimitedList(query, count(request, "limit"), pages)
-    form = NdjsonWriter() if NDJSON in (field(request, "Accept") or "").lower() else DocumentWriter(query, make_spool())
+    writer = (
+        NdjsonWriter() if NDJSON in (field(request, "Accept") or "").lower() else DocumentWriter(query, make_spool())
+    )
     gate = BackpressureGate()
     request.registerProducer(gate, True)
     try:
-        async with aclosing(_pieces(form, limited)) as pieces:
+        async with aclosing(_pieces(writer, limited)) as pieces:
             async for piece in pieces:
                 if not request.startedWriting:
-                    request.start_answer(http.OK, [(b"Content-Type", form.type)])
+                    request.start_answer(http.OK, [(b"Content-Type", writer.type)])
                 if piece:
                     request.write(piece)
-                # On every page, also where nothing is written of it yet: is the client still there?
+                # Check on every page whether the client is still connected, even if nothing was written of the page.
                 await gate.opened()
                 if request.gone:
                     raise ConsumerGone
     finally:
         request.unregisterProducer()
-        await form.close()
+        await writer.close()
     request.body_ended()
 
 
 class LimitedList:
-    """The first entries of a list, at most `limit`; all, for None.
+    """The first `limit` entries of a list, or all for None.
 
     Attributes:
-        next_after: the last of them, if there are more; known after the last page.
+        next_after: the last of these entries, if the list has more; set after the last page.
     """
 
     def __init__(self, query: ListQuery, limit: int | None, pages: Pages) -> None:
         if limit is not None:
-            # One more than is asked for says whether there are more.
+            # One more entry than requested shows whether there are more.
             query = replace(query, page_limit=min(query.page_limit, limit + 1), limit=limit + 1)
         self._pages = pages(query)
         self._left = limit
         self.next_after: str | None = None
 
     async def pages(self) -> AsyncGenerator[ListPage, None]:
-        """The pages, up to the last entry that is wanted."""
+        """Yield the pages, cut after the last entry."""
         last = ""
         async with aclosing(self._pages) as pages:
             async for page in pages:
                 if self._left is not None:
                     names = page.names()
                     if len(names) > self._left:
+                        # If nothing is left of the limit, the last entry was on an earlier page.
                         self.next_after = names[self._left - 1] if self._left else last
                         yield page.up_to(self.next_after)
                         return
@@ -205,11 +205,11 @@ class LimitedList:
                 yield page
 
 
-async def _pieces(form: DocumentWriter | NdjsonWriter, limited: LimitedList) -> AsyncGenerator[bytes, None]:
+async def _pieces(writer: DocumentWriter | NdjsonWriter, limited: LimitedList) -> AsyncGenerator[bytes, None]:
     async with aclosing(limited.pages()) as pages:
         async for page in pages:
-            yield await form.page(page)
-    async with aclosing(form.end(limited.next_after)) as end:
+            yield await writer.page(page)
+    async with aclosing(writer.end(limited.next_after)) as end:
         async for piece in end:
             yield piece
 

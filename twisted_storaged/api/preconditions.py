@@ -1,5 +1,8 @@
-"""Conditional requests: RFC 9110, 13. For reads, decided here; for writes, handed to the bucket, which alone can check
-a condition and write in one step."""
+"""Conditional requests: RFC 9110, 13.
+
+The conditions of reads are evaluated here. Those of writes are only parsed: the bucket evaluates them, as only it can
+check a condition and write in one step.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from twisted_storaged.model import ByteRange, Condition, ObjectInfo
 from twisted_storaged.protocol.http_fields import field, parse_range
 
 #: The fields that make a write conditional, and those that make a read conditional or partial. Most requests have none,
-#: so that callers look for them first.
+#: so callers look for them before they call the parsers below.
 WRITE_FIELDS = {"if-match", "if-none-match", "if-unmodified-since"}
 READ_FIELDS = {"range", "if-modified-since", "if-range", *WRITE_FIELDS}
 
@@ -22,12 +25,12 @@ _TAG = r'(?:W/)?"[\x21\x23-\x7e]*"'
 _TAGS = re.compile(rf"[ \t,]*{_TAG}(?:[ \t]*,[ \t,]*{_TAG})*[ \t,]*")
 _ONE_TAG = re.compile(_TAG)
 
-#: RFC 9110, 5.6.7: one form to send, three to understand.
+#: RFC 9110, 5.6.7: the preferred form, and two obsolete ones that must be accepted.
 _DATES = ("%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y")
 
 
 class NotModified(Exception):
-    """The client has the object as it is."""
+    """The client already has the current object."""
 
     def __init__(self, info: ObjectInfo) -> None:
         super().__init__()
@@ -36,12 +39,12 @@ class NotModified(Exception):
 
 @dataclass(frozen=True)
 class ETags:
-    """The entity tags of a condition, each with its quotes, and `W/` where it is weak; None stands for `*`."""
+    """The entity tags of a condition, with their quotes, and `W/` for weak ones; None stands for `*`."""
 
     tags: tuple[str, ...] | None
 
     def match(self, etag: str, weakly: bool = False) -> bool:
-        """Whether one of them is an object's. RFC 9110, 8.8.3.2: a weak one is never, unless compared weakly."""
+        """Whether one of them matches an object's ETag; a weak one only if compared weakly. RFC 9110, 8.8.3.2."""
         if self.tags is None:
             return True
         return any((tag.removeprefix("W/") if weakly else tag) == f'"{etag}"' for tag in self.tags)
@@ -49,7 +52,7 @@ class ETags:
 
 @dataclass(frozen=True)
 class ReadConditions:
-    """What a GET or HEAD asks for, and under which conditions. Dates are seconds since the epoch."""
+    """The range and the conditions of a GET or HEAD. Dates are seconds since the epoch."""
 
     wanted: ByteRange | None
     if_match: ETags | None = None
@@ -60,7 +63,7 @@ class ReadConditions:
 
     @property
     def depends(self) -> bool:
-        """Whether the answer depends on which object it is that is there."""
+        """Whether the response depends on the current object."""
         return any(
             condition is not None
             for condition in (
@@ -73,11 +76,11 @@ class ReadConditions:
         )
 
     def apply(self, info: ObjectInfo) -> ByteRange | None:
-        """The range to send of this object, or None for all of it. In the order of RFC 9110, 13.2.2.
+        """Evaluate the conditions in the order of RFC 9110, 13.2.2; returns the range to send, None for all of it.
 
         Raises:
-            PreconditionFailed: nothing is to be sent.
-            NotModified: the client has it.
+            PreconditionFailed: the response is a 412.
+            NotModified: the response is a 304.
         """
         modified = int(info.last_modified)
         if self.if_match is not None:
@@ -89,20 +92,17 @@ class ReadConditions:
                 raise NotModified(info)
         elif self.if_modified_since is not None and modified <= self.if_modified_since:
             raise NotModified(info)
-        return self.wanted if self._range_holds(info) else None
-
-    def _range_holds(self, info: ObjectInfo) -> bool:
-        return self.if_range is None or self.if_range.match(info.etag)
+        return self.wanted if self.if_range is None or self.if_range.match(info.etag) else None
 
 
 def read_conditions(request: Any) -> ReadConditions:
     """Parse the fields in READ_FIELDS of a GET or HEAD.
 
     Raises:
-        InvalidRequest: one is malformed, or there twice, and RFC 9110 does not say that it is to be ignored.
+        InvalidRequest: one is malformed or given twice, and RFC 9110 does not require that it be ignored.
     """
     return ReadConditions(
-        # RFC 9110, 14.2: a range means something to GET alone.
+        # RFC 9110, 14.2: ranges are defined for GET only.
         wanted=parse_range(field(request, "Range")) if request.method == b"GET" else None,
         if_match=_etags(request, "If-Match"),
         if_none_match=_etags(request, "If-None-Match"),
@@ -116,9 +116,9 @@ def write_condition(request: Any) -> Condition | None:
     """Parse the fields in WRITE_FIELDS of a PUT or DELETE; None if they require nothing.
 
     Raises:
-        InvalidRequest: it is malformed.
-        PreconditionFailed: it can never hold.
-        ConditionUnsupported: it is none that a bucket could check while it writes.
+        InvalidRequest: a field is malformed.
+        PreconditionFailed: the condition can never hold.
+        ConditionUnsupported: no bucket can check the condition and write in one step.
     """
     if_match, if_none_match = _etags(request, "If-Match"), _etags(request, "If-None-Match")
     if _date(request, "If-Unmodified-Since") is not None:
@@ -142,7 +142,7 @@ def _only_tag(etags: ETags) -> str:
 
 def _require(holds: bool) -> None:
     if not holds:
-        raise PreconditionFailed("the object is another")
+        raise PreconditionFailed("the object is not the one that the condition requires")
 
 
 def _etags(request: Any, name: str) -> ETags | None:
@@ -162,9 +162,9 @@ def _date(request: Any, name: str) -> int | None:
 
 
 def _date_if_valid(request: Any, name: str) -> int | None:
-    """A date of If-Modified-Since or If-Unmodified-Since, to be ignored if it is none: RFC 9110, 13.1.3 and 13.1.4.
+    """Parse If-Modified-Since or If-Unmodified-Since; None if it is invalid or given twice.
 
-    Two of them are none, too.
+    RFC 9110, 13.1.3 and 13.1.4: it is ignored then.
     """
     try:
         return _date(request, name)
@@ -173,12 +173,12 @@ def _date_if_valid(request: Any, name: str) -> int | None:
 
 
 def _if_range(request: Any) -> ETags | None:
-    """The entity tag of If-Range; none that could match, where it is a date.
+    """Parse If-Range; for a date, the result is an empty list of entity tags, which matches no object.
 
-    A date is a strong validator only for a server that knows that the object did not change twice within that second
-    (RFC 9110, 8.8.2.2). No bucket does: two objects of one second have the same Last-Modified, and what S3 was sent in
-    parts has the time at which its upload began. So a date never proves that a range goes with what the client has
-    (13.1.5), and the whole object is sent. Every object has an ETag, and a client that knows it must use that.
+    A date is a strong validator only if the server knows that the object did not change twice within that second
+    (RFC 9110, 8.8.2.2). No bucket does: two objects of one second have the same Last-Modified, and an object that was
+    uploaded to S3 in parts has the time at which the upload began. So a date never proves that the range belongs to the
+    object that the client has (13.1.5), and the whole object is sent. Clients can use the ETag instead.
     """
     text = field(request, "If-Range")
     if text is None:

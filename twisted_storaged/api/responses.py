@@ -1,4 +1,7 @@
-"""What answers look like: errors to statuses in one table, objects to headers. Lists are in `lists`."""
+"""Responses: the table from errors to statuses, short texts and documents, and the headers of objects.
+
+Lists are in `listing`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ import msgspec
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http
+
+# By name, since an attribute of this module is looked up slowly, past its deprecated names.
 from twisted.web.http import OK, PARTIAL_CONTENT, datetimeToString
 
 from twisted_storaged import errors
@@ -19,10 +24,7 @@ from twisted_storaged.protocol.metadata import metadata_headers
 from twisted_storaged.runtime.concurrency import ConsumerGone, forget_frames
 from twisted_storaged.server.request import StreamingRequest
 
-# By name, as each look into that module takes a detour through its deprecated names.
-
-
-#: Seconds that a client is told to wait before it tries again.
+#: The value of Retry-After, in seconds.
 RETRY_AFTER = 5
 
 Header = tuple[bytes, bytes]
@@ -36,7 +38,7 @@ _json = msgspec.json.Encoder()
 
 
 class _Stored(msgspec.Struct, gc=False):
-    """The body of the answer to a PUT. Its fields have the order of the contract."""
+    """The body of the response to a PUT, with its fields in the order of the wire contract."""
 
     status: str
     key: str
@@ -45,7 +47,11 @@ class _Stored(msgspec.Struct, gc=False):
 
 
 class ErrorResponse(NamedTuple):
-    """How an error is told to the client; without a message, the error's own text is the message."""
+    """The response to an error. Without a message, the text of the error is sent.
+
+    Attributes:
+        retry: whether Retry-After is sent.
+    """
 
     status: int
     message: str = ""
@@ -77,46 +83,50 @@ INTERNAL_ERROR = ErrorResponse(http.INTERNAL_SERVER_ERROR, "internal")
 
 
 def send_failure(failure: Failure, request: StreamingRequest) -> None:
-    """End a request whose handling failed. What the table does not know goes to the log, and as `internal` to the
-    client; where the answer has begun already, the connection is dropped, so that it cannot look whole."""
-    refusal = ERROR_RESPONSES.get(failure.type, INTERNAL_ERROR)
+    """End a request whose handler failed: with the response to its error, or `internal` if the table has none.
+
+    If the response has begun, the connection is dropped, so that the client cannot take it for complete.
+    """
+    response = ERROR_RESPONSES.get(failure.type, INTERNAL_ERROR)
     if failure.check(errors.BucketError) or (
-        refusal is INTERNAL_ERROR and not failure.check(errors.BodyLost, ConsumerGone)
+        # A client that disconnects is no error of ours.
+        response is INTERNAL_ERROR and not failure.check(errors.BodyLost, ConsumerGone)
     ):
         _log_failure(failure, request)
     if request.startedWriting:
         request.cut(type(failure.value).__name__)
     elif not request.gone:
-        headers = [(b"Retry-After", b"%d" % RETRY_AFTER)] if refusal.retry else []
+        headers = [(b"Retry-After", b"%d" % RETRY_AFTER)] if response.retry else []
         if isinstance(failure.value, errors.RangeNotSatisfiable):
             headers.append((b"Content-Range", b"bytes */%d" % failure.value.size))
-        send_text(request, refusal.status, refusal.message or str(failure.value), headers)
+        send_text(request, response.status, response.message or str(failure.value), headers)
         request.finish()
+    # Its frames refer to the request and its buffers, which would stay until the garbage collector runs.
     forget_frames(failure.value)
 
 
 def send_text(request: StreamingRequest, status: int, line: str, headers: Iterable[Header] = ()) -> None:
-    """Answer with one line of text."""
-    _answer(request, status, [_TEXT, *headers], line.encode("utf-8") + b"\n")
+    """Send a response of one line of text."""
+    _respond(request, status, [_TEXT, *headers], line.encode("utf-8") + b"\n")
 
 
 def send_json(request: StreamingRequest, document: object) -> None:
-    """Answer 200 with a JSON document."""
-    _answer(request, OK, [_JSON], _json.encode(document))
+    """Send a 200 with a JSON document."""
+    _respond(request, OK, [_JSON], _json.encode(document))
 
 
 def send_stored(request: StreamingRequest, info: ObjectInfo, headers: Iterable[Header]) -> None:
-    """Answer a PUT."""
-    _answer(request, OK, [_JSON, *headers], _json.encode(_Stored("ok", info.key, info.size, info.etag)))
+    """Send the response to a PUT that has stored an object."""
+    _respond(request, OK, [_JSON, *headers], _json.encode(_Stored("ok", info.key, info.size, info.etag)))
 
 
 def send_empty(request: StreamingRequest, status: int = http.NO_CONTENT, headers: Iterable[Header] = ()) -> None:
-    """Answer without a body."""
+    """Send a response without a body."""
     request.start_answer(status, headers)
 
 
 def send_not_modified(request: StreamingRequest, info: ObjectInfo) -> None:
-    """Answer 304, with what a cache is to know. RFC 9110, 15.4.5."""
+    """Send a 304 with the fields that update a cache. RFC 9110, 15.4.5."""
     cached = [(b"Cache-Control", value.encode("latin-1")) for name, value in info.metadata if name == "cache-control"]
     send_empty(request, http.NOT_MODIFIED, [*_validators(info), *cached])
 
@@ -124,7 +134,7 @@ def send_not_modified(request: StreamingRequest, info: ObjectInfo) -> None:
 def start_object_response(
     request: StreamingRequest, info: ObjectInfo, span: Span | None, algorithm: str | None
 ) -> None:
-    """Say what an object is, ahead of its bytes, or those of `span`; with its digest by `algorithm`, if known."""
+    """Send the head of a response with an object, or with `span` of it, and with its digest by `algorithm` if known."""
     headers = [*metadata_headers(info.metadata), *_validators(info), _RANGES]
     if algorithm is not None:
         headers += repr_digest(algorithm, info.digests)
@@ -140,7 +150,7 @@ def _validators(info: ObjectInfo) -> list[Header]:
     return [(b"ETag", etag), (b"Last-Modified", _http_date(info.last_modified))]
 
 
-def _answer(request: StreamingRequest, status: int, headers: Iterable[Header], body: bytes) -> None:
+def _respond(request: StreamingRequest, status: int, headers: Iterable[Header], body: bytes) -> None:
     request.start_answer(status, headers, len(body))
     if request.method != b"HEAD":
         request.write(body)
@@ -157,4 +167,4 @@ def _log_failure(failure: Failure, request: StreamingRequest) -> None:
     if failure.check(errors.StorageError):
         _log.error("{what}: {failure.type.__name__}: {failure.value}", what=what, failure=failure)
     else:
-        _log.failure("{what} met a defect", failure=failure, what=what)
+        _log.failure("unexpected error while handling {what}", failure=failure, what=what)
