@@ -1,4 +1,4 @@
-"""Digests: RFC 9530, and Content-MD5."""
+"""Digests over the wire: RFC 9530, and Content-MD5."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WRONG = b64encode(bytes(32)).decode()
 
 
 class PutTests:
-    """What the client says its body is."""
+    """Digests that a PUT says its body has."""
 
     @pytest.mark.parametrize(
         "headers",
@@ -31,7 +31,7 @@ class PutTests:
         ],
     )
     def test_right(self, headers: list[str]) -> None:
-        """Is stored."""
+        """A PUT whose digests match its body is stored."""
         server = Server()
         assert server.ask(put("a", BODY, *headers)).status == 200
         assert server.bucket.objects["a"] == BODY
@@ -47,7 +47,7 @@ class PutTests:
         ],
     )
     def test_wrong(self, body: bytes, header: str, algorithm: str) -> None:
-        """Leaves what was there, and the slot is free again."""
+        """A PUT with a digest of another body is a 400, leaves the old object in place, and frees its slot."""
         server = Server()
         server.bucket.objects["a"] = b"old"
         response = server.ask(put("a", body, header))
@@ -56,7 +56,7 @@ class PutTests:
         assert server.slots.free == server.slots.limit
 
     def test_a_chunked_body(self) -> None:
-        """Is no different."""
+        """A chunked PUT with a digest of another body is a 400, and is not stored."""
         server = Server()
         data = chunked_put("a", f"Content-Digest: sha-256=:{SHA_256}:") + chunk(BODY[:-1]) + chunk(b"")
         assert server.ask(data).status == 400
@@ -87,7 +87,7 @@ class PutTests:
         ],
     )
     def test_malformed(self, header: str, line: str) -> None:
-        """400, before the body is read."""
+        """A PUT with a malformed digest field is a 400 before its body is read."""
         server = Server()
         connection = server.connect()
         connection.send(put("a", b"", header, length=100))
@@ -96,7 +96,7 @@ class PutTests:
         assert server.bucket.objects == {}
 
     def test_contradiction(self) -> None:
-        """One of them must be wrong."""
+        """A PUT whose Content-Digest and Repr-Digest contradict each other is a 400."""
         response = Server().ask(
             put("a", BODY, f"Content-Digest: sha-256=:{SHA_256}:", f"Repr-Digest: sha-256=:{WRONG}:")
         )
@@ -104,7 +104,7 @@ class PutTests:
 
 
 class WantTests:
-    """What the client wants to be told."""
+    """Digests that a client requests by Want-Repr-Digest."""
 
     @pytest.mark.parametrize(
         ("wanted", "told"),
@@ -117,13 +117,13 @@ class WantTests:
         ],
     )
     def test_put(self, wanted: str, told: str | None) -> None:
-        """The one that is wanted most, of those we know."""
+        """The response to a PUT has the digest of the known algorithm that the client prefers."""
         response = Server().ask(put("a", BODY, f"Want-Repr-Digest: {wanted}"))
         assert response.status == 200
         assert response.headers.get("repr-digest") == told
 
     def test_get_and_head(self) -> None:
-        """Where it is known from the put; a range is told the digest of the whole."""
+        """A GET or HEAD returns a digest that the PUT gave or requested; a range has the digest of the whole object."""
         server = Server()
         server.ask(put("a", BODY, f"Content-Digest: sha-256=:{SHA_256}:"))
 

@@ -55,7 +55,7 @@ class PutTests:
     """PUT /storage/put/{key}."""
 
     def test_stores_the_body(self) -> None:
-        """And says what it stored."""
+        """A PUT stores its body, and its response has the key, size and ETag of the object."""
         server = Server()
         response = server.ask(put("a/b", b"hello"))
         assert response.status == 200
@@ -68,7 +68,7 @@ class PutTests:
 
     @pytest.mark.parametrize(("path", "key"), KEYS)
     def test_key_is_the_path_decoded_once(self, path: str, key: str) -> None:
-        """Slashes and all; a query is never part of it."""
+        """A key is the rest of the path, with slashes, percent-decoded once, and without a query."""
         server = Server()
         assert server.ask(put(path, b"x")).status == 200
         assert list(server.bucket.objects) == [key]
@@ -76,7 +76,7 @@ class PutTests:
     @pytest.mark.parametrize("verb", ["put", "get", "delete"])
     @pytest.mark.parametrize(("raw", "message"), [(b"", "empty key"), *BROKEN])
     def test_broken_keys_are_refused(self, verb: str, raw: bytes, message: str) -> None:
-        """With the same words for every verb, as text."""
+        """An invalid key is a 400 with the same text for all verbs."""
         path = "/storage/" + verb + "/" + "".join(f"%{byte:02X}" for byte in raw)
         method = {"get": "GET", "put": "PUT", "delete": "DELETE"}[verb]
         response = Server().ask(request(method, path))
@@ -85,26 +85,26 @@ class PutTests:
 
     @pytest.mark.parametrize("path", ["a%", "a%4", "a%zz", "%%41"])
     def test_bad_escapes_are_refused(self, path: str) -> None:
-        """What they mean is anybody's guess."""
+        """A key with an invalid percent-encoding is a 400."""
         response = Server().ask(put(path))
         assert (response.status, response.line) == (400, "key has a % that is not followed by two hex digits")
 
     def test_an_overwrite_replaces(self) -> None:
-        """The last one that was answered counts."""
+        """The last PUT of a key replaces the object."""
         server = Server()
         server.ask(put("a", b"one"))
         server.ask(put("a", b"two"))
         assert server.bucket.objects == {"a": b"two"}
 
     def test_chunked_body(self) -> None:
-        """Its length is known when it ends."""
+        """A chunked body is stored with the length that it turns out to have."""
         server = Server()
         response = server.ask(chunked_put("a") + chunk(b"hello ") + chunk(b"world") + chunk(b""))
         assert json.loads(response.body)["size"] == 11
         assert server.bucket.objects == {"a": b"hello world"}
 
     def test_trouble_of_the_bucket_is_internal(self) -> None:
-        """The client hears no more than that."""
+        """An unspecific error of the bucket is a 500 whose text does not tell its cause."""
         server = Server()
         server.bucket.failing = BucketError("secret access key hunter2 did not work")
         response = server.ask(put("a", b"x"))
@@ -123,7 +123,7 @@ class PutTests:
     def test_trouble_that_clients_can_do_something_about(
         self, error: BucketError, status: int, line: str, retry: str | None
     ) -> None:
-        """Try again, or delete something; for each verb. The cause is in the log and not in the answer."""
+        """An error that the client can act on has its own status for every verb, and its cause is not sent."""
         server = Server()
         server.bucket.failing = error
         for asked in (put("a", b"x"), *(request(*one) for one in OTHER_VERBS)):
@@ -133,7 +133,7 @@ class PutTests:
         assert server.slots.free == 4
 
     def test_a_defect_is_internal_too(self) -> None:
-        """And shows no traceback."""
+        """An unexpected exception is a 500 without a traceback."""
         server = Server()
         server.bucket.failing = ZeroDivisionError("oops")
         response = server.ask(put("a", b"x"))
@@ -141,13 +141,13 @@ class PutTests:
 
 
 class RefusalTests:
-    """What a PUT can be refused for when its headers are in."""
+    """PUTs that are refused when their headers have arrived."""
 
     @pytest.mark.parametrize(
         ("key", "cap"), [("a", DEFAULT_MAX_PUT), ("_vectors/a", VECTORS_MAX_PUT), ("x_vectors/a", DEFAULT_MAX_PUT)]
     )
     def test_a_declared_length_over_the_cap(self, key: str, cap: int) -> None:
-        """413, for the cap of its own prefix; a body of the cap itself is read."""
+        """A PUT that declares more than the cap of its prefix is a 413; the cap itself is allowed."""
         server = Server()
         response = server.ask(put(key, length=cap + 1))
         assert (response.status, response.line) == (413, "payload too large")
@@ -158,7 +158,7 @@ class RefusalTests:
         connection.lose()
 
     def test_no_free_slot(self) -> None:
-        """The fifth of five is refused at once, and takes nobody's slot."""
+        """A PUT without a free slot is a 503, and does not affect those that have one."""
         server = Server()
         others = [server.connect() for _ in range(4)]
         for number, other in enumerate(others):
@@ -173,7 +173,7 @@ class RefusalTests:
         assert server.ask(put("a", b"x")).status == 200
 
     def test_the_order_is_key_length_slot(self) -> None:
-        """Each is asked only when the one before is fine."""
+        """A PUT is refused for its key first, then for its length, then for want of a slot."""
         server = Server(put_slots=1)
         holder = server.connect()
         holder.send(put("a", length=10))
@@ -184,7 +184,7 @@ class RefusalTests:
         holder.lose()
 
     def test_get_and_delete_need_no_slot(self) -> None:
-        """Four PUTs do not stop anybody from reading."""
+        """GET, list and DELETE work while PUTs have all slots."""
         server = Server(put_slots=1)
         server.bucket.objects["b"] = b"x"
         holder = server.connect()
@@ -195,7 +195,7 @@ class RefusalTests:
         holder.lose()
 
     def test_a_chunked_body_meets_the_cap_as_it_comes(self) -> None:
-        """413, nothing stored, the slot free."""
+        """A chunked body that exceeds the cap is a 413, stores nothing, and frees its slot."""
         server = Server(policy=Policy([Rule("", 10)]))
         connection = server.connect()
         connection.send(chunked_put("a") + chunk(b"0123456789"))
@@ -208,12 +208,12 @@ class RefusalTests:
         assert server.slots.free == 4
 
     def test_a_chunked_body_of_the_cap_is_stored(self) -> None:
-        """The cap is inclusive."""
+        """A chunked body of exactly the cap is stored."""
         server = Server(policy=Policy([Rule("", 10)]))
         assert server.ask(chunked_put("a") + chunk(b"0123456789") + chunk(b"")).status == 200
 
     def test_the_end_of_a_body_over_the_cap_does_not_save_it(self) -> None:
-        """Also when both came in one read."""
+        """A chunked body over the cap is a 413, even if its end arrives in the same read."""
         server = Server(policy=Policy([Rule("", 10)]))
         assert server.ask(chunked_put("a") + chunk(b"0123456789x") + chunk(b"")).status == 413
         assert server.bucket.objects == {}
@@ -223,7 +223,7 @@ class GetTests:
     """GET /storage/get/{key}."""
 
     def test_sends_the_object(self) -> None:
-        """With what is known of it."""
+        """A GET sends the object with its length, type, ETag and date."""
         server = Server()
         server.bucket.objects["a b"] = b"hello"
         response = server.ask(request("GET", "/storage/get/a%20b"))
@@ -234,33 +234,33 @@ class GetTests:
         assert response.headers["last-modified"] == "Tue, 14 Nov 2023 22:13:20 GMT"
 
     def test_empty_object(self) -> None:
-        """Is there, and empty."""
+        """A GET of an empty object is a 200 with length 0."""
         server = Server()
         server.ask(put("a"))
         response = server.ask(request("GET", "/storage/get/a"))
         assert (response.status, response.body, response.headers["content-length"]) == (200, b"", "0")
 
     def test_head_is_get_without_the_bytes(self) -> None:
-        """Which are not read either."""
+        """A HEAD has the headers of a GET, and no body."""
         server = Server()
         server.bucket.objects["a"] = b"hello"
         response = server.ask(request("HEAD", "/storage/get/a"))
         assert (response.status, response.body, response.headers["content-length"]) == (200, b"", "5")
 
     def test_no_such_object(self) -> None:
-        """404."""
+        """A GET of a missing object is a 404."""
         response = Server().ask(request("GET", "/storage/get/a"))
         assert (response.status, response.line) == (404, "not found")
 
     def test_trouble_before_the_first_byte(self) -> None:
-        """Is an answer."""
+        """A GET that fails before its first byte is a 500."""
         server = Server()
         server.bucket.failing = BucketError("down")
         response = server.ask(request("GET", "/storage/get/a"))
         assert (response.status, response.line) == (500, "internal")
 
     def test_damage_before_the_first_byte_is_named_in_the_log(self) -> None:
-        """Once, with the request that met it; a bucket does not log what it raises."""
+        """Damage that is found before the first byte is logged once, with the request."""
         server = Server()
         server.bucket.failing = DamagedObject("'a' is damaged")
         with logged() as lines:
@@ -270,7 +270,7 @@ class GetTests:
         assert "'a' is damaged" in line
 
     def test_damage_after_the_first_byte_is_named_in_the_log(self) -> None:
-        """Where the client sees no more than a connection that ends."""
+        """Damage that is found after the first byte is logged once, with the request."""
         server = Server()
         server.bucket.objects["a"] = b"x" * 10
         info = server.bucket.info("a")
@@ -287,7 +287,7 @@ class ListTests:
     """GET /storage/list?prefix=."""
 
     def test_lists_what_starts_with_the_prefix(self) -> None:
-        """In the order of UTF-8 bytes, with size, ETag and time."""
+        """A list has the size, ETag and time of each key with the prefix, ordered by its UTF-8 bytes."""
         server = Server(MemoryBucket(page=2))
         for key in ["b", "a/2", "a/1", "a/é", "a/😀", "a/\uffff", "a"]:
             server.bucket.objects[key] = key.encode()
@@ -306,18 +306,18 @@ class ListTests:
 
     @pytest.mark.parametrize("query", ["", "?prefix=", "?other=1"])
     def test_without_a_prefix_everything(self, query: str) -> None:
-        """An empty prefix is allowed."""
+        """A list with no prefix, or an empty one, has all objects."""
         server = Server()
         server.bucket.objects = {"a": b"", "b": b""}
         assert len(json.loads(server.ask(request("GET", f"/storage/list{query}")).body)["objects"]) == 2
 
     def test_nothing_there(self) -> None:
-        """An empty list, not null and not 404."""
+        """A list without entries is a 200 with an empty array."""
         response = Server().ask(request("GET", "/storage/list?prefix=x"))
         assert (response.status, json.loads(response.body)) == (200, {"prefix": "x", "objects": []})
 
     def test_prefix_is_decoded_as_a_query(self) -> None:
-        """Where + is a space."""
+        """The prefix of a list is decoded as a query, where `+` is a space."""
         server = Server()
         server.bucket.objects = {"a b/+": b""}
         document = json.loads(server.ask(request("GET", "/storage/list?prefix=a+b%2F%2B")).body)
@@ -325,13 +325,13 @@ class ListTests:
 
     @pytest.mark.parametrize(("raw", "message"), BROKEN)
     def test_broken_prefixes_are_refused(self, raw: bytes, message: str) -> None:
-        """By the rules of keys."""
+        """An invalid prefix is a 400 with the text for a key."""
         query = "".join(f"%{byte:02X}" for byte in raw)
         response = Server().ask(request("GET", f"/storage/list?prefix={query}"))
         assert (response.status, response.line) == (400, message)
 
     def test_pages_leave_as_fast_as_the_client_takes_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """One page is sent, one is fetched ahead, and no more."""
+        """A list fetches only one page more than the client has read."""
         monkeypatch.setattr(outgoing, "PUSH_FROM", 0)  # as pages that are large
         server = Server(MemoryBucket(page=1))
         server.bucket.objects = {"a": b"", "b": b"", "c": b"", "d": b""}
@@ -348,7 +348,7 @@ class ListTests:
             connection.channel.resumeProducing()
 
     def test_trouble_in_the_middle_drops_the_connection(self) -> None:
-        """So that half a list cannot look whole."""
+        """A list that fails after its first page is aborted, so that it cannot look complete."""
         server = Server(MemoryBucket(page=1))
         server.bucket.objects = {"a": b"", "b": b""}
         page, calls = server.bucket.list, []
@@ -369,7 +369,7 @@ class DeleteTests:
     """DELETE /storage/delete/{key}."""
 
     def test_removes_the_object(self) -> None:
-        """204, and the same again when there is nothing."""
+        """A DELETE is a 204, whether or not there was an object."""
         server = Server()
         server.bucket.objects = {"a": b""}
         for _ in range(2):
@@ -378,7 +378,7 @@ class DeleteTests:
         assert server.bucket.objects == {}
 
     def test_trouble(self) -> None:
-        """Is not success."""
+        """A DELETE that fails in the bucket is a 500."""
         server = Server()
         server.bucket.failing = BucketError("down")
         assert server.ask(request("DELETE", "/storage/delete/a")).status == 500
@@ -388,7 +388,7 @@ class PathsTests:
     """All other paths and methods."""
 
     def test_health(self) -> None:
-        """The process answers."""
+        """GET /health is a 200 with a JSON document."""
         response = Server().ask(request("GET", "/health"))
         assert (response.status, json.loads(response.body)) == (200, {"status": "ok"})
 
@@ -397,7 +397,7 @@ class PathsTests:
         ["/", "/storage", "/storage/", "/storage/copy/a", "/health/x", "/storage/list/x", "/x", "/STORAGE/get/a"],
     )
     def test_other_paths_are_not_found(self, path: str) -> None:
-        """404, as text."""
+        """A path that is not in the tree is a 404."""
         response = Server().ask(request("GET", path))
         assert (response.status, response.line) == (404, "not found")
 
@@ -415,12 +415,12 @@ class PathsTests:
         ],
     )
     def test_other_methods_are_not_allowed(self, method: str, path: str, allow: str) -> None:
-        """405, with what is."""
+        """A method that a path does not have is a 405 that names those that it has."""
         response = Server().ask(request(method, path))
         assert (response.status, response.headers["allow"]) == (405, allow)
 
     def test_two_requests_on_one_connection(self) -> None:
-        """Pipelined, too: answers come in order."""
+        """The responses to pipelined requests come in order."""
         server = Server()
         connection = server.connect()
         connection.send(
@@ -432,12 +432,12 @@ class PathsTests:
 
 
 class ObjectTests:
-    """One resource for each object: what the verb paths do, under one path."""
+    """/objects/{key} and /buckets/{bucket}: the operations of the verb paths, with one URL for each object."""
 
     @pytest.mark.parametrize("root", ["/objects", "/buckets/primary/objects"])
     @pytest.mark.parametrize(("path", "key"), KEYS)
     def test_all_methods(self, root: str, path: str, key: str) -> None:
-        """On any key."""
+        """PUT, GET, HEAD and DELETE of an object work for any key."""
         server = Server()
         data = put(path, b"hello").replace(b"/storage/put", root.encode())
         assert json.loads(server.ask(data).body)["key"] == key
@@ -449,7 +449,7 @@ class ObjectTests:
         assert server.bucket.objects == {}
 
     def test_other_methods(self) -> None:
-        """405 says which there are."""
+        """Any other method of an object is a 405 that names the allowed ones."""
         response = Server().ask(request("POST", "/objects/a"))
         assert (response.status, response.headers["allow"]) == (405, "GET, HEAD, PUT, DELETE")
 
@@ -457,7 +457,7 @@ class ObjectTests:
         "path", ["/objects", "/objects/", "/buckets", "/buckets/", "/buckets/primary", "/buckets/primary/x"]
     )
     def test_paths_without_an_object(self, path: str) -> None:
-        """There is no key, or nothing at all."""
+        """A path that ends before a key is a 400 or a 404."""
         response = Server().ask(request("GET", path))
         assert (response.status, response.line) in [(400, "empty key"), (404, "not found")]
 
@@ -470,7 +470,7 @@ class ObjectTests:
         ],
     )
     def test_a_named_bucket(self, method: str, path: str) -> None:
-        """Whatever the policy says of the key; its cap holds all the same."""
+        """A bucket that the path or query names is used instead of that of the policy, whose cap still applies."""
         other = MemoryBucket("other")
         server = Server(others=[other], policy=Policy([Rule("a", 3)]))
         data = put("a", b"abc").replace(b"/storage/put/a", path.encode())
@@ -488,7 +488,7 @@ class ObjectTests:
         "path", ["/storage/get/a?bucket=none", "/storage/get/a?bucket=", "/buckets/none/objects/a"]
     )
     def test_an_unknown_bucket(self, path: str) -> None:
-        """Is said to be."""
+        """A request that names an unknown bucket is a 404."""
         response = Server().ask(request("GET", path))
         assert (response.status, response.line) == (404, "no such bucket")
 
@@ -530,7 +530,7 @@ VALUES = [
 
 
 def exchange(method: str, *headers: str, path: str = "/objects/a") -> Any:
-    """All that one request leads to: the bytes that come back, and what the bucket holds then."""
+    """Make a request; returns its response and what the bucket holds afterwards."""
     server = Server()
     server.ask(put("a", OLD, "Want-Repr-Digest: sha-256=1"))
     connection = server.connect()
@@ -540,16 +540,15 @@ def exchange(method: str, *headers: str, path: str = "/objects/a") -> Any:
 
 
 class PlainFieldsTests:
-    """Requests that skip the parsers of header fields, as they have none but PLAIN_FIELDS.
+    """Requests that have only PLAIN_FIELDS, for which handlers skip the parsers of header fields.
 
-    A field that is unknown makes a handler call the parsers. So what comes of a request with and without it must be the
-    same.
+    An unknown field makes a handler call the parsers, so a request must have the same outcome with and without it.
     """
 
     @pytest.mark.parametrize("method", METHODS)
     @pytest.mark.parametrize("name", [None, *sorted(PLAIN_FIELDS)])
     def test_no_parser_acts_on_a_plain_field(self, name: str | None, method: str) -> None:
-        """Whatever its value is, and when it is there twice."""
+        """A field of PLAIN_FIELDS changes nothing that a parser could act on, whatever its value, once or twice."""
         for value in VALUES:
             headers = [] if name is None else [f"{name}: {value}"]
             for given_ in (headers, headers * 2):
@@ -557,7 +556,7 @@ class PlainFieldsTests:
 
     @pytest.mark.parametrize(("method", "name"), [(method, name) for method in METHODS for name in FIELDS[method]])
     def test_these_values_show_whether_a_parser_acts_on_a_field(self, method: str, name: str) -> None:
-        """Each field that is not plain changes the outcome with one of the values that the test above tries."""
+        """Each field that a parser acts on changes the outcome with one of VALUES, so the test above would find it."""
         assert any(exchange(method, f"{name}: {value}") != exchange(method) for value in VALUES)
 
     @given(
@@ -571,7 +570,7 @@ class PlainFieldsTests:
         ),
     )
     def test_mixtures(self, method: str, headers: list[tuple[str, str]]) -> None:
-        """No mixture of fields has another outcome when parsers are skipped."""
+        """A request with any mixture of fields has the same outcome whether or not the parsers are skipped."""
         lines = [f"{name.title()}: {value}" for name, value in headers]
         assert exchange(method, *lines) == exchange(method, *lines, "X-Unknown: 1")
 
@@ -580,6 +579,6 @@ class PlainFieldsTests:
         "query", ["bucket=none", "a&bucket=none", "a;bucket=none", "%62ucket=none", "bucket=none?", "?&bucket=none"]
     )
     def test_a_bucket_is_found_anywhere_in_a_query(self, query: str, method: str) -> None:
-        """A request whose query names an unknown bucket is answered with 404 also if its header fields are plain."""
+        """A request whose query names an unknown bucket is a 404, also if its header fields are plain."""
         received, *_ = exchange(method, path=f"/objects/a?{query}")
         assert received.startswith(b"HTTP/1.1 404 ")

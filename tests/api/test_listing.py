@@ -1,4 +1,4 @@
-"""Lists: pages, common prefixes, and the two forms."""
+"""Lists over the wire: pages, common prefixes, and both media types."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('/"\\
 
 
 def compact(document: object) -> bytes:
-    """JSON without spaces, in UTF-8."""
+    """Encode JSON without spaces, in UTF-8."""
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
 
 
@@ -51,14 +51,14 @@ def names(document: Any) -> list[str]:
 
 
 class DocumentTests:
-    """The contract's one JSON document."""
+    """Lists as one JSON document."""
 
     def test_without_parameters_it_is_the_contract_s(self) -> None:
-        """And nothing else."""
+        """A list without `delimiter` or `limit` has the keys "prefix" and "objects", and no others."""
         assert list(listed(server_with(*KEYS))) == ["prefix", "objects"]
 
     def test_common_prefixes(self) -> None:
-        """Keys with the delimiter after the prefix are one entry together."""
+        """All keys that have the delimiter after the prefix are one common prefix."""
         document = listed(server_with(*KEYS), "delimiter=/")
         assert [item["key"] for item in document["objects"]] == ["a", "c"]
         assert document["common_prefixes"] == ["a/", "b/"]
@@ -66,7 +66,7 @@ class DocumentTests:
         assert listed(server_with(), "delimiter=/") == {"prefix": "", "objects": [], "common_prefixes": []}
 
     def test_a_limit(self) -> None:
-        """And where to go on, while there is more."""
+        """A list with a limit has `next_after` only if there are more entries, and continues after it."""
         server = server_with(*KEYS)
         document = listed(server, "limit=4")
         assert (names(document), document["next_after"]) == (KEYS[:4], KEYS[3])
@@ -84,7 +84,7 @@ class DocumentTests:
     def test_pages_together_are_the_whole(
         self, keys: set[str], prefix: str, delimiter: str | None, limit: int, page: int
     ) -> None:
-        """No entry twice, none left out, none too many on a page."""
+        """Lists that continue at `next_after` have each entry once, and no more than `limit` each."""
         keys = {key for key in keys if not key.startswith("/")}
         server = server_with(*keys, page=page)
         found: list[str] = []
@@ -98,7 +98,7 @@ class DocumentTests:
         assert found == entries(keys, ListQuery(prefix, delimiter))
 
     def test_many_prefixes_are_kept_in_a_file(self, tmp_path: Path) -> None:
-        """They come after the objects, in order, and nothing is left of the file."""
+        """Many common prefixes are spooled to a file, sent in order after the objects, and the file is removed."""
         keys = [name for number in range(20) for name in (f"{number:02}", f"{number:02}/x")]
         make_file = partial(TemporaryFile, dir=tmp_path, buffering=0)
         server = server_with(*keys, make_spool=partial(Spool, run_now, 10, make_file))
@@ -108,7 +108,7 @@ class DocumentTests:
         assert list(tmp_path.iterdir()) == []
 
     def test_no_room_for_prefixes(self) -> None:
-        """Is no short list: the answer breaks off, or is 507 where it has not begun."""
+        """A list whose common prefixes cannot be spooled is a 507, or is aborted if it has begun."""
         make_spool = partial(Spool, run_now, 1, partial(Path("/dev/full").open, "r+b", buffering=0))
         connection = server_with("0", "1/x", make_spool=make_spool, page=1).connect()
         listing = request("GET", "/storage/list?delimiter=/")
@@ -118,7 +118,7 @@ class DocumentTests:
 
     @pytest.mark.parametrize("limit", [3, 4])
     def test_prefixes_that_are_made_meanwhile(self, limit: int) -> None:
-        """Do not push the answer past its limit: nothing is listed twice."""
+        """Common prefixes that are created during a list do not make it exceed its limit, or list a page twice."""
         server = server_with("a/1", "b/1", "d/1", "e/1")
         list_, asked = server.bucket.list, []
 
@@ -134,7 +134,7 @@ class DocumentTests:
         assert len(asked) == len(set(asked))
 
     def test_a_client_that_left_is_noticed_on_every_page(self) -> None:
-        """Also where nothing is written of it: common prefixes come after all objects."""
+        """A list ends when the client disconnects, even if nothing has been written of its pages yet."""
         server = server_with(*(f"{number:02}/x" for number in range(20)))
         list_, coming = server.bucket.list, []
 
@@ -155,7 +155,7 @@ class DocumentTests:
         assert len(coming) == asked + 1  # the one that is fetched while another is looked at
 
     def test_what_a_first_page_satisfies(self) -> None:
-        """Is no reason to ask for a second; and of the last page no more is asked than is wanted."""
+        """A list requests no more pages, and no larger last page, than its limit needs."""
         server = server_with(*KEYS, page=3)
         list_, asked = server.bucket.list, []
         server.bucket.list = lambda query, token=None: asked.append(query.page_limit) or list_(query, token)  # type: ignore[func-returns-value,method-assign]
@@ -165,7 +165,7 @@ class DocumentTests:
             assert asked == pages
 
     def test_a_page_asks_for_no_more_than_it_needs(self) -> None:
-        """One more than the limit says whether there are more."""
+        """A page is requested with one entry more than the limit, which shows whether there are more."""
         server = server_with(*KEYS)
         list_, asked = server.bucket.list, []
         server.bucket.list = lambda query, token=None: asked.append(query) or list_(query, token)  # type: ignore[func-returns-value,method-assign]
@@ -173,7 +173,7 @@ class DocumentTests:
         assert {query.page_limit for query in asked} == {2}
 
     def test_odd_keys_are_quoted(self) -> None:
-        """As JSON has it."""
+        """Quotes, backslashes and non-ASCII characters in keys are valid JSON."""
         assert names(listed(server_with('a"b\\c', "é😀"))) == ['a"b\\c', "é😀"]
 
     @given(st.lists(TEXTS, max_size=5, unique=True), st.sampled_from(["", "&delimiter=/", "&limit=2"]))
@@ -189,7 +189,7 @@ class DocumentTests:
         assert lines == [compact(json.loads(line)) for line in lines]
 
     def test_bytes_of_an_entry(self) -> None:
-        """The keys of an entry have the order of the contract, in both forms."""
+        """The keys of an entry have the order of the wire contract, in both forms."""
         server = server_with("é\n")
         etag = server.bucket.info("é\n").etag
         (listed_one,) = listed(server)["objects"]
@@ -200,7 +200,7 @@ class DocumentTests:
 
 
 class LinesTests:
-    """NDJSON."""
+    """Lists as NDJSON."""
 
     def lines(self, server: Server, query: str = "") -> list[dict[str, Any]]:
         response = server.ask(request("GET", f"/storage/list?{query}", NDJSON))
@@ -209,13 +209,13 @@ class LinesTests:
         return [json.loads(line) for line in response.body.splitlines()]
 
     def test_one_object_per_line(self) -> None:
-        """With what the document says of it."""
+        """An NDJSON list has a line for each object, with the same content as in the JSON document."""
         server = server_with(*KEYS)
         assert self.lines(server) == listed(server)["objects"]
         assert self.lines(server_with()) == []
 
     def test_entries_are_in_one_order(self) -> None:
-        """Objects and common prefixes, and at the end where to go on."""
+        """Objects and common prefixes of an NDJSON list are in one order, and `next_after` is its last line."""
         assert [next(iter(line.items())) for line in self.lines(server_with(*KEYS, page=9), "delimiter=/&limit=3")] == [
             ("key", "a"),
             ("common_prefix", "a/"),
@@ -226,7 +226,7 @@ class LinesTests:
         assert [next(iter(line.values())) for line in whole] == ["a", "a/", "b/", "c"]
 
     def test_trouble_in_the_middle_drops_the_connection(self) -> None:
-        """A list that is short by half must not look whole; at the beginning it is an answer."""
+        """An NDJSON list whose second page fails is aborted; one whose first page fails is a 500."""
         server = server_with(*KEYS)
         list_ = server.bucket.list
 
@@ -243,7 +243,7 @@ class LinesTests:
 
 
 class BadInputTests:
-    """One line that says what is wrong."""
+    """Invalid query parameters."""
 
     @pytest.mark.parametrize(
         ("query", "line"),
@@ -256,17 +256,17 @@ class BadInputTests:
         ],
     )
     def test_is_refused(self, query: str, line: str) -> None:
-        """Before anything is listed."""
+        """A list with an invalid parameter is a 400 with one line that says what is wrong."""
         response = server_with().ask(request("GET", f"/storage/list?{query}"))
         assert (response.status, response.line) == (400, line)
 
 
 class BucketTests:
-    """One bucket alone, by its name."""
+    """Lists of one bucket that the path or query names."""
 
     @pytest.mark.parametrize("path", ["/storage/list?bucket=other&", "/buckets/other/list?"])
     def test_lists(self, path: str) -> None:
-        """What it has, and nothing else."""
+        """The list of a named bucket has the entries of that bucket only."""
         other = MemoryBucket("other")
         server = Server(others=[other])
         server.bucket.objects["a"], other.objects["b/1"] = b"", b""
@@ -286,6 +286,6 @@ class BucketTests:
         ],
     )
     def test_unknown(self, path: str) -> None:
-        """404, and which is no secret."""
+        """The list of an unknown bucket is a 404, also if the query names a known one."""
         response = Server().ask(request("GET", path))
         assert (response.status, response.line) == (404, "no such bucket")

@@ -1,4 +1,4 @@
-"""Metadata: what is given with a PUT comes back."""
+"""Metadata over the wire: GET and HEAD return what the PUT gave."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ GIVEN = {
 
 
 class MetadataTests:
-    """On PUT, GET and HEAD."""
+    """Metadata of PUT, GET and HEAD."""
 
     @pytest.mark.parametrize("method", ["GET", "HEAD"])
     def test_comes_back(self, method: str) -> None:
-        """All of it, and not the rest of the headers."""
+        """All metadata of a PUT is returned, and its other headers are not."""
         server = Server()
         server.ask(put("a", b"x", *(f"{name.title()}: {value}" for name, value in GIVEN.items()), "X-Other: 1"))
         headers = server.ask(request(method, "/objects/a")).headers
@@ -29,21 +29,21 @@ class MetadataTests:
         assert "x-other" not in headers
 
     def test_without_a_type(self) -> None:
-        """Bytes are bytes."""
+        """An object without a type is sent as `application/octet-stream`."""
         server = Server()
         server.ask(put("a", b"x", "Cache-Control: no-store"))
         headers = server.ask(request("GET", "/objects/a")).headers
         assert (headers["content-type"], headers["cache-control"]) == ("application/octet-stream", "no-store")
 
     def test_the_type_of_bytes_is_not_kept(self) -> None:
-        """Most clients send it, and it is said of every object that has no other."""
+        """The default type is not stored, as every object without a type is sent with it."""
         server = Server()
         server.ask(put("a", b"x", "Content-Type: application/octet-stream", "x-amz-meta-a: 1"))
         assert server.bucket.metadata["a"] == (("x-amz-meta-a", "1"),)
         assert server.ask(request("GET", "/objects/a")).headers["content-type"] == "application/octet-stream"
 
     def test_an_overwrite_replaces_it(self) -> None:
-        """It belongs to the object, not to the key."""
+        """A PUT replaces the metadata of the old object too."""
         server = Server()
         server.ask(put("a", b"x", "x-amz-meta-a: 1"))
         server.ask(put("a", b"x"))
@@ -51,7 +51,7 @@ class MetadataTests:
 
     @pytest.mark.parametrize(("size", "status"), [(2048, 200), (2049, 400)])
     def test_its_size_is_bounded(self, size: int, status: int) -> None:
-        """2 KiB, names included."""
+        """A PUT with more than 2 KiB of metadata, names included, is a 400."""
         name = "x-amz-meta-a"
         server = Server()
         response = server.ask(put("a", b"x", f"{name}: {'v' * (size - len(name))}"))
@@ -61,13 +61,13 @@ class MetadataTests:
             assert server.bucket.objects == {}
 
     def test_must_be_text(self) -> None:
-        """And there once."""
+        """A PUT whose metadata is not ASCII, or has a field twice, is a 400."""
         assert Server().ask(put("a", b"x", "x-amz-meta-a: ä")).line == "x-amz-meta-a is not ASCII"
         assert Server().ask(put("a", b"x", "Content-Type: a/b", "Content-Type: c/d")).status == 400
 
     @pytest.mark.parametrize("path", ["/objects/a", "/objects/missing", "/storage/list", "/health", "/nowhere"])
     def test_nothing_runs_in_a_browser(self, path: str) -> None:
-        """Whatever anybody has stored."""
+        """Every response has the headers that keep a browser from running what is stored."""
         server = Server()
         server.ask(put("a", b"<script>alert(1)</script>", "Content-Type: text/html"))
         headers = server.ask(request("GET", path)).headers

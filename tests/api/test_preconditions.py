@@ -1,4 +1,4 @@
-"""Conditional requests, as RFC 9110, 13 has them: through the wire, and against a plain model."""
+"""Conditional requests (RFC 9110, 13): over the wire, and compared with a plain model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MALFORMED_DATES = ["yesterday", "Sun, 06 Nov 1994 08:49:37 PST", "Sun, 99 Nov 19
 
 
 class Asked:
-    """A server with one object."""
+    """A server that has one object, `a`, whose ETag replaces `ETAG` in headers."""
 
     def __init__(self) -> None:
         self.server = Server()
@@ -37,7 +37,7 @@ class Asked:
 
 
 class ReadTests:
-    """GET and HEAD."""
+    """Conditions of GET and HEAD."""
 
     @pytest.mark.parametrize("method", ["GET", "HEAD"])
     @pytest.mark.parametrize(
@@ -67,14 +67,14 @@ class ReadTests:
         ],
     )
     def test_conditions(self, method: str, headers: list[str], status: int) -> None:
-        """Each alone, and in their order."""
+        """A GET or HEAD has the status of its condition, and several conditions have the precedence of RFC 9110."""
         response = Asked().ask(method, *headers)
         assert response.status == status
         if status == 412 and method == "GET":
             assert response.line == "precondition failed"
 
     def test_not_modified_says_what_a_cache_is_to_know(self) -> None:
-        """And nothing of a body. RFC 9110, 15.4.5."""
+        """A 304 has the fields that update a cache, and none of a body. RFC 9110, 15.4.5."""
         asked = Asked()
         asked.server.bucket.metadata["a"] = (("cache-control", "max-age=60"), ("content-type", "text/plain"))
         response = asked.ask("GET", "If-None-Match: ETAG")
@@ -84,7 +84,7 @@ class ReadTests:
         assert response.body == b""
 
     def test_a_missing_object_is_missing(self) -> None:
-        """Conditions are for what would be answered 2xx. RFC 9110, 13.2.1."""
+        """A conditional GET of a missing object is a 404. RFC 9110, 13.2.1."""
         assert Server().ask(request("GET", "/objects/a", 'If-Match: "x"')).status == 404
 
     @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ class ReadTests:
         [("ETAG", 206), ("W/ETAG", 200), (OTHER, 200), (AT, 200), (BEFORE, 200), (AFTER, 200)],
     )
     def test_if_range(self, if_range: str, status: int) -> None:
-        """The range of the same object, or all of the new one."""
+        """If-Range with the object's ETag gets the range; with anything else, the whole object."""
         response = Asked().ask("GET", "Range: bytes=2-4", f"If-Range: {if_range}")
         assert (response.status, response.body) == ((206, b"234") if status == 206 else (200, b"0123456789"))
 
@@ -107,7 +107,7 @@ class ReadTests:
         assert (response.status, response.body) == (200, b"ABCDEFGHIJ")
 
     def test_conditions_come_before_ranges(self) -> None:
-        """A client that has the object is not told that its range is wrong."""
+        """A condition that does not hold takes precedence over a range that is not satisfiable."""
         assert Asked().ask("GET", "Range: bytes=20-", "If-None-Match: ETAG").status == 304
         assert Asked().ask("GET", "Range: bytes=20-", f"If-Match: {OTHER}").status == 412
 
@@ -121,7 +121,7 @@ class ReadTests:
         ],
     )
     def test_what_is_sent_meets_the_conditions(self, headers: list[str], status: int, body: bytes) -> None:
-        """Also when the object was replaced after the first look at it."""
+        """Conditions apply to the object that is sent, even if it replaced another after the first look at it."""
         asked = Asked()
         look = asked.server.bucket.head
         looks = []
@@ -139,7 +139,7 @@ class ReadTests:
 
 
 class WriteTests:
-    """PUT and DELETE."""
+    """Conditions of PUT and DELETE."""
 
     @pytest.mark.parametrize(
         ("headers", "status"),
@@ -152,20 +152,20 @@ class WriteTests:
         ],
     )
     def test_put(self, headers: list[str], status: int) -> None:
-        """Writes, or leaves everything as it was."""
+        """A PUT whose condition does not hold is a 412, and leaves the old object in place."""
         asked = Asked()
         assert asked.put(*headers).status == status
         assert asked.server.bucket.objects["a"] == (b"new" if status == 200 else b"0123456789")
 
     def test_create_only(self) -> None:
-        """The first of two wins."""
+        """Of two PUTs with `If-None-Match: *`, the first one creates the object, and the second one is a 412."""
         server = Server()
         assert [server.ask(put("a", body, "If-None-Match: *")).status for body in (b"one", b"two")] == [200, 412]
         assert server.bucket.objects["a"] == b"one"
 
     @pytest.mark.parametrize(("headers", "status"), [(["If-Match: ETAG"], 204), ([f"If-Match: {OTHER}"], 412)])
     def test_delete(self, headers: list[str], status: int) -> None:
-        """Removes what the client has seen, and nothing else."""
+        """A DELETE with If-Match removes the object only if it has this ETag."""
         asked = Asked()
         assert asked.ask("DELETE", *headers).status == status
         assert ("a" in asked.server.bucket.objects) == (status == 412)
@@ -175,7 +175,7 @@ class WriteTests:
         ["If-Match: *", f"If-Match: ETAG, {OTHER}", "If-None-Match: ETAG", f"If-Unmodified-Since: {AFTER}"],
     )
     def test_what_no_bucket_can_check_while_it_writes(self, header: str) -> None:
-        """Is not looked at first and written then."""
+        """A condition that no bucket can check and write in one step is a 501, and writes nothing."""
         asked = Asked()
         response = asked.put(header)
         assert (response.status, response.line) == (501, "conditional write not supported by this bucket")
@@ -187,7 +187,7 @@ class WriteTests:
         [(ConditionUnsupported("x"), 501, None), (WriteConflict("x"), 409, "5"), (PreconditionFailed("x"), 412, None)],
     )
     def test_what_a_bucket_says(self, error: Exception, status: int, retry: str | None) -> None:
-        """Each has its status; a conflict may be tried again."""
+        """Each error of a conditional write has its status, and only a conflict has Retry-After."""
         asked = Asked()
         asked.server.bucket.failing = error
         response = asked.put("If-None-Match: *")
@@ -195,18 +195,18 @@ class WriteTests:
         assert asked.server.slots.free == asked.server.slots.limit
 
     def test_both_are_one_too_many(self) -> None:
-        """They cannot both hold."""
+        """A PUT with both If-Match and If-None-Match is a 400."""
         assert Asked().put("If-Match: ETAG", "If-None-Match: *").status == 400
 
 
 class BadInputTests:
-    """One line that says what is wrong."""
+    """Malformed conditions."""
 
     @pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE"])
     @pytest.mark.parametrize("name", ["If-Match", "If-None-Match"])
     @pytest.mark.parametrize("value", ["abc", '"a', "", '"a" "b"', "w/ETAG", "*, ETAG"])
     def test_malformed_tags(self, method: str, name: str, value: str) -> None:
-        """An ETag without its quotes is the most likely."""
+        """A condition with malformed entity tags, such as one without quotes, is a 400."""
         response = Asked().ask(method, f"{name}: {value}")
         assert response.status == 400
         if method != "HEAD":
@@ -215,7 +215,7 @@ class BadInputTests:
     @pytest.mark.parametrize(("method", "name"), [("GET", "If-Range"), ("PUT", "If-Unmodified-Since")])
     @pytest.mark.parametrize("value", MALFORMED_DATES)
     def test_malformed_dates(self, method: str, name: str, value: str) -> None:
-        """Are said to be, rather than ignored: who asks for a condition relies on it."""
+        """A malformed date in If-Range, or in If-Unmodified-Since of a PUT, is a 400 and is not ignored."""
         response = Asked().ask(method, f"{name}: {value}")
         assert (response.status, response.line) == (400, f"{name} is not a date like Sun, 06 Nov 1994 08:49:37 GMT")
 
@@ -223,28 +223,28 @@ class BadInputTests:
     @pytest.mark.parametrize("name", ["If-Modified-Since", "If-Unmodified-Since"])
     @pytest.mark.parametrize("value", [*MALFORMED_DATES, "é", f"{BEFORE}, {BEFORE}"])
     def test_malformed_dates_of_reads(self, method: str, name: str, value: str) -> None:
-        """Are ignored: RFC 9110, 13.1.3 and 13.1.4; also two dates, in one field or in two."""
+        """A GET or HEAD ignores a malformed date, and a date that is given twice. RFC 9110, 13.1.3 and 13.1.4."""
         assert Asked().ask(method, f"{name}: {value}").status == 200
         assert Asked().ask(method, f"{name}: {AFTER}", f"{name}: {BEFORE}").status == 200
 
     @pytest.mark.parametrize("value", ["Tuesday, 14-Nov-23 22:13:20 GMT", "Tue Nov 14 22:13:20 2023"])
     def test_the_old_forms_of_dates(self, value: str) -> None:
-        """Are understood. RFC 9110, 5.6.7."""
+        """Dates in both obsolete forms are accepted. RFC 9110, 5.6.7."""
         assert Asked().ask("GET", f"If-Modified-Since: {value}").status == 304
 
     @pytest.mark.parametrize("name", ["If-Match", "If-None-Match", "If-Range"])
     def test_given_twice(self, name: str) -> None:
-        """Nobody knows which is meant."""
+        """A condition that is given twice is a 400."""
         response = Asked().ask("GET", f"{name}: ETAG", f"{name}: {OTHER}")
         assert (response.status, response.line) == (400, f"{name} is given twice")
 
     def test_a_length_given_twice(self) -> None:
-        """Is the way to smuggle a request past a proxy. RFC 9112, 6.3."""
+        """A PUT with two Content-Lengths is a 400, as it may be request smuggling. RFC 9112, 6.3."""
         response = Server().ask(put("a", b"x", "Content-Length: 2"))
         assert response.status == 400
 
     def test_not_ascii(self) -> None:
-        """Whatever it may stand for."""
+        """A condition that is not ASCII is a 400."""
         response = Asked().ask("GET", 'If-Match: "ä"')
         assert (response.status, response.line) == (400, "If-Match is not ASCII")
 
@@ -267,11 +267,11 @@ def decided(conditions: ReadConditions, info: ObjectInfo) -> int:
 
 
 class ModelTests:
-    """The order of RFC 9110, 13.2.2, told once more and more plainly."""
+    """The order of RFC 9110, 13.2.2, compared with a plainer implementation."""
 
     @given(etag=st.sampled_from(["a", "b"]), modified=st.floats(0, 3), asked=CONDITIONS)
     def test_precedence(self, etag: str, modified: float, asked: ReadConditions) -> None:
-        """Steps 1 and 2 can fail it, 3 and 4 spare the bytes."""
+        """Conditions fail, or spare the bytes, in the order of RFC 9110."""
         exactly, weakly = {f'"{etag}"'}, {f'"{etag}"', f'W/"{etag}"'}
 
         def names(etags: ETags, tags: set[str]) -> bool:
@@ -289,6 +289,6 @@ class ModelTests:
 
     @given(CONDITIONS)
     def test_a_look_comes_first_only_where_there_is_a_condition(self, asked: ReadConditions) -> None:
-        """A plain GET is one request to the bucket."""
+        """A GET without conditions needs no HEAD of the bucket first."""
         fields = (asked.if_match, asked.if_none_match, asked.if_modified_since, asked.if_unmodified_since)
         assert asked.depends == any(condition is not None for condition in fields)

@@ -151,9 +151,8 @@ async def send_list(request: Any, query: ListQuery, pages: Pages, make_spool: Ca
         InvalidRequest: `limit` is not a positive integer.
     """
     limited = LimitedList(query, count(request, "limit"), pages)
-    writer = (
-        NdjsonWriter() if NDJSON in (field(request, "Accept") or "").lower() else DocumentWriter(query, make_spool())
-    )
+    ndjson = NDJSON in (field(request, "Accept") or "").lower()
+    writer = NdjsonWriter() if ndjson else DocumentWriter(query, make_spool())
     gate = BackpressureGate()
     request.registerProducer(gate, True)
     try:
