@@ -77,6 +77,7 @@ class ObjectHandlers:
         key, bucket = self._target(request)
         options, algorithm = _put_options(request)
         cap = self._namespace.rule_for(key).max_put
+        # A declared length is refused before a slot is taken; `limit` refuses a chunked body once it exceeds the cap.
         if request.body.declared is not None and request.body.declared > cap:
             raise PayloadTooLarge(f"{request.body.declared} bytes are declared, {cap} allowed")
         self._slots.acquire()
@@ -84,6 +85,7 @@ class ObjectHandlers:
             request.body.limit(cap)
             info = await bucket.put(key, request.body, cap, options)
         finally:
+            # A bucket fails only after it has aborted, so whoever takes the slot next finds its memory free.
             self._slots.release()
         send_stored(request, info, [] if algorithm is None else repr_digest(algorithm, info.digests))
 
@@ -97,6 +99,7 @@ class ObjectHandlers:
             send_not_modified(request, found.info)
             return
         if request.gone:
+            # The client disconnected while the object was being opened.
             reader.close()
             return
         try:
@@ -193,6 +196,7 @@ def _applied(conditions: ReadConditions, reader: IObjectReader) -> ByteRange | N
 
 def _rest_of_path(request: StreamingRequest) -> bytes:
     """The path after the resource, percent-decoded once, with embedded and doubled slashes."""
+    # Not `postpath`, whose segments were decoded without a check of their escapes.
     rest = b"/".join(request.path[1:].split(b"/")[len(request.prepath) :])
     if b"%" not in rest:
         return rest
@@ -205,6 +209,7 @@ class Branch(Resource):
     """A path that has no methods of its own: 404."""
 
     def getChild(self, path: bytes, request: StreamingRequest) -> Resource:
+        # Not Twisted's NoResource, whose page is HTML.
         return Branch()
 
     def render(self, request: StreamingRequest) -> int:
@@ -244,6 +249,7 @@ class BucketsResource(Branch):
         self._handlers_of = handlers_of
 
     def getChild(self, path: bytes, request: StreamingRequest) -> Resource:
+        # Made for each request, since there are no resources for names that the registry does not know.
         handlers = self._handlers_of(path.decode("utf-8", "replace"))
         bucket = Branch()
         bucket.putChild(b"objects", _objects(handlers))

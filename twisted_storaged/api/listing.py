@@ -30,6 +30,7 @@ Pages = Callable[[ListQuery], AsyncGenerator[ListPage, None]]
 _json = msgspec.json.Encoder()
 
 
+# Without `gc=False`, the garbage collector would track each entry, though it refers to text and numbers only.
 class _Object(msgspec.Struct, gc=False):
     """The entry of an object, with its fields in the order of the wire contract."""
 
@@ -54,6 +55,7 @@ class NdjsonWriter:
         """Return the lines of a page."""
         lines: list[_Object | _CommonPrefix] = [*_objects(page)]
         if page.prefixes:
+            # Each kind is in order on its own.
             lines += map(_CommonPrefix, page.prefixes)
             lines.sort(key=_name)
         return _json.encode_lines(lines)
@@ -90,6 +92,7 @@ class DocumentWriter:
             await self._spool.add(comma + _items(page.prefixes))
         if not page.objects:
             return b""
+        # The beginning of the document is written with the first objects, and a comma before all further ones.
         lead, self._lead = self._lead, b","
         return lead + _items(_objects(page))
 
@@ -159,6 +162,7 @@ async def send_list(request: Any, query: ListQuery, pages: Pages, make_spool: Ca
         async with aclosing(_pieces(writer, limited)) as pieces:
             async for piece in pieces:
                 if not request.startedWriting:
+                    # Not earlier, so that a list whose first page fails has the status of its error.
                     request.start_answer(http.OK, [(b"Content-Type", writer.type)])
                 if piece:
                     request.write(piece)

@@ -21,6 +21,7 @@ from twisted_storaged.protocol.http_fields import field, parse_range
 WRITE_FIELDS = {"if-match", "if-none-match", "if-unmodified-since"}
 READ_FIELDS = {"range", "if-modified-since", "if-range", *WRITE_FIELDS}
 
+# RFC 9110, 8.8.3 for a tag, and 5.6.1 for a list, whose empty elements are ignored.
 _TAG = r'(?:W/)?"[\x21\x23-\x7e]*"'
 _TAGS = re.compile(rf"[ \t,]*{_TAG}(?:[ \t]*,[ \t,]*{_TAG})*[ \t,]*")
 _ONE_TAG = re.compile(_TAG)
@@ -82,7 +83,8 @@ class ReadConditions:
             PreconditionFailed: the response is a 412.
             NotModified: the response is a 304.
         """
-        modified = int(info.last_modified)
+        modified = int(info.last_modified)  # HTTP dates have no fractions of seconds
+        # Tags take precedence over dates, which are less accurate.
         if self.if_match is not None:
             _require(self.if_match.match(info.etag))
         elif self.if_unmodified_since is not None:
@@ -124,6 +126,7 @@ def write_condition(request: Any) -> Condition | None:
     if _date(request, "If-Unmodified-Since") is not None:
         raise ConditionUnsupported("If-Unmodified-Since")
     if if_match is not None and if_none_match is not None:
+        # One requires an object and the other none.
         raise InvalidRequest("If-Match and If-None-Match are both given")
     if if_none_match is not None:
         if if_none_match.tags is not None or request.method != b"PUT":
@@ -136,6 +139,7 @@ def _only_tag(etags: ETags) -> str:
     if etags.tags is None or len(etags.tags) > 1:
         raise ConditionUnsupported("If-Match")
     if etags.tags[0].startswith("W/"):
+        # RFC 9110, 13.1.1: the comparison is strong.
         raise PreconditionFailed("a weak entity tag matches nothing")
     return etags.tags[0].strip('"')
 

@@ -152,7 +152,7 @@ def _validators(info: ObjectInfo) -> list[Header]:
 
 def _respond(request: StreamingRequest, status: int, headers: Iterable[Header], body: bytes) -> None:
     request.start_answer(status, headers, len(body))
-    if request.method != b"HEAD":
+    if request.method != b"HEAD":  # which gets the length only
         request.write(body)
 
 
@@ -165,6 +165,7 @@ def _http_date(seconds: float) -> bytes:
 def _log_failure(failure: Failure, request: StreamingRequest) -> None:
     what = f"{request.method!r} {request.path!r}"
     if failure.check(errors.StorageError):
+        # Its text names the cause. Only an unexpected error needs a traceback.
         _log.error("{what}: {failure.type.__name__}: {failure.value}", what=what, failure=failure)
     else:
         _log.failure("unexpected error while handling {what}", failure=failure, what=what)

@@ -171,6 +171,7 @@ class Verification:
         if self._composite is None:
             self._running.update(data)  # type: ignore[arg-type]
             return
+        # Pieces need not end where parts do.
         rest = memoryview(data)
         while rest:
             part, rest = rest[: self._part_left], rest[self._part_left :]

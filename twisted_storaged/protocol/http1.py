@@ -173,6 +173,7 @@ class ResponseParser:
     def _read_head(self, data: bytes) -> bytes:
         start, end = 0, data.find(b"\r\n\r\n")
         while end >= 0:
+            # Interim responses (1xx) come before the final one, and are ignored.
             version, status, headers = _parse_head(data[start:end])
             if status >= 200:
                 self._buffer = b""
@@ -190,6 +191,7 @@ class ResponseParser:
 
     def _frame(self, status: int, headers: Mapping[str, str]) -> None:
         if self._head_request or status in (204, 304):
+            # RFC 9112, 6.3: there is no body, whatever length the head has.
             self._left = 0
         elif headers.get("transfer-encoding", "").lower() == "chunked":
             self._chunked = True

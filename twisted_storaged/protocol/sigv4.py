@@ -48,6 +48,7 @@ class Signer:
             signed["x-amz-security-token"] = credentials.token
         pairs = sorted(signed.items())
         listed = ";".join([name for name, _ in pairs])
+        # Leading, trailing and repeated spaces of a value are not signed.
         canonical_headers = "".join([f"{name}:{' '.join(value.split())}\n" for name, value in pairs])
         canonical = f"{method}\n{path}\n{query}\n{canonical_headers}\n{listed}\n{UNSIGNED}"
         digest = sha256(canonical.encode("utf-8")).hexdigest()
@@ -68,6 +69,7 @@ class Signer:
 
     def _mac(self, secret: str) -> HmacSha256:
         if self._derived_from != (self._scope, secret):
+            # Four HMACs, whose result is valid until the date changes.
             key = f"AWS4{secret}".encode()
             for part in self._scope.split("/"):
                 key = hmac.digest(key, part.encode("utf-8"), "sha256")
@@ -80,6 +82,7 @@ class HmacSha256:
 
     def __init__(self, key: bytes) -> None:
         block = key.ljust(64, b"\0")
+        # The inner and the outer pad of RFC 2104.
         self._inner = sha256(bytes(byte ^ 0x36 for byte in block))
         self._outer = sha256(bytes(byte ^ 0x5C for byte in block))
 
