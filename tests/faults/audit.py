@@ -10,7 +10,7 @@ from tests.daemon import Daemon
 from tests.faults.clients import Seen, Tally, check_state
 from tests.faults.model import Model
 from tests.faults.places import Place, Sizes
-from twisted_storaged.conformance.wire import Answer, Connection, head
+from twisted_storaged.conformance.raw_http import Connection, Response, head
 
 #: What each run counts, beside what it did.
 FAULTS = ("lost", "torn", "error")
@@ -68,8 +68,8 @@ def print_figures(title: str, tally: Tally, orphans: int, more: Sequence[str] = 
     print("".join(f"  {line}\n" for line in [*more, *tally.faults[:20]]), end="", flush=True)
 
 
-def _ask(daemon: Daemon, method: str, path: str) -> Answer:
+def _ask(daemon: Daemon, method: str, path: str) -> Response:
     with Connection(("127.0.0.1", daemon.port)) as connection:
-        connection.wait(120)
+        connection.set_timeout(120)
         connection.send(head(method, path))
-        return connection.final(method)
+        return connection.final_response(method)

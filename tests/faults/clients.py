@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tests.daemon import Daemon
 from tests.faults.model import Model, State, Write
-from twisted_storaged.conformance.wire import CHUNKED, EXPECT, Answer, Connection, NoAnswer, chunk, head, length
+from twisted_storaged.conformance.raw_http import CHUNKED, EXPECT, Connection, NoResponse, Response, chunk, head, length
 
 KiB, MiB = 1 << 10, 1 << 20
 
@@ -73,7 +73,7 @@ class Client:
         content = self._model.new_version(size).content()[: self.random.randrange(size)]
         with self._connected() as connection:
             connection.send(head("PUT", f"/storage/put/{key}", length(size), EXPECT))
-            if connection.answer().status == 100:
+            if connection.response().status == 100:
                 connection.send(content)
             if self.random.random() < 0.5:
                 connection.reset()
@@ -83,12 +83,12 @@ class Client:
         """Hold what is there against the model. Raises Gone."""
         with self._model.reading(key) as since:
             with self._connected() as connection:
-                connection.dawdle(_DAWDLE if slowly else 0)
+                connection.delay_reads(_DAWDLE if slowly else 0)
                 status, _, body = _ask(connection, head("GET", f"/storage/get/{key}"))
             check_state(self._model, self._tally, Seen(key, status, body), self._model.possible(key, since))
         self._tally.count("read slowly" if slowly else "read")
 
-    def _write(self, kind: str, key: str, write: Write, ask: Callable[[Connection], Answer]) -> None:
+    def _write(self, kind: str, key: str, write: Write, ask: Callable[[Connection], Response]) -> None:
         try:
             with self._connected() as connection:
                 answer = ask(connection)
@@ -109,19 +109,19 @@ class Client:
     def _connected(self) -> Iterator[Connection]:
         try:
             with Connection(("127.0.0.1", self._daemon.port)) as connection:
-                connection.wait(PATIENCE)
+                connection.set_timeout(PATIENCE)
                 yield connection
-        except (OSError, NoAnswer) as error:
+        except (OSError, NoResponse) as error:
             raise Gone(repr(error)) from error
 
 
-def _ask(connection: Connection, request: bytes, body: bytes | None = None) -> Answer:
+def _ask(connection: Connection, request: bytes, body: bytes | None = None) -> Response:
     """The answer to a request; its body is sent when it is asked for."""
     connection.send(request)
-    answer = connection.answer()
+    answer = connection.response()
     if answer.status == 100 and body is not None:
         connection.send(body)
-        answer = connection.final()
+        answer = connection.final_response()
     return answer
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.daemon import Daemon
 from tests.integration.test_daemon import ask, wait_for
-from twisted_storaged.conformance.wire import CHUNKED, Connection, NoAnswer, chunk, head, length
+from twisted_storaged.conformance.raw_http import CHUNKED, Connection, NoResponse, chunk, head, length
 
 MiB = 1 << 20
 OLD = b"old" * 100_000
@@ -47,9 +47,9 @@ def descriptors(daemon: Daemon) -> int:
 
 def expect_no_200(connection: Connection) -> None:
     """An error, or none; and the connection ends."""
-    with suppress(NoAnswer):
-        assert connection.final().status == 400
-    assert connection.ended()
+    with suppress(NoResponse):
+        assert connection.final_response().status == 400
+    assert connection.is_closed_by_server()
 
 
 class BodyTests:
@@ -86,14 +86,14 @@ class BodyTests:
             for _ in range(5):
                 with connect(daemon) as client:
                     client.send(head("PUT", "/storage/put/a", length(10 * MiB)) + b"x" * (10 * MiB - 1))
-                    client.end()
+                    client.half_close()
                     expect_no_200(client)
 
     def test_a_body_longer_than_declared(self, daemon: Daemon) -> None:
         """What is too much is taken for a request, which it is not; it costs the connection, not the object."""
         with self.costs_nothing(daemon), connect(daemon) as client:
             client.send(head("PUT", "/storage/put/a", length(len(OLD))) + OLD + b"and more\r\n\r\n")
-            assert client.final().status == 200
+            assert client.final_response().status == 200
             expect_no_200(client)
 
     def test_no_http_at_all(self, daemon: Daemon) -> None:
@@ -116,16 +116,16 @@ class DescriptorTests:
             before = descriptors(daemon)
             guest = stack.enter_context(connect(daemon))
             guest.send(head("GET", "/health"))
-            assert guest.final().status == 200
+            assert guest.final_response().status == 200
             limits = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
             resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (before + 10, limits[1]))
             crowd = [stack.enter_context(connect(daemon)) for _ in range(30)]
             assert sum(self.is_refused(client) for client in crowd) >= 15
             # A connection that was there before needs none; a large object needs some, and cannot have them.
             guest.send(head("GET", "/health"))
-            assert guest.final().status == 200
+            assert guest.final_response().status == 200
             guest.send(head("PUT", "/storage/put/b", length(MiB)) + b"x" * MiB)
-            assert guest.final().status == 500
+            assert guest.final_response().status == 500
             assert ask_on(guest, "/storage/get/b") == 404
             for client in crowd:
                 client.close()
@@ -137,15 +137,15 @@ class DescriptorTests:
 
     def is_refused(self, client: Connection) -> bool:
         """Whether the daemon closes the connection at once."""
-        client.wait(1)
+        client.set_timeout(1)
         try:
             client.send(head("GET", "/health"))
-            return client.final().status != 200
-        except (NoAnswer, ConnectionError):
+            return client.final_response().status != 200
+        except (NoResponse, ConnectionError):
             return True
 
 
 def ask_on(connection: Connection, path: str) -> int:
     """The status of a GET."""
     connection.send(head("GET", path))
-    return connection.final().status
+    return connection.final_response().status

@@ -1,6 +1,6 @@
-"""The wire contract as checks from outside: `python -m twisted_storaged.conformance URL`, against any server of it.
+"""Checks of the wire contract from outside, against any server: `python -m twisted_storaged.conformance URL`.
 
-A module of checks is about one subject. Each of its public functions is a check: it takes a Server, its docstring is
-its name in the table, what it returns is what was seen, and it raises Unlike where that is not what the contract says.
-Nothing in here knows how storaged is made; sockets block, as the kit is a process of its own.
+A module of checks covers one topic; `__main__` lists these modules. Each public function in them that takes a Server is
+a check: its docstring is its name in the table, it returns what it saw, and it raises Violation where the server breaks
+the contract. The checks know nothing of how storaged is made. Sockets block: the kit is a process of its own.
 """

@@ -1,19 +1,23 @@
-"""Connections: several requests on one, clients that are slow, and when it ends."""
+"""Checks of connections: several requests on one, several clients at once, slow readers, overwritten objects."""
 
 from __future__ import annotations
 
 import threading
-import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
-from twisted_storaged.conformance.expect import Unlike, expect, expect_line, expect_whole
-from twisted_storaged.conformance.puts import content
-from twisted_storaged.conformance.server import Server
-from twisted_storaged.conformance.wire import Connection, NoAnswer, head, length
+from twisted_storaged.conformance.raw_http import NoResponse, head, length
+from twisted_storaged.conformance.server import Server, Violation, content, expect, expect_body
 
-#: Seconds by which a stall may be noticed too early or too late.
-_EARLY, _LATE = 1.0, 15.0
+MiB = 1 << 20
+
 #: Seconds that a slow reader waits before each read.
-_DAWDLE = 0.02
+_READ_DELAY = 0.02
+#: Bytes of the versions of an object that is overwritten again and again.
+_SIZES = (3, 60_000, 300_000, 3 * MiB, 6 * MiB)
+_OVERWRITES = 30
+_READERS = 3
 
 
 def a_connection_takes_many_requests(server: Server) -> str:
@@ -22,16 +26,16 @@ def a_connection_takes_many_requests(server: Server) -> str:
         for number in range(50):
             body = content(number * 1000)
             connection.send(head("PUT", server.path("put", "connections/a"), length(len(body))) + body)
-            expect("PUT", connection.final().status, 200)
+            expect("PUT", connection.final_response().status, 200)
             connection.send(head("GET", server.path("get", "connections/a")))
-            expect_whole("GET", connection.final().body, body)
+            expect_body("GET", connection.final_response().body, body)
             connection.send(head("GET", server.path("get", "connections/nothing")))
-            expect("GET", connection.final().status, 404)
+            expect("GET", connection.final_response().status, 404)
     return "150 requests"
 
 
-def requests_may_be_pipelined(server: Server) -> str:
-    """Requests that are sent at once are answered in their order."""
+def pipelined_requests(server: Server) -> str:
+    """Pipelined requests are answered in their order."""
     body, large = b"hello", content(300_000)
     with server.connect() as connection:
         connection.send(
@@ -44,79 +48,103 @@ def requests_may_be_pipelined(server: Server) -> str:
             + head("DELETE", server.path("delete", "connections/one"))
             + head("GET", server.path("get", "connections/one"))
         )
-        answers = [connection.final() for _ in range(6)]
-    expect("statuses", [answer.status for answer in answers], [200, 200, 200, 200, 204, 404])
-    expect_whole("first GET", answers[1].body, body)
-    expect_whole("second GET", answers[3].body, large)
-    return "6 answers"
+        responses = [connection.final_response() for _ in range(6)]
+    expect("statuses", [response.status for response in responses], [200, 200, 200, 200, 204, 404])
+    expect_body("first GET", responses[1].body, body)
+    expect_body("second GET", responses[3].body, large)
+    return "6 responses"
 
 
-def a_connection_ends_when_it_is_told_to(server: Server) -> str:
-    """Connection: close, and HTTP/1.0, end the connection after the answer."""
+def a_connection_ends_on_request(server: Server) -> str:
+    """Connection: close, and HTTP/1.0, end the connection after the response."""
     with server.connect() as connection:
         connection.send(head("GET", "/health", "Connection: close"))
-        expect("GET", connection.final().status, 200)
-        expect("the connection ends", connection.ended(), True)
+        expect("GET", connection.final_response().status, 200)
+        expect("the connection ends", connection.is_closed_by_server(), True)
     with server.connect() as connection:
         connection.send(b"GET /health HTTP/1.0\r\n\r\n")
-        expect("HTTP/1.0", connection.final().status, 200)
-        expect("the connection ends after HTTP/1.0", connection.ended(), True)
+        expect("HTTP/1.0", connection.final_response().status, 200)
+        expect("the connection ends after HTTP/1.0", connection.is_closed_by_server(), True)
     return "ended"
 
 
-def a_slow_reader_gets_all(server: Server) -> str:
+def a_slow_reader_gets_everything(server: Server) -> str:
     """A client that reads slowly gets all bytes."""
-    body = content(17 << 20)
+    body = content(17 * MiB)
     server.put("connections/slow", body)
     with server.connect() as connection:
         connection.send(head("GET", server.path("get", "connections/slow"), "Connection: close"))
-        connection.dawdle(_DAWDLE)
-        expect_whole("GET", connection.final().body, body)
+        connection.delay_reads(_READ_DELAY)
+        expect_body("GET", connection.final_response().body, body)
     return f"{len(body)} bytes"
 
 
-def a_body_that_stalls_is_given_up(server: Server) -> str:
-    """A body of which no byte comes is given up with 408; one that is slow is not."""
-    seconds = server.limits.stall
-    slow: list[object] = []
-    dripping = threading.Thread(target=_drip, args=(server, seconds + 2, slow))
-    dripping.start()
-    try:
-        waited = _stall(server, seconds)
-    finally:
-        dripping.join()
-    expect("one byte a second", slow, [200])
-    expect("GET", server.get("connections/stalled").status, 404)
-    server.expect_all_slots_free()
-    return f"408 after {waited:.0f} s"
+def concurrent_puts(server: Server) -> str:
+    """As many PUTs as there are slots, at the same time, each store their own bytes."""
+    bodies = [content(6 * MiB, seed) for seed in range(server.limits.slots)]
+    with ThreadPoolExecutor(len(bodies)) as clients:
+        for _ in clients.map(lambda seed: server.put(f"concurrent/{seed}", bodies[seed]), range(len(bodies))):
+            pass
+    for seed, body in enumerate(bodies):
+        expect_body("GET", server.get(f"concurrent/{seed}").body, body)
+    return f"{len(bodies)} objects"
 
 
-def _stall(server: Server, seconds: float) -> float:
+def an_overwrite_is_atomic(server: Server) -> str:
+    """While an object is overwritten, every GET is one whole version of it."""
+    versions = [content(size, seed) for seed, size in enumerate(_SIZES)]
+    server.put("concurrent/over", versions[0])
+    with _reading(server, versions) as reads:
+        for number in range(_OVERWRITES):
+            server.put("concurrent/over", versions[number % len(versions)])
+    torn = [read for read in reads if read is not None]
+    expect("torn reads", torn, [])
+    if not reads:
+        raise Violation("no read was complete before the last overwrite")
+    return f"{_OVERWRITES} overwrites, {len(reads)} reads"
+
+
+def an_overwrite_during_a_read(server: Server) -> str:
+    """A GET during which the object is overwritten gives the old one, or is cut off."""
+    old, new = content(40 * MiB, 1), content(40 * MiB, 2)
+    server.put("concurrent/read", old)
     with server.connect() as connection:
-        connection.send(head("PUT", server.path("put", "connections/stalled"), length(100)) + b"x")
-        start = time.monotonic()
-        connection.wait(seconds + _LATE)
-        answer = connection.final()
-        waited = time.monotonic() - start
-    expect_line("PUT", answer, 408, "body stalled")
-    if waited < seconds - _EARLY:
-        raise Unlike(f"408 after {waited:.1f} s")
-    return waited
+        connection.send(head("GET", server.path("get", "concurrent/read")))
+        connection.wait_for_response()
+        server.put("concurrent/read", new)
+        try:
+            response = connection.final_response()
+        except NoResponse as error:
+            return str(error)
+    expect_body("GET that began before", response.body, old)
+    return "the old object"
 
 
-def _drip(server: Server, seconds: float, seen: list[object]) -> None:
-    """Send a byte a second; what came of it goes to `seen`."""
-    size = int(seconds)
+@contextmanager
+def _reading(server: Server, versions: list[bytes]) -> Iterator[list[str | None]]:
+    """Read the object all the time, in threads. Yields a list that grows: for each read, what was wrong, or None."""
+    stop = threading.Event()
+    reads: list[str | None] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            reads.append(_read_once(server, versions))
+
+    with ThreadPoolExecutor(_READERS) as clients:
+        for _ in range(_READERS):
+            clients.submit(read)
+        try:
+            yield reads
+        finally:
+            stop.set()
+
+
+def _read_once(server: Server, versions: list[bytes]) -> str | None:
+    """What is wrong with the response to a GET; None if it is one of the versions."""
     try:
-        with server.connect() as connection:
-            connection.send(head("PUT", server.path("put", "connections/slow-body"), length(size)))
-            seen.append(_drip_body(connection, size))
-    except (OSError, NoAnswer) as error:
-        seen.append(error)
-
-
-def _drip_body(connection: Connection, size: int) -> int:
-    for _ in range(size):
-        time.sleep(1)
-        connection.send(b"x")
-    return connection.final().status
+        response = server.get("concurrent/over")
+    except (OSError, NoResponse) as error:
+        return str(error)
+    if response.status == 200 and response.body in versions:
+        return None
+    return f"{response.status}, {len(response.body)} bytes"

@@ -1,6 +1,6 @@
-"""HTTP/1.1 over a bare socket, byte by byte: also what no HTTP library would send. What comes back is taken apart.
+"""An HTTP/1.1 client on a bare socket, which can send what no HTTP library would send, and parses what comes back.
 
-RFC 9112, as far as the checks need it.
+It knows as much of RFC 9112 as the checks need.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import NamedTuple
 
-#: Seconds that an answer, or the next bytes of one, may take.
-PATIENCE = 30.0
+#: Seconds that a response, or the next bytes of one, may take.
+TIMEOUT = 30.0
 
 _READ_SIZE = 1 << 18
 
 
-class NoAnswer(Exception):
-    """The connection ended, or nothing came, where there should have been a whole answer; str() says which."""
+class NoResponse(Exception):
+    """The connection ended, or timed out, before a complete response had come; str() says which."""
 
 
-class Answer(NamedTuple):
-    """An answer; names of headers are in lower case."""
+class Response(NamedTuple):
+    """A response; the names of its headers are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -34,14 +34,14 @@ class Answer(NamedTuple):
 
 
 class Connection:
-    """A connection; `with` closes it."""
+    """A connection to the server; a context manager, which closes it."""
 
     def __init__(self, address: tuple[str, int]) -> None:
         """Connect. Raises OSError."""
-        self._socket = socket.create_connection(address, PATIENCE)
+        self._socket = socket.create_connection(address, TIMEOUT)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._unread = b""
-        self._dawdling = 0.0
+        self._read_delay = 0.0
 
     def __enter__(self) -> Connection:
         return self
@@ -53,8 +53,8 @@ class Connection:
         """Send all of `data`. Raises OSError."""
         self._socket.sendall(data)
 
-    def end(self) -> None:
-        """Send a FIN, and go on reading."""
+    def half_close(self) -> None:
+        """Send a FIN; responses can still be read."""
         self._socket.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
@@ -63,38 +63,38 @@ class Connection:
         self.close()
 
     def close(self) -> None:
-        """Close; with a FIN, if all was read that came."""
+        """Close the connection. The kernel sends a FIN, or a RST if there are bytes that nobody has read."""
         self._socket.close()
 
-    def wait(self, seconds: float) -> None:
-        """How long whoever reads from here on waits."""
+    def set_timeout(self, seconds: float) -> None:
+        """Set the time after which a read fails with NoResponse."""
         self._socket.settimeout(seconds)
 
-    def dawdle(self, seconds: float) -> None:
-        """From here on, wait so long before each read."""
-        self._dawdling = seconds
+    def delay_reads(self, seconds: float) -> None:
+        """Become a slow reader: wait so long before each read."""
+        self._read_delay = seconds
 
-    def begun(self) -> None:
-        """Wait until an answer begins. Raises NoAnswer."""
+    def wait_for_response(self) -> None:
+        """Wait for the first byte of a response. Raises NoResponse."""
         self._unread += self._receive(1)
 
-    def answer(self, method: str = "GET") -> Answer:
-        """The next answer, which may be an interim one (1xx); `method` is that of its request.
+    def response(self, method: str = "GET") -> Response:
+        """Read the next response, which may be an interim one (1xx); `method` is that of its request.
 
         Raises:
-            NoAnswer: there is none, or it breaks off.
+            NoResponse: there is none, or it breaks off.
         """
-        status, headers = self._head()
-        return Answer(status, headers, self._body(method, status, headers))
+        status, headers = self._read_head()
+        return Response(status, headers, self._read_body(method, status, headers))
 
-    def final(self, method: str = "GET") -> Answer:
-        """The next answer that is not an interim one. Raises NoAnswer."""
-        while (answer := self.answer(method)).status < 200:
+    def final_response(self, method: str = "GET") -> Response:
+        """Read the next response that is not an interim one. Raises NoResponse."""
+        while (response := self.response(method)).status < 200:
             pass
-        return answer
+        return response
 
-    def ended(self) -> bool:
-        """Whether the server ends the connection, without another byte."""
+    def is_closed_by_server(self) -> bool:
+        """Wait until the server closes the connection; False if it sends another byte, or nothing in time."""
         try:
             return not self._unread and not self._socket.recv(1)
         except ConnectionError:
@@ -103,7 +103,7 @@ class Connection:
             return False
 
     def read(self, size: int) -> bytes:
-        """Exactly `size` bytes. Raises NoAnswer."""
+        """Read exactly `size` bytes. Raises NoResponse."""
         pieces, missing = [self._unread[:size]], size - len(self._unread)
         self._unread = self._unread[size:]
         while missing > 0:
@@ -111,63 +111,62 @@ class Connection:
             missing -= len(pieces[-1])
         return b"".join(pieces)
 
-    def _head(self) -> tuple[int, dict[str, str]]:
-        status_line = self._line()
+    def _read_head(self) -> tuple[int, dict[str, str]]:
+        status_line = self._read_line()
         version, _, rest = status_line.partition(" ")
         if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
-            raise NoAnswer(f"no status line: {status_line[:60]!r}")
+            raise NoResponse(f"no status line: {status_line[:60]!r}")
         headers = {}
-        while line := self._line():
+        while line := self._read_line():
             name, _, value = line.partition(":")
             headers[name.lower()] = value.strip()
         return int(rest[:3]), headers
 
-    def _body(self, method: str, status: int, headers: Mapping[str, str]) -> bytes:
-        """See RFC 9112, 6.3."""
+    def _read_body(self, method: str, status: int, headers: Mapping[str, str]) -> bytes:
+        # RFC 9112, 6.3.
         if method == "HEAD" or status < 200 or status in (204, 304):
             return b""
         if headers.get("transfer-encoding", "").lower() == "chunked":
-            return self._chunks()
+            return self._read_chunks()
         if "content-length" in headers:
             return self.read(int(headers["content-length"]))
-        return self._rest()
-
-    def _chunks(self) -> bytes:
-        body = b""
-        while size := int(self._line().partition(";")[0], 16):
-            body += self.read(size)
-            self._line()
-        while self._line():
-            pass
-        return body
-
-    def _rest(self) -> bytes:
+        # Without a length, the body ends with the connection.
         pieces, self._unread = [self._unread], b""
         while data := self._socket.recv(_READ_SIZE):
             pieces.append(data)
         return b"".join(pieces)
 
-    def _line(self) -> str:
+    def _read_chunks(self) -> bytes:
+        body = b""
+        while size := int(self._read_line().partition(";")[0], 16):
+            body += self.read(size)
+            self._read_line()
+        # Trailers, up to the empty line.
+        while self._read_line():
+            pass
+        return body
+
+    def _read_line(self) -> str:
         while b"\r\n" not in self._unread:
             self._unread += self._receive(_READ_SIZE)
         line, _, self._unread = self._unread.partition(b"\r\n")
         return line.decode("latin-1")
 
     def _receive(self, size: int) -> bytes:
-        time.sleep(self._dawdling)
+        time.sleep(self._read_delay)
         try:
             data = self._socket.recv(size)
         except ConnectionError as error:
-            raise NoAnswer(f"the connection was lost: {error}") from error
+            raise NoResponse(f"the connection was lost: {error}") from error
         except TimeoutError as error:
-            raise NoAnswer(f"nothing came for {self._socket.gettimeout()} s") from error
+            raise NoResponse(f"nothing came for {self._socket.gettimeout()} s") from error
         if not data:
-            raise NoAnswer("the connection ended before the answer did")
+            raise NoResponse("the connection ended before the response did")
         return data
 
 
 def head(method: str, path: str, *headers: str) -> bytes:
-    """The head of a request; `path` and headers as they go over the wire."""
+    """The request line and headers of a request; `path` and headers are sent as they are."""
     return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: conformance", *headers, "", ""]).encode("latin-1")
 
 
@@ -177,7 +176,7 @@ def length(size: int) -> str:
 
 
 def chunk(data: bytes) -> bytes:
-    """One chunk; of no bytes, the last. RFC 9112, 7.1."""
+    """One chunk of a chunked body; without any bytes, the last one. RFC 9112, 7.1."""
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
