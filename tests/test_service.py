@@ -1,48 +1,56 @@
-"""Starting and stopping, with a clock that the test moves."""
+"""The services: start and stop of the daemon, on a clock that the test moves; and `--scrub`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import LogLevel
 
+from tests.buckets.local.embedded import flip, logged
 from tests.server.wire import Connection, Server, put
 from tests.support import MemoryBucket, result
-from twisted_storaged.errors import StartError
+from twisted_storaged.buckets.local.files import DataFolder
+from twisted_storaged.buckets.local.index_reads import Entry
+from twisted_storaged.buckets.local.index_writes import Change, IndexWriter
+from twisted_storaged.errors import StartError, WorkEnded
+from twisted_storaged.model import ObjectInfo
 from twisted_storaged.routing import Registry
-from twisted_storaged.service import CLOSE_SECONDS, DRAIN_SECONDS, StorageService
+from twisted_storaged.service import CLOSE_SECONDS, DRAIN_SECONDS, MaintenanceService, StorageService, scrub
 
 BIND = "tcp:1:interface=127.0.0.1"
 
 
-class Recording(MemoryBucket):
-    """Says when it was started and stopped."""
+class RecordingBucket(MemoryBucket):
+    """A bucket that records its start and its stop in `calls`."""
 
-    def __init__(self, told: list[str]) -> None:
+    def __init__(self, calls: list[str]) -> None:
         super().__init__()
-        self.told = told
+        self.calls = calls
         self.stopping: Deferred[None] = succeed(None)
 
     def start(self) -> None:
-        self.told.append("start")
+        self.calls.append("start")
 
     def close(self) -> None:
-        self.told.append("close")
+        self.calls.append("close")
 
     def stop(self) -> Deferred[None]:
-        self.told.append("stop")
+        self.calls.append("stop")
         return self.stopping
 
 
 class Running:
-    """A service that was started on a reactor in memory."""
+    """A service that was started on a reactor in memory, with one bucket."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
-        self.bucket = Recording(self.told)
+        self.calls: list[str] = []
+        self.bucket = RecordingBucket(self.calls)
         self.server = Server(self.bucket)
         self.reactor: Any = MemoryReactorClock()
         self.server.clock = self.server.site.reactor = self.reactor
@@ -54,16 +62,16 @@ class Running:
 
 
 class StartTests:
-    """Starting."""
+    """Starting the daemon."""
 
     def test_buckets_first(self) -> None:
-        """Who can connect is served."""
+        """The service starts its bucket and listens on one port."""
         running = Running()
-        assert running.told == ["start"]
+        assert running.calls == ["start"]
         assert len(running.reactor.tcpServers) == 1
 
     def test_a_taken_port(self) -> None:
-        """Ends the process, with one line and status 1, and still lets twistd tidy up."""
+        """A taken port closes the buckets again and raises an error that prints one line and exits with status 1."""
         running = Running()
 
         def taken(*_: Any, **__: Any) -> None:
@@ -78,7 +86,7 @@ class StartTests:
         assert isinstance(caught.value, Exception)
         assert isinstance(caught.value, SystemExit)
         assert isinstance(caught.value.code, str)
-        assert running.told == ["start", "start", "close"]
+        assert running.calls == ["start", "start", "close"]
 
     @pytest.mark.parametrize("endpoint", ["tcp:x", "tcp:1:2:3:4:5", "unix:\\", "nonsense:1"])
     def test_an_endpoint_that_twisted_cannot_parse(self, endpoint: str) -> None:
@@ -90,52 +98,114 @@ class StartTests:
 
 
 class StopTests:
-    """Stopping."""
+    """Stopping the daemon."""
 
     def test_idle_daemon_stops_at_once(self) -> None:
-        """Connections that only wait do not hold it."""
+        """A connection without a request is closed at once when the daemon stops."""
         running = Running()
         connection = running.connect()
         stopped = running.service.stopService()
         connection.lose()
         result(stopped)
-        assert running.told == ["start", "stop"]
+        assert running.calls == ["start", "stop"]
 
-    def test_what_is_under_way_may_end(self) -> None:
-        """It is answered; only then the buckets close."""
+    def test_requests_under_way_complete(self) -> None:
+        """A PUT that is under way when the daemon stops is completed and answered before the buckets close."""
         running = Running()
         connection = running.connect()
         connection.send(put("a", length=5))
         stopped = running.service.stopService()
         running.reactor.advance(DRAIN_SECONDS - 1)
-        assert running.told == ["start"]
+        assert running.calls == ["start"]
         connection.send(b"hello")
         assert connection.response().status == 200
         connection.lose()
         result(stopped)
         assert running.bucket.objects == {"a": b"hello"}
 
-    def test_what_takes_too_long_is_dropped(self) -> None:
-        """And its upload aborted before the buckets close."""
+    def test_requests_that_take_too_long_are_dropped(self) -> None:
+        """A PUT that is incomplete after DRAIN_SECONDS is dropped, and its upload aborted before the buckets close."""
         running = Running()
         connection = running.connect()
         connection.send(put("a", length=5))
         stopped = running.service.stopService()
         running.reactor.advance(DRAIN_SECONDS)
         assert connection.transport.aborted
-        assert running.told == ["start"]
+        assert running.calls == ["start"]
         connection.lose()
         result(stopped)
         assert running.bucket.objects == {}
-        assert running.told == ["start", "stop"]
+        assert running.calls == ["start", "stop"]
 
-    def test_a_bucket_that_hangs_does_not_hold_the_process(self) -> None:
-        """A part that S3 never answers, and threads that never end."""
+    def test_a_bucket_that_hangs(self) -> None:
+        """An upload that never ends, and a bucket that never stops, each delay the stop by CLOSE_SECONDS at most."""
         running = Running()
         running.bucket.stopping = Deferred()
         running.server.slots.acquire()
         stopped = running.service.stopService()
         running.reactor.advance(CLOSE_SECONDS)
-        assert running.told == ["start", "stop"]
+        assert running.calls == ["start", "stop"]
         running.reactor.advance(CLOSE_SECONDS)
         result(stopped)
+
+
+def fill(path: Path) -> Path:
+    """Make a bucket with one object; returns the file of the object."""
+    folder = DataFolder(path)
+    content = folder.create()
+    content.write(memoryview(b"\0"), 0)
+    content.seal()
+    folder.drop_note(content.name)
+    index = IndexWriter(folder.index_path)
+    index.commit([Change("a", Entry(ObjectInfo("a", 1, content.name, 1.5), None, 0x527D5351))])
+    index.close()
+    folder.close()
+    return path / "objects" / content.name[:2] / content.name
+
+
+def scrub_service(folders: Mapping[str, Path]) -> MaintenanceService:
+    return MaintenanceService(folders, scrub)
+
+
+def status(service: MaintenanceService) -> object:
+    """The exit status of the process that starts this service."""
+    with pytest.raises(WorkEnded) as caught:
+        service.startService()
+    return caught.value.code
+
+
+class MaintenanceTests:
+    """`--scrub`: what it reports, and how it ends the process."""
+
+    def test_ends_with_0_if_all_is_well(self, tmp_path: Path) -> None:
+        """A scrub of several buckets without damage ends with status 0."""
+        for name in ("one", "two"):
+            fill(tmp_path / name)
+        assert status(scrub_service({"one": tmp_path / "one", "two": tmp_path / "two"})) == 0
+
+    def test_ends_with_1_if_anything_is_damaged(self, tmp_path: Path) -> None:
+        """Damage in one bucket makes the status 1, and the other buckets are verified nevertheless."""
+        flip(fill(tmp_path / "one"), 0)
+        fill(tmp_path / "two").unlink()
+        with logged(LogLevel.info) as lines:
+            assert status(scrub_service({"one": tmp_path / "one", "two": tmp_path / "two"})) == 1
+        assert [line for line in lines if "sound" in line] == [
+            "scrub of one: 0 objects with 0 bytes are sound (0 without all checksums, 0 of them repaired), "
+            "1 damaged, 0 of them without their file; 0 files that no key names, 0 in lost/, "
+            "0 names that are not storaged's",
+            "scrub of two: 0 objects with 0 bytes are sound (0 without all checksums, 0 of them repaired), "
+            "1 damaged, 1 of them without their file; 0 files that no key names, 0 in lost/, "
+            "0 names that are not storaged's",
+        ]
+        assert any(line.startswith("scrub of one: 'a'") for line in lines)
+
+    def test_work_ended_is_what_twistd_needs(self, tmp_path: Path) -> None:
+        """WorkEnded is a SystemExit (no traceback is printed) and an Exception (twistd removes its pid file)."""
+        ended = WorkEnded(1)
+        assert isinstance(ended, SystemExit)
+        assert isinstance(ended, Exception)
+
+    def test_a_missing_bucket(self, tmp_path: Path) -> None:
+        """A scrub of a folder without a bucket raises StartError."""
+        with pytest.raises(StartError, match="cannot be scrubbed"):
+            scrub_service({"one": tmp_path}).startService()

@@ -1,4 +1,4 @@
-"""makeService, whole: from options to a service that listens, on an endpoint without a port."""
+"""makeService: from options to a service that is started, on a reactor in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from twisted_storaged import service as assembly
 from twisted_storaged.buckets.local.bucket import LocalSettings
 from twisted_storaged.buckets.s3.session import S3Settings
 from twisted_storaged.errors import StartError
-from twisted_storaged.service import ScrubService
+from twisted_storaged.service import MaintenanceService
 
 
 def options(*arguments: str) -> tap.Options:
@@ -27,15 +27,15 @@ def options(*arguments: str) -> tap.Options:
 
 @pytest.fixture(autouse=True)
 def _no_default_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the machine has at the default path is not this test's."""
+    """Keep the tests from reading the secrets that this machine may have at the default path."""
     monkeypatch.setattr("twisted_storaged.config_file.DEFAULT_SECRETS", tmp_path / "default.toml")
 
 
 class PluginTests:
-    """What twistd finds."""
+    """The plugin that twistd finds."""
 
     def test_storaged_is_a_command(self) -> None:
-        """By this name, and these two functions."""
+        """The plugin gives twistd a command `storaged`, with the Options and the makeService of `tap`."""
         (maker,) = (plugin for plugin in getPlugins(IServiceMaker) if plugin.tapname == "storaged")
         assert maker.options is tap.Options
         assert maker.makeService is tap.makeService
@@ -63,20 +63,20 @@ class OptionsTests:
 
 
 class MakeServiceTests:
-    """The service."""
+    """The service that makeService returns for the daemon."""
 
     def test_secrets_that_were_named_must_exist(self, tmp_path: Path) -> None:
-        """A misspelt --secrets ends the start, instead of a daemon without its credentials."""
+        """A --secrets file that does not exist is a StartError."""
         wanted = options("--data", str(tmp_path / "data"), "--secrets", str(tmp_path / "misspelt.toml"))
         with pytest.raises(StartError, match=r"misspelt.toml: does not exist"):
             tap.makeService(wanted, MemoryReactorClock(), {})
 
     def test_the_default_secrets_need_not_exist(self, tmp_path: Path) -> None:
-        """Credentials may come from the config or from boto3's chain."""
+        """A daemon starts without a secrets file at the default path."""
         tap.makeService(options("--data", str(tmp_path / "data")), MemoryReactorClock(), {})
 
     def test_listens_when_started(self, tmp_path: Path) -> None:
-        """And not before; nothing is made on the disk before either."""
+        """The service listens and creates files when it is started, not when it is made."""
         reactor: Any = MemoryReactorClock()
         data = tmp_path / "data"
         service = tap.makeService(options("--data", str(data), "--bind", "127.0.0.1:7"), reactor, {})
@@ -88,7 +88,7 @@ class MakeServiceTests:
         assert (data / "index.sqlite").exists()
 
     def test_unix_socket(self, tmp_path: Path) -> None:
-        """Any Twisted endpoint will do."""
+        """--bind takes the description of a unix socket."""
         reactor: Any = MemoryReactorClock()
         tap.makeService(options("--data", str(tmp_path), "--bind", "unix:/run/s.sock"), reactor, {}).startService()
         assert reactor.unixServers[0][0] == "/run/s.sock"
@@ -100,15 +100,15 @@ class MakeServiceTests:
             ("ssl:1:privateKey=/none.pem:interface=127.0.0.1", "cannot listen on ssl:1"),
         ],
     )
-    def test_an_endpoint_that_is_none(self, tmp_path: Path, bind: str, error: str) -> None:
-        """Is refused in one line."""
+    def test_an_invalid_endpoint(self, tmp_path: Path, bind: str, error: str) -> None:
+        """An endpoint that cannot be listened on is a StartError when the service starts."""
         reactor: Any = MemoryReactorClock()
         service = tap.makeService(options("--data", str(tmp_path), "--bind", bind), reactor, {})
         with pytest.raises(StartError, match=error):
             service.startService()
 
-    def test_buckets_are_made_of_their_kind(self, tmp_path: Path) -> None:
-        """Several at once."""
+    def test_kinds_of_buckets(self, tmp_path: Path) -> None:
+        """A configuration with an S3 bucket and an embedded one makes a bucket of each kind, with its settings."""
         config = tmp_path / "lakehouse.toml"
         config.write_text('[s3]\nbucket = "b"\n[buckets.fast]\nkind = "local"\npath = "/x"\n')
         seen: list[tuple[str, object]] = []
@@ -127,27 +127,27 @@ class MakeServiceTests:
 
 
 class ScrubTests:
-    """`--scrub`."""
+    """The service that makeService returns for `--scrub`."""
 
     def test_is_a_service_of_its_own(self, tmp_path: Path) -> None:
-        """Which opens nothing before it is started, and never listens."""
+        """`--scrub` makes a MaintenanceService, which opens nothing before it is started, and never listens."""
         data = tmp_path / "data"
         reactor: Any = MemoryReactorClock()
         service = tap.makeService(options("--scrub", "--data", str(data)), reactor, {})
-        assert isinstance(service, ScrubService)
+        assert isinstance(service, MaintenanceService)
         with pytest.raises(StartError, match=f"{data} cannot be scrubbed"):
             service.startService()
         assert reactor.tcpServers == []
 
     def test_is_for_every_embedded_bucket(self, tmp_path: Path) -> None:
-        """And for no other."""
+        """`--scrub` is for the embedded buckets of a configuration, and for no others."""
         config = tmp_path / "lakehouse.toml"
         config.write_text('[s3]\nbucket = "b"\n[buckets.fast]\nkind = "local"\npath = "/x"\n')
         service: Any = tap.makeService(options("--scrub", "--config", str(config)), MemoryReactorClock(), {})
         assert service._folders == {"fast": Path("/x")}
 
     def test_without_an_embedded_bucket(self, tmp_path: Path) -> None:
-        """Says so, instead of finding nothing wrong."""
+        """`--scrub` with a configuration that has no embedded bucket is a StartError."""
         config = tmp_path / "lakehouse.toml"
         config.write_text('[s3]\nbucket = "b"\n')
         with pytest.raises(StartError, match="no embedded bucket"):

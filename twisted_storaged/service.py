@@ -1,10 +1,15 @@
-"""The services that `twistd storaged` runs: the daemon itself, a scrub, and a backup. This is where they are assembled
-from the configuration."""
+"""The services that `twistd storaged` runs, and how they are assembled from the configuration.
+
+They are the daemon, which opens its buckets, listens, and drains when it stops; and maintenance (scrub or backup).
+`tap` imports this module late: importing everything, with boto3, takes most of a start, in which a signal must already
+end the process cleanly.
+"""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,7 @@ from twisted.application.service import Service
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -32,19 +37,18 @@ from twisted_storaged.runtime.concurrency import deferred
 from twisted_storaged.runtime.process import HeapTrimmer
 from twisted_storaged.server.site import StorageSite
 
-# The one service: its buckets open, then it listens, and when it stops it drains. In that order, and back.
-
-#: Seconds that requests under way have to end by themselves when the daemon stops; and, after that, the uploads
-#: behind those that were dropped to abort, and the buckets to close.
+#: Seconds that requests under way have to complete when the daemon stops.
 DRAIN_SECONDS = 5
+#: Seconds that then the uploads of dropped requests have to abort; and, after that, the buckets to close.
 CLOSE_SECONDS = 5
+
+_log = Logger()
 
 
 class StorageService(Service):
-    """storaged, as twistd runs it."""
+    """The daemon: its buckets, and the site that serves them on an endpoint."""
 
     name = "storaged"
-    _log = Logger()
 
     def __init__(self, endpoint: str, site: StorageSite, registry: Registry, slots: PutSlots, reactor: Any) -> None:
         self._endpoint = endpoint
@@ -56,12 +60,12 @@ class StorageService(Service):
         self._trimmer = HeapTrimmer(reactor)
 
     def startService(self) -> None:
-        """Open the buckets and listen; the reactor does not run yet, so this may block.
+        """Open the buckets, then listen. This may block, as the reactor does not run yet.
 
         Raises:
             StartError: a bucket cannot be opened, or the port is taken.
         """
-        # What is here from the start stays to the end: looking at it again and again is what makes collections slow.
+        # Modules, classes and buckets live as long as the process: frozen, they are not scanned by each collection.
         self._reactor.callWhenRunning(gc.freeze)
         self._reactor.callWhenRunning(self._trimmer.start)
         try:
@@ -72,169 +76,110 @@ class StorageService(Service):
                 self._registry.close()
                 raise
         except StartError as error:
-            # In the background, twistd tells its parent no more than the first hundred bytes.
-            self._log.critical("{error}", error=error)
+            # The log has the whole line: a twistd in the background hands its parent only the first hundred bytes.
+            _log.critical("{error}", error=error)
             raise
-        # Not before: `running` says that there is something to close.
+        # Last, as it sets `running`: a signal that comes before ends the process at once, see StopSignals.
         super().startService()
 
     def _listen(self) -> None:
         failures: list[Failure] = []
         try:
             endpoint = serverFromString(self._reactor, self._endpoint)
-            endpoint.listen(self._site).addCallbacks(self._listening, failures.append)
-        # A RuntimeError: the description ends in a backslash.
+            endpoint.listen(self._site).addCallbacks(self._on_listening, failures.append)
+        # Twisted raises RuntimeError for a description that ends in a backslash.
         except (ValueError, TypeError, RuntimeError, OSError) as error:
             raise StartError(f"cannot listen on {self._endpoint}: {error}") from error
         if failures:
             raise StartError(f"cannot listen on {self._endpoint}: {failures[0].value}")
 
-    def _listening(self, port: IListeningPort) -> None:
+    def _on_listening(self, port: IListeningPort) -> None:
         self._ports.append(port)
-        self._log.info("storaged {version} listens on {address}", version=__version__, address=_shown(port.getHost()))
+        host = port.getHost()
+        address = f"{host.host}:{host.port}" if isinstance(host, IPv4Address | IPv6Address) else str(host)
+        _log.info("storaged {version} listens on {address}", version=__version__, address=address)
 
     @deferred
     async def stopService(self) -> None:
-        """Listen no more, let requests end for a while, drop the rest, wait for their uploads, close the buckets."""
+        """Close the port, let requests complete for a while, drop the rest, abort their uploads, close the buckets."""
         super().stopService()
         self._trimmer.stop()
         for port in self._ports:
             await maybeDeferred(port.stopListening)
-        await self._within(DRAIN_SECONDS, self._site.drain())
+        await self._wait_for("requests", self._site.drain(), DRAIN_SECONDS)
         self._site.abort()
-        await self._within(CLOSE_SECONDS, self._slots.when_idle())
-        await self._within(CLOSE_SECONDS, self._registry.stop())
-        self._log.info("storaged has stopped")
+        await self._wait_for("uploads", self._slots.when_idle(), CLOSE_SECONDS)
+        await self._wait_for("buckets", self._registry.stop(), CLOSE_SECONDS)
+        _log.info("storaged has stopped")
 
-    async def _within(self, seconds: float, done: Deferred[Any]) -> None:
-        def late(failure: Failure) -> None:
-            self._log.warn("gave up waiting: {failure.value}", failure=failure)
+    async def _wait_for(self, what: str, done: Deferred[Any], seconds: float) -> None:
+        """Wait until `done` fires, at most some seconds. An error, also that of the timeout, is only logged."""
 
-        await done.addTimeout(seconds, self._reactor).addErrback(late)
+        def log(failure: Failure) -> None:
+            _log.warn("stops without waiting for {what}: {failure.value}", what=what, failure=failure)
 
-
-def _shown(address: IAddress) -> str:
-    if isinstance(address, IPv4Address | IPv6Address):
-        return f"{address.host}:{address.port}"
-    return str(address)
+        await done.addTimeout(seconds, self._reactor).addErrback(log)
 
 
-# `twistd storaged --scrub`: every embedded bucket is read and verified, instead of served.
-
-
-class ScrubService(Service):
-    """A service that ends the process when it has been started, and its work done: the reactor never runs."""
+class MaintenanceService(Service):
+    """A service that works on data folders while it starts, and then ends the process: the reactor never runs."""
 
     name = "storaged"
-    _log = Logger()
 
-    def __init__(self, folders: Mapping[str, Path], *, repair_checksums: bool = False) -> None:
-        """Scrub the buckets in these folders, by their names; and give objects the checksums that they lack, if so."""
+    def __init__(self, folders: Mapping[str, Path], work: Callable[[str, Path], bool]) -> None:
+        """Prepare to call `work` with the name and the folder of each bucket; it returns whether all is well."""
         self._folders = folders
-        self._repair_checksums = repair_checksums
+        self._work = work
 
     def startService(self) -> None:
-        """Scrub, blocking.
+        """Do the work, blocking.
 
         Raises:
-            WorkEnded: that was it; with status 1 if anything is damaged, else 0.
-            StartError: a bucket is not there, or cannot be read.
+            WorkEnded: the work is done; with status 1 if anything is not well, else 0.
+            StartError: a bucket does not exist, or the work on it failed.
         """
         super().startService()
-        sound = [self._scrub(name, path) for name, path in self._folders.items()]
-        raise WorkEnded(0 if all(sound) else 1)
-
-    def _scrub(self, name: str, path: Path) -> bool:
-        def tell(line: str) -> None:
-            self._log.info("scrub of {name}: {line}", name=name, line=line)
-
-        def complain(line: str) -> None:
-            self._log.error("scrub of {name}: {line}", name=name, line=line)
-
-        tell(f"reads {path}")
-        scrub = Scrub(path, complain, repair_checksums=self._repair_checksums)
-        scrub.run()
-        tell(str(scrub.report))
-        return scrub.report.is_sound
+        # A list: all folders are worked on, also after one that is damaged.
+        outcomes = [self._work(name, path) for name, path in self._folders.items()]
+        raise WorkEnded(0 if all(outcomes) else 1)
 
 
-def make_scrub(config: Config, *, repair_checksums: bool) -> ScrubService:
-    """A scrub of all embedded buckets of a configuration.
+def scrub(name: str, path: Path, *, repair_checksums: bool = False) -> bool:
+    """Read and verify the bucket in a folder, and log what is found, as `--scrub` does; returns whether it is sound.
 
     Raises:
-        StartError: it has none.
+        StartError: there is no bucket, or it cannot be read.
     """
-    folders = {name: settings.path for name, settings in config.buckets.items() if isinstance(settings, LocalSettings)}
-    if not folders:
-        raise StartError("--scrub: the configuration has no embedded bucket, and others look after themselves")
-    return ScrubService(folders, repair_checksums=repair_checksums)
 
+    def complain(line: str) -> None:
+        _log.error("scrub of {name}: {line}", name=name, line=line)
 
-# `twistd storaged --backup DIR`: every embedded bucket is copied, beside a daemon, instead of served.
-
-
-class BackupService(Service):
-    """A service that ends the process when it has been started, and its work done: the reactor never runs."""
-
-    name = "storaged"
-    _log = Logger()
-
-    def __init__(self, folders: Mapping[Path, Path]) -> None:
-        """Copy each of these data folders to its new one."""
-        self._folders = folders
-
-    def startService(self) -> None:
-        """Make the copies, blocking.
-
-        Raises:
-            WorkEnded: all are made.
-            StartError: one could not be made.
-        """
-        super().startService()
-        for path, target in self._folders.items():
-            count = back_up(path, target)
-            self._log.info("{path} is backed up to {target}, with {n} files", path=path, target=target, n=count)
-        raise WorkEnded(0)
-
-
-def make_backup(config: Config, target: Path) -> BackupService:
-    """A backup of all embedded buckets of a configuration: of one to `target`, of several to folders in it, by name.
-
-    Raises:
-        StartError: there is none.
-    """
-    paths = {name: settings.path for name, settings in config.buckets.items() if isinstance(settings, LocalSettings)}
-    if not paths:
-        raise StartError("--backup: the configuration has no embedded bucket, and others look after themselves")
-    if len(paths) == 1:
-        return BackupService(dict.fromkeys(paths.values(), target))
-    return BackupService({path: target / name for name, path in paths.items()})
-
-
-# From a command line that has been parsed to the service that it asks for: the house is put together here.
-#
-# Apart from `tap`, as importing all of it, with boto3, takes most of a start, and a signal in this time must end it
-# well.
+    _log.info("scrub of {name}: reads {path}", name=name, path=path)
+    work = Scrub(path, complain, repair_checksums=repair_checksums)
+    work.run()
+    _log.info("scrub of {name}: {report}", name=name, report=work.report)
+    return work.report.is_sound
 
 
 def make_service(options: Mapping[str, Any], reactor: Any, environ: Mapping[str, str]) -> Service:
-    """The service that the command line asks for. Nothing is opened yet, and nothing listens.
+    """Make the service that a parsed command line asks for. Nothing is opened yet, and nothing listens.
 
     Raises:
-        ConfigError: the command line, the configuration or the secrets cannot be gone by.
-        StartError: there is nothing to scrub.
+        ConfigError: the command line, the configuration or the secrets are invalid.
+        StartError: there is no bucket to scrub or to back up.
     """
     overrides = Overrides(_path(options["config"]), _path(options["data"]), options["bind"])
     config = load_config(overrides, read_secrets(_path(options["secrets"])), environ)
     if options["scrub"]:
-        return make_scrub(config, repair_checksums=bool(options["repair-checksums"]))
+        repair_checksums = bool(options["repair-checksums"])
+        return MaintenanceService(_data_folders(config, "--scrub"), partial(scrub, repair_checksums=repair_checksums))
     if options["backup"]:
-        return make_backup(config, Path(options["backup"]))
+        return _make_backup(config, Path(options["backup"]))
     return assemble(config, reactor)
 
 
 def assemble(config: Config, reactor: Any) -> StorageService:
-    """Put the house together."""
+    """Make the daemon's service from its configuration: buckets, namespace, resources and put slots."""
     slots = PutSlots(config.put_slots)
 
     def make_bucket(name: str, settings: BucketSettings) -> IBucket:
@@ -245,6 +190,27 @@ def assemble(config: Config, reactor: Any) -> StorageService:
     registry = Registry(make_bucket(name, settings) for name, settings in config.buckets.items())
     tree = make_tree(Namespace(config.policy, registry), slots)
     return StorageService(config.endpoint, StorageSite(tree, reactor), registry, slots, reactor)
+
+
+def _make_backup(config: Config, target: Path) -> MaintenanceService:
+    """A backup of all embedded buckets: of one to `target`, of several to folders of their names in it."""
+    folders = _data_folders(config, "--backup")
+
+    def copy(name: str, path: Path) -> bool:
+        copied = target if len(folders) == 1 else target / name
+        count = back_up(path, copied)
+        _log.info("{path} is backed up to {target}, with {n} files", path=path, target=copied, n=count)
+        return True
+
+    return MaintenanceService(folders, copy)
+
+
+def _data_folders(config: Config, option: str) -> Mapping[str, Path]:
+    """The folders of the embedded buckets, by the names of these. Raises StartError if there are none."""
+    folders = {name: settings.path for name, settings in config.buckets.items() if isinstance(settings, LocalSettings)}
+    if not folders:
+        raise StartError(f"{option}: the configuration has no embedded bucket, and the option is for these only")
+    return folders
 
 
 def _path(option: str | None) -> Path | None:
