@@ -1,4 +1,4 @@
-"""The client, against the whole HTTP side on a real port."""
+"""The client, against the resources and a bucket in memory, on a real port."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from twisted_storaged.server.site import StorageSite
 
 
 class Served:
-    """A bucket in memory, behind a port, and a client of it."""
+    """A bucket in memory, served on a port, and a client of it."""
 
     def __init__(self) -> None:
         self.bucket = MemoryBucket(part_size=1 << 20)
@@ -55,13 +55,13 @@ def served() -> Generator[Served, None, None]:
 
 
 class PutTests:
-    """Storing."""
+    """Storing objects."""
 
     @pytest.mark.parametrize("make", [bytes, io.BytesIO, BytesBody])
     @pytest.mark.parametrize("size", [0, 5, 3_000_000])
     @pytest_twisted.ensureDeferred
     async def test_bytes_files_and_producers(self, served: Served, make: Any, size: int) -> None:
-        """All are streamed."""
+        """A PUT stores a body that is given as bytes, as a file, or as a producer."""
         data = b"x" * size
         stored = await served.client.put("a", make(data))
         assert served.bucket.objects == {"a": data}
@@ -70,7 +70,7 @@ class PutTests:
     @pytest.mark.parametrize("key", ODD_KEYS)
     @pytest_twisted.ensureDeferred
     async def test_odd_keys(self, served: Served, key: str) -> None:
-        """The client escapes what needs it."""
+        """Keys with special characters can be stored, read, listed and deleted."""
         await served.client.put(key, b"x")
         assert list(served.bucket.objects) == [key]
         assert await served.client.get(key) == b"x"
@@ -80,7 +80,7 @@ class PutTests:
 
     @pytest_twisted.ensureDeferred
     async def test_too_large(self, served: Served) -> None:
-        """Its own error, though the body was still being sent; with the seconds to wait."""
+        """A PUT over the limit fails with TooLarge and Retry-After, even while its body is still being sent."""
 
         class Endless(BytesBody):
             length = DEFAULT_MAX_PUT + 1
@@ -95,7 +95,7 @@ class PutTests:
 
     @pytest_twisted.ensureDeferred
     async def test_busy(self, served: Served) -> None:
-        """Its own error, with the seconds to wait."""
+        """A PUT without a free slot fails with Busy and Retry-After."""
         for _ in range(4):
             served.slots.acquire()
         with pytest.raises(Busy, match="put concurrency cap reached") as caught:
@@ -104,17 +104,17 @@ class PutTests:
 
 
 class GetTests:
-    """Reading."""
+    """Reading objects."""
 
     @pytest_twisted.ensureDeferred
     async def test_bytes(self, served: Served) -> None:
-        """All at once."""
+        """`get` returns all bytes of an object."""
         served.bucket.objects["a"] = b"hello"
         assert await served.client.get("a") == b"hello"
 
     @pytest_twisted.ensureDeferred
     async def test_to_a_consumer(self, served: Served) -> None:
-        """Which may pause it."""
+        """`get_to` writes an object to a consumer, and stops reading while the consumer pauses it."""
         served.bucket.objects["a"] = b"x" * 20_000_000
         consumer = Consumer(paused=True)
         outcome = served.client.get_to("a", consumer)
@@ -127,8 +127,8 @@ class GetTests:
         assert consumer.data == served.bucket.objects["a"]
 
     @pytest_twisted.ensureDeferred
-    async def test_an_answer_that_ends_short_fails(self, served: Served) -> None:
-        """Half an object is none."""
+    async def test_a_truncated_response(self, served: Served) -> None:
+        """A response that ends before its Content-Length makes `get` fail."""
         served.bucket.objects["a"] = b"x" * 3_000_000
         info = served.bucket.info
         served.bucket.info = lambda key: info(key).__class__(key, 3_000_001, "e", 0.0)  # type: ignore[method-assign]
@@ -137,7 +137,7 @@ class GetTests:
 
     @pytest_twisted.ensureDeferred
     async def test_not_found(self, served: Served) -> None:
-        """Its own error."""
+        """`get` and `get_to` of a missing object fail with NotFound."""
         with pytest.raises(NotFound) as caught:
             await served.client.get("a")
         assert (caught.value.status, caught.value.retry_after) == (404, None)
@@ -145,19 +145,19 @@ class GetTests:
             await served.client.get_to("a", Consumer())
 
     @pytest_twisted.ensureDeferred
-    async def test_trouble(self, served: Served) -> None:
-        """The common error of all of them."""
+    async def test_other_errors(self, served: Served) -> None:
+        """A 500 makes `get` fail with StorageFailed, the base class of the client's errors."""
         served.bucket.failing = BucketError("down")
         with pytest.raises(StorageFailed, match="500 internal"):
             await served.client.get("a")
 
 
 class ListTests:
-    """Listing."""
+    """Listing objects."""
 
     @pytest_twisted.ensureDeferred
     async def test_objects(self, served: Served) -> None:
-        """As values."""
+        """`list` returns the objects under a prefix as ListedObjects; without a prefix, all objects."""
         served.bucket.objects = {"a/1": b"x", "b": b""}
         etag = served.bucket.info("a/1").etag
         when = datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
@@ -166,7 +166,7 @@ class ListTests:
 
 
 class Response:
-    """A response whose body comes when the test sends it."""
+    """A response whose body the test delivers."""
 
     def __init__(self, code: int = 200, **headers: str) -> None:
         self.code = code
@@ -187,7 +187,7 @@ class Response:
 
 
 class CancelTests:
-    """Reads that the caller gives up."""
+    """Reads that the caller cancels."""
 
     def test_nothing_is_written_afterwards(self) -> None:
         """A `get_to` that is cancelled closes its connection; bytes that still come do not reach the consumer."""
@@ -203,7 +203,7 @@ class CancelTests:
 
     @pytest.mark.parametrize("code", [200, 404])
     def test_a_timeout(self, code: int) -> None:
-        """A `get` whose time is up closes its connection, also while it reads what an error says."""
+        """A `get` that times out closes its connection, also while it reads the body of an error."""
         response, clock = Response(code), Clock()
         outcome = StorageClient("http://x", response).get("a").addTimeout(5, clock)
         response.protocol.dataReceived(b"first")
@@ -213,16 +213,16 @@ class CancelTests:
         assert response.closed
 
     def test_a_consumer_that_cancels_while_it_is_registered(self) -> None:
-        """The connection is closed once the response delivers."""
+        """A read that is cancelled during registerProducer closes its connection after deliverBody."""
         response = Response()
 
-        class Impatient(Consumer):
+        class CancellingConsumer(Consumer):
             def registerProducer(self, producer: Any, streaming: bool) -> None:
                 super().registerProducer(producer, streaming)
                 producer.done.cancel()
 
         with pytest.raises(CancelledError):
-            result(StorageClient("http://x", response).get_to("a", Impatient()))
+            result(StorageClient("http://x", response).get_to("a", CancellingConsumer()))
         assert response.closed
 
     def test_a_consumer_that_has_left(self) -> None:
@@ -267,7 +267,7 @@ class CancelTests:
 
 
 class RetryAfterTests:
-    """When the client may try again."""
+    """The Retry-After of an error."""
 
     @pytest.mark.parametrize(
         ("value", "seconds"),
@@ -285,7 +285,7 @@ class RetryAfterTests:
         ],
     )
     def test_both_forms(self, value: str, seconds: object) -> None:
-        """A number, or a date as seconds from now; what is neither is as if it were not there. RFC 9110, 10.2.3."""
+        """Retry-After may be a number of seconds or a date; anything else is ignored. RFC 9110, 10.2.3."""
         response = Response(503, Retry_After=value)
         outcome = StorageClient("http://x", response).get("a")
         response.protocol.connectionLost(Failure(ResponseDone()))

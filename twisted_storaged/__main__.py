@@ -1,6 +1,6 @@
-"""The command `storaged`, also `python -m twisted_storaged`: its subcommands, and which function runs each.
+"""The command `storaged`, also `python -m twisted_storaged`: its subcommands, and the function that runs each.
 
-What the subcommands do lives elsewhere, except for `serve`, which starts the service of `tap` without twistd.
+`serve` runs the service of `tap` in the foreground, without twistd.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def serve(options: tap.Options) -> int:
     tap.makeService(options).setServiceParent(application)
     from twisted.internet import reactor  # noqa: PLC0415 (makeService has installed it)
 
-    # stderr is left alone, so that it has one line where the daemon cannot start: what the StartError says.
+    # stderr is not redirected, so that a StartError prints its one line there.
     globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
     startApplication(application, save=False)
     reactor.run()

@@ -14,7 +14,7 @@ class PutSlots:
 
     Attributes:
         limit: the number of slots.
-        free: those that are not taken.
+        free: the number of slots that are not taken.
     """
 
     def __init__(self, limit: int = DEFAULT_PUT_SLOTS) -> None:
@@ -23,21 +23,21 @@ class PutSlots:
         self._idle: list[Deferred[None]] = []
 
     def acquire(self) -> None:
-        """Take a slot, to be given back by `release`.
+        """Take a slot; `release` returns it.
 
         Raises:
             NoFreeSlot: all are taken.
         """
         if self.free == 0:
-            raise NoFreeSlot(f"{self.limit} puts are under way")
+            raise NoFreeSlot(f"all {self.limit} put slots are taken")
         self.free -= 1
 
     def release(self) -> None:
-        """Give back a slot."""
+        """Return a slot."""
         assert self.free < self.limit, "released more often than acquired"
         self.free += 1
         if self.free == self.limit:
-            # Replaced before the calls, which may ask again.
+            # Replaced first: a callback may call `when_idle` again.
             waiting, self._idle = self._idle, []
             for idle in waiting:
                 idle.callback(None)

@@ -1,4 +1,4 @@
-"""The client for Twisted services: objects in and out of a storaged, streamed both ways, with errors one can catch."""
+"""A client of storaged for Twisted services: stores, reads, lists and deletes objects, and streams bodies both ways."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from twisted_storaged.runtime.concurrency import deferred
 
 
 class StorageFailed(Exception):
-    """storaged answered with an error.
+    """storaged answered a request with an error.
 
     Attributes:
-        status: of the answer.
-        retry_after: seconds to wait before the same may be tried again; None if storaged did not say.
+        status: the HTTP status.
+        retry_after: seconds to wait before a retry; None if the response does not say.
     """
 
     def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
@@ -43,11 +43,11 @@ class NotFound(StorageFailed):
 
 
 class TooLarge(StorageFailed):
-    """413: the body is over the cap of its key."""
+    """413: the body exceeds the limit for its key."""
 
 
 class Busy(StorageFailed):
-    """503: all put slots are taken; `retry_after` says when to try again."""
+    """503: all put slots are taken; `retry_after` says how long to wait."""
 
 
 _FAILURES = {404: NotFound, 413: TooLarge, 503: Busy}
@@ -55,7 +55,7 @@ _FAILURES = {404: NotFound, 413: TooLarge, 503: Busy}
 
 @dataclass(frozen=True)
 class StoredObject:
-    """What storaged says of an object: its key, size in bytes, and ETag (without quotes)."""
+    """An object: its key, size in bytes, and ETag (without quotes)."""
 
     key: str
     size: int
@@ -64,24 +64,23 @@ class StoredObject:
 
 @dataclass(frozen=True)
 class ListedObject(StoredObject):
-    """An object in a list."""
+    """An entry of a list."""
 
     last_modified: datetime
 
 
 class HTTPClient(Protocol):
-    """What is needed of treq: the module, an HTTPClient, or a StubTreq."""
+    """The part of treq that the client needs: the module `treq`, its HTTPClient, and its StubTreq have it."""
 
     def request(self, method: str, url: str, *args: Any, **kwargs: Any) -> Deferred[Any]:
-        """Send a request; the Deferred has an IResponse."""
+        """Send a request; the Deferred fires with an IResponse."""
 
 
 class StorageClient:
-    """The objects of the storaged at `url`, for example `http://127.0.0.1:3211`.
+    """A client of the daemon at `url`, for example `http://127.0.0.1:3211`.
 
-    Every Deferred may fail with StorageFailed (or NotFound, TooLarge, Busy), and with whatever treq fails with when
-    there is no answer. Cancelling one (also by its timeout) closes its connection: nothing more is read, and nothing
-    more is written to a consumer.
+    Every Deferred may fail with StorageFailed (or NotFound, TooLarge, Busy), and with the errors of treq if there is no
+    response. Cancelling one, also by a timeout, closes its connection: nothing more is read or written to a consumer.
     """
 
     def __init__(self, url: str, treq: HTTPClient) -> None:
@@ -90,31 +89,31 @@ class StorageClient:
 
     @deferred
     async def put(self, key: str, body: bytes | BinaryIO | IBodyProducer) -> StoredObject:
-        """Store `body` under `key`; a file or a producer is streamed. Fires when the object is durable."""
+        """Store `body` under `key`. A file or a producer is streamed. The Deferred fires when the object is durable."""
         response = await self._request("PUT", f"/put/{_quoted(key)}", data=body)
         answer = json.loads(await _collect(response))
         return StoredObject(answer["key"], answer["size"], answer["etag"])
 
     @deferred
     async def get(self, key: str) -> bytes:
-        """All bytes of an object."""
+        """Read an object completely."""
         return await _collect(await self._request("GET", f"/get/{_quoted(key)}"))
 
     @deferred
     async def get_to(self, key: str, consumer: IConsumer) -> None:
-        """Write an object to `consumer`, which may pause it. Fires only when all of it was written."""
+        """Write an object to `consumer`, which may pause it. The Deferred fires when everything was written."""
         response = await self._request("GET", f"/get/{_quoted(key)}")
         await _deliver(response, consumer)
 
     @deferred
     async def list(self, prefix: str = "") -> list[ListedObject]:
-        """The objects whose keys start with `prefix`, in key order."""
+        """List the objects whose keys start with `prefix`, in the order of the bytes of their keys."""
         response = await self._request("GET", f"/list?prefix={quote(prefix, safe='')}")
-        return [_listed(item) for item in json.loads(await _collect(response))["objects"]]
+        return [_parse_entry(item) for item in json.loads(await _collect(response))["objects"]]
 
     @deferred
     async def delete(self, key: str) -> None:
-        """See to it that no object has `key`."""
+        """Delete the object with this key. It is not an error if there is none."""
         await _collect(await self._request("DELETE", f"/delete/{_quoted(key)}"))
 
     async def _request(self, method: str, path: str, **kwargs: Any) -> IResponse:
@@ -122,16 +121,16 @@ class StorageClient:
         if response.code < 300:
             return response
         message = (await _collect(response)).decode("utf-8", "replace").strip()
-        retry_after = response.headers.getRawHeaders("Retry-After", [""])[0]
-        raise _FAILURES.get(response.code, StorageFailed)(response.code, message, _seconds(retry_after, time.time()))
+        retry_after = _parse_retry_after(response.headers.getRawHeaders("Retry-After", [""])[0], time.time())
+        raise _FAILURES.get(response.code, StorageFailed)(response.code, message, retry_after)
 
 
 @implementer(IPushProducer)
 class _Delivery(protocol.Protocol):
-    """Hands a response's bytes to a consumer, and its back-pressure to the transport.
+    """Writes the body of a response to a consumer, whose pauses become pauses of the transport.
 
     Attributes:
-        done: fires when all of it was written. Once it has fired, or was cancelled, the consumer hears no more.
+        done: fires when everything was written. Once it has fired or was cancelled, the consumer is not used again.
     """
 
     transport: Any
@@ -146,8 +145,8 @@ class _Delivery(protocol.Protocol):
         if self._consumer is not None:
             self._consumer.registerProducer(self, True)
 
-    def started(self) -> None:
-        """The response delivers; for that, it has resumed the transport, whatever the consumer had said by then."""
+    def after_deliver_body(self) -> None:
+        """Pause or close the transport if the consumer asked for it during `deliverBody`, which resumes at its end."""
         if self._consumer is None:
             self._close()
         elif self._paused:
@@ -171,7 +170,7 @@ class _Delivery(protocol.Protocol):
 
     def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
         if self._detach():
-            # Anything else, also an end that nobody announced, may be half an object.
+            # PotentialDataLoss is a failure as well: the body had no length, so that it may be incomplete.
             self.done.callback(None if reason.check(ResponseDone) else reason)
 
     def _cancel(self) -> None:
@@ -179,7 +178,7 @@ class _Delivery(protocol.Protocol):
             self._close()
 
     def _detach(self) -> bool:
-        """Let go of the consumer; returns whether there was one."""
+        """Unregister from the consumer, and forget it; returns False if that was done before."""
         consumer, self._consumer = self._consumer, None
         if consumer is None:
             return False
@@ -187,13 +186,13 @@ class _Delivery(protocol.Protocol):
         return True
 
     def _close(self) -> None:
-        """Close the connection in the middle of the response, at once where the transport can."""
+        """Close the connection in the middle of the response, at once if the transport can do that."""
         if self.transport is not None:
             getattr(self.transport, "abortConnection", self.transport.stopProducing)()
 
 
 class _Collector:
-    """The consumer that keeps what it gets."""
+    """A consumer that collects a body in memory."""
 
     def __init__(self) -> None:
         self.chunks: list[bytes] = []
@@ -211,7 +210,7 @@ class _Collector:
 def _deliver(response: IResponse, consumer: Any) -> Deferred[None]:
     delivery = _Delivery(consumer)
     response.deliverBody(delivery)
-    delivery.started()
+    delivery.after_deliver_body()
     return delivery.done
 
 
@@ -221,8 +220,8 @@ async def _collect(response: IResponse) -> bytes:
     return b"".join(collector.chunks)
 
 
-def _seconds(retry_after: str, now: float) -> int | None:
-    """The seconds that a Retry-After says, in either of its forms; None for neither. RFC 9110, 10.2.3."""
+def _parse_retry_after(retry_after: str, now: float) -> int | None:
+    """Parse a Retry-After, a number of seconds or a date; returns None if it is neither. RFC 9110, 10.2.3."""
     if re.fullmatch("[0-9]{1,9}", retry_after):
         return int(retry_after)
     try:
@@ -235,5 +234,5 @@ def _quoted(key: str) -> str:
     return quote(key, safe="/")
 
 
-def _listed(item: Mapping[str, Any]) -> ListedObject:
+def _parse_entry(item: Mapping[str, Any]) -> ListedObject:
     return ListedObject(item["key"], item["size"], item["etag"], datetime.fromisoformat(item["last_modified"]))

@@ -1,4 +1,8 @@
-"""What `twistd storaged` runs: its command line, and the signals that end it. `assembly` makes the service."""
+"""The command line of `twistd storaged`, and the entry point that makes its service.
+
+`service`, which assembles the daemon, is imported only after the signal handlers are installed: the import takes most
+of a start.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +21,12 @@ from twisted_storaged.runtime.twisted_internals import install, warn_of_wall_clo
 
 
 class Options(usage.Options):
-    """The command line."""
+    """The options of the command line."""
 
     synopsis = "[options]"
     longdesc = "Stores and serves objects over plain HTTP: in a folder of this machine, or in S3."
     optParameters: ClassVar = [
-        ["config", "c", None, "TOML file to go by; without one, objects are kept in the data folder."],
+        ["config", "c", None, "TOML file with the settings; without one, objects are kept in the data folder."],
         ["secrets", "s", None, f"TOML file with the credentials [default: {DEFAULT_SECRETS}, if it exists]."],
         ["data", "d", None, "Folder of the embedded bucket [default: $STATE_DIRECTORY, else $XDG_DATA_HOME/storaged]."],
         ["backup", None, None, "Copy the embedded bucket to this new folder, beside a daemon that serves it, and end."],
@@ -35,7 +39,7 @@ class Options(usage.Options):
     ]
 
     def parseArgs(self) -> None:
-        """Take no arguments beside the options."""
+        """Accept no arguments other than options."""
 
     def opt_version(self) -> None:
         """Display storaged's version and exit."""
@@ -43,33 +47,33 @@ class Options(usage.Options):
         sys.exit(0)
 
     def postOptions(self) -> None:
-        """Refuse what makes no sense alone."""
+        """Refuse --repair-checksums without --scrub."""
         if self["repair-checksums"] and not self["scrub"]:
             raise usage.UsageError("--repair-checksums goes with --scrub")
 
 
 def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mapping[str, str] = os.environ) -> Service:
-    """The service that the command line asks for. Nothing is opened yet, and nothing listens.
+    """Make the service that the command line asks for. Nothing is opened yet, and nothing listens.
+
+    Without a `reactor`, the one of the process is installed, and signals are handled from now on.
 
     Raises:
-        ConfigError: the command line, the configuration or the secrets cannot be gone by.
-        StartError: there is nothing to scrub.
+        ConfigError: the command line, the configuration or the secrets are invalid.
+        StartError: there is no bucket to scrub or to back up.
     """
-    if reactor is not None:
-        return _assembled(options, reactor, environ)
-    install()
-    from twisted.internet import reactor  # noqa: PLC0415 (who imports it at the top installs it)
+    signals = None
+    if reactor is None:
+        install()
+        from twisted.internet import reactor  # noqa: PLC0415 (an import at module level would install another one)
 
-    if options["scrub"] or options["backup"]:
-        return _assembled(options, reactor, environ)
-    signals = StopSignals(reactor)
-    signals.install()
-    signals.service = _assembled(options, reactor, environ)
-    warn_of_wall_clock(reactor)
-    return signals.service
+        # Maintenance blocks the process before the reactor runs: there, signals keep their default effect.
+        if not (options["scrub"] or options["backup"]):
+            signals = StopSignals(reactor)
+            signals.install()
+    from twisted_storaged.service import make_service  # noqa: PLC0415 (see the docstring of this module)
 
-
-def _assembled(options: Mapping[str, Any], reactor: Any, environ: Mapping[str, str]) -> Service:
-    from twisted_storaged.service import make_service  # noqa: PLC0415 (importing boto3 and all else takes long)
-
-    return make_service(options, reactor, environ)
+    service = make_service(options, reactor, environ)
+    if signals is not None:
+        signals.service = service
+        warn_of_wall_clock(reactor)
+    return service

@@ -1,4 +1,4 @@
-"""What makes `twistd storaged` known. No __init__.py in this folder or above: they belong to Twisted."""
+"""Registers `twistd storaged`. This folder and its parent must not have an __init__.py: they are Twisted's packages."""
 
 from twisted.application.service import ServiceMaker
 
