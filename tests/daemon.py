@@ -1,4 +1,4 @@
-"""A real `twistd storaged`, as a process of its own."""
+"""Runs a real `twistd storaged` as a process of its own."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _LISTENS = re.compile(r"listens on ([\d.]+):(\d+)")
 
 
 class Daemon:
-    """`with Daemon(folder) as daemon:` runs one on a free port; on the embedded bucket, unless a config says else.
+    """A daemon on a free port, and on the embedded bucket unless `config` names another; `with` starts and kills it.
 
     Attributes:
-        COMMAND: what its options are appended to.
+        COMMAND: the command to which the options are appended.
     """
 
     COMMAND: ClassVar = [str(TWISTD), "-n", "--pidfile=", "storaged"]
 
     def __init__(self, folder: Path, *options: str, config: str | None = None, launcher: Sequence[str] = ()) -> None:
-        """`launcher` is a command that becomes the one that is appended to it."""
+        """Prepare the daemon; `launcher` is a command that runs the command which is appended to it."""
         self.folder = folder
         self.data = folder / "data"
         self.log_path = folder / "storaged.log"
@@ -61,16 +61,16 @@ class Daemon:
 
     @property
     def log(self) -> str:
-        """What it has logged since it was started last."""
+        """Its output since the last start."""
         return self.log_path.read_text("utf-8", "replace")
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """Its base URL."""
         return f"http://127.0.0.1:{self.port}"
 
     def spawn(self, bind: str = "tcp:0:interface=127.0.0.1") -> subprocess.Popen[bytes]:
-        """Start it, and do not wait."""
+        """Start the process without waiting for it."""
         command = [*self._launcher, *self.COMMAND, "--bind", bind, *self._options]
         environ = {
             **os.environ,
@@ -82,7 +82,7 @@ class Daemon:
             return subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, env=environ)
 
     def start(self) -> None:
-        """Start it, and wait until it listens."""
+        """Start the process and wait until it listens."""
         self.process = self.spawn()
         end = time.monotonic() + START_SECONDS
         while not (match := _LISTENS.search(self.log)):
@@ -92,7 +92,7 @@ class Daemon:
         self.port = int(match[2])
 
     def settle(self) -> None:
-        """Wait until the access log has all that was answered until now."""
+        """Wait until the access log has all requests that were answered so far."""
         path = f"/health?{uuid4().hex}"
         with self.connect() as client:
             client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
@@ -103,20 +103,20 @@ class Daemon:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """Kill -9."""
+        """Send SIGKILL and wait for the end of the process."""
         self.process.kill()
         self.process.wait()
 
     def stop(self) -> int:
-        """SIGTERM; returns the exit code."""
+        """Send SIGTERM and wait for the end of the process; returns its exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(STOP_SECONDS)
 
     def connect(self) -> socket.socket:
-        """A bare connection to it."""
+        """Open a TCP connection to the daemon."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
     def peak_rss(self) -> int:
-        """The most memory it had, in bytes."""
+        """The peak of its resident memory, in bytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text("utf-8")
         return int(status.split("VmHWM:")[1].split()[0]) * 1024

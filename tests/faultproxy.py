@@ -1,7 +1,7 @@
-"""A TCP proxy between storaged and an engine, for faults that no engine makes on demand. In threads of this process.
+"""A TCP proxy between storaged and an engine, for faults that engines do not make on demand. It runs in threads.
 
-It knows just enough of HTTP to tell where a request begins: at the first bytes after those of an answer, as there is
-no pipelining. Engines accept what is signed for the proxy's own address.
+It recognizes where a request begins: at the first bytes after a response, as there is no pipelining. Engines accept
+requests that are signed for the proxy's address.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 @dataclass
 class _Cut:
-    """Answers to requests whose first line has `matching` in it end after so many bytes, so many times."""
+    """A fault in the responses to requests whose first line contains `matching`: where in bytes, and how many times."""
 
     matching: bytes
     after: int
@@ -30,13 +30,13 @@ class _Cut:
 
 
 class FaultProxy:
-    """Listens on a port of its own, which stays the same, and passes on to `engine`.
+    """A proxy on a port of its own, which stays the same when it stops listening and listens again.
 
     Attributes:
-        engine: what storaged is to take for it.
+        engine: the engine at the address of the proxy, for storaged.
         direct: the engine itself.
-        connections: how many there were.
-        requests: the first line of each request that came, in order.
+        connections: the number of connections so far.
+        requests: the first lines of all requests so far, in order.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -54,15 +54,15 @@ class FaultProxy:
         self.engine = replace(engine, endpoint=f"http://127.0.0.1:{self._port}")
 
     def cut(self, matching: bytes = b"", after: int = 0, times: float = 1) -> None:
-        """Close connections after so many bytes of the next answers to requests of this kind."""
+        """Close the connection after so many bytes of the next responses to matching requests."""
         self._cuts.append(_Cut(matching, after, times))
 
     def flip(self, matching: bytes, after: int, times: float = 1) -> None:
-        """Change the byte after so many bytes of the next answers, heads included, to requests of this kind."""
+        """Change the byte after so many bytes of the next responses to matching requests; headers count."""
         self._flips.append(_Cut(matching, after, times))
 
     def hang(self, *matching: bytes) -> None:
-        """Pass nothing on any more of requests with one of these in their first line, or of any.
+        """Hold back requests whose first line contains one of these, or all requests.
 
         Connections are accepted, and stay open.
         """
@@ -70,7 +70,7 @@ class FaultProxy:
             self._hung = matching
 
     def refuse(self) -> None:
-        """Nobody listens; connections that are open stay."""
+        """Stop listening; open connections stay."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._accepting.join()
@@ -81,12 +81,12 @@ class FaultProxy:
         self._listen(self._port)
 
     def reset(self) -> None:
-        """Reset all connections that are open."""
+        """Reset all open connections."""
         for connection in list(self._open):
             connection.reset()
 
     def heal(self) -> None:
-        """No faults any more. What was held back is passed on, as an engine that was stopped would take it up."""
+        """End all faults. Requests that were held back are passed on."""
         with self._changed:
             self._cuts.clear()
             self._flips.clear()
@@ -94,11 +94,11 @@ class FaultProxy:
             self._changed.notify_all()
 
     def count(self, matching: bytes) -> int:
-        """How many requests there were with this in their first line."""
+        """The number of requests so far whose first line contains this."""
         return sum(matching in request for request in self.requests)
 
     def close(self) -> None:
-        """End everything."""
+        """Stop listening and reset all connections."""
         self.refuse()
         self.heal()
         self.reset()
@@ -126,7 +126,7 @@ class FaultProxy:
                 self._open.discard(connection)
 
     def wait_while_hung(self, request: bytes) -> None:
-        """Return when requests like this may pass."""
+        """Wait while requests like this are held back."""
         with self._changed:
             self._changed.wait_for(lambda: not self._hangs(request))
 
@@ -134,11 +134,11 @@ class FaultProxy:
         return self._hung is not None and (not self._hung or any(one in request for one in self._hung))
 
     def next_cut(self, request: bytes) -> int | None:
-        """After how many bytes the answer to this is to end; None for all of it."""
+        """The number of bytes after which to cut the response to this request; None for no cut."""
         return self._next(self._cuts, request)
 
     def next_flip(self, request: bytes) -> int | None:
-        """After how many bytes of the answer to this one is to be changed; None for none."""
+        """The number of bytes after which to change a byte of the response to this request; None for none."""
         return self._next(self._flips, request)
 
     def _next(self, faults: list[_Cut], request: bytes) -> int | None:
@@ -151,7 +151,7 @@ class FaultProxy:
 
 
 class _Connection:
-    """Two sockets, a thread for each way, and the request that is under way."""
+    """A connection of a client and one to the engine, with a thread for each direction."""
 
     def __init__(self, proxy: FaultProxy, client: socket.socket, server: socket.socket) -> None:
         self._proxy = proxy
@@ -217,7 +217,7 @@ class _Connection:
 
 @contextmanager
 def fault_proxy(engine: Engine) -> Iterator[FaultProxy]:
-    """A proxy in front of an engine, for as long as a test takes."""
+    """A proxy in front of an engine, closed at the end."""
     proxy = FaultProxy(engine)
     try:
         yield proxy

@@ -1,4 +1,4 @@
-"""The package as its source has it: what each module imports, and which private names of others it uses."""
+"""The source code of the package: what each module imports, and which private names of others it uses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def modules() -> dict[str, ast.Module]:
 
 
 def imports(name: str) -> set[str]:
-    """The full names of the modules that a module imports anywhere in it, for type checking only too."""
+    """The full names of the modules that a module imports anywhere in it, also for type checking only."""
     found: set[str] = set()
     for node in ast.walk(modules()[name]):
         if isinstance(node, ast.Import):
@@ -65,7 +65,7 @@ def private_names(name: str) -> set[str]:
 
 
 def _inherited(cls: type, body: ast.ClassDef) -> set[str]:
-    """The names in the body of a class that a class from elsewhere has: a base class, or one that it is mixed with."""
+    """The names in a class body that a class of another package defines: a base class of it, or of a subclass."""
     if not isinstance(cls, type):  # an interface of zope
         return set()
     lines = [cls.__mro__, *(one.__mro__ for one in _subclasses(cls))]
@@ -75,7 +75,7 @@ def _inherited(cls: type, body: ast.ClassDef) -> set[str]:
 
 
 def _subclasses(cls: type) -> Iterator[type]:
-    """All classes of the package that inherit from a class, directly or not."""
+    """All direct and indirect subclasses of a class in the package."""
     for name in modules():
         import_module(name)
     subclasses: list[type] = cls.__subclasses__()

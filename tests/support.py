@@ -1,4 +1,4 @@
-"""What unit tests share: results of Deferreds, bodies, consumers, buckets in memory. No thread, no port, no sleep."""
+"""Shared by unit tests: results of Deferreds, bodies, consumers, buckets in memory. No thread, no port, no sleep."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _T = TypeVar("_T")
 
 
 def result(outcome: Deferred[_T]) -> _T:
-    """What a Deferred has fired with; raises what it failed with."""
+    """The result with which a Deferred has fired; raises its error."""
     fired: list[Any] = []
     outcome.addBoth(fired.append)
     assert fired, "the Deferred has not fired"
@@ -63,12 +63,12 @@ def result(outcome: Deferred[_T]) -> _T:
 
 
 def run_now(call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
-    """A `Run` without threads."""
+    """A `Run` that calls at once, without threads."""
     return execute(call, *args, **kwargs)
 
 
 class Turns:
-    """A reactor whose turns the test decides on."""
+    """A reactor whose iterations the test runs one by one."""
 
     def __init__(self) -> None:
         self._next: list[Callable[[], object]] = []
@@ -84,7 +84,7 @@ class Turns:
 
 
 class RunLater:
-    """A `Run` whose calls are made one by one, when the test says so."""
+    """A `Run` whose calls the test makes one by one."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Callable[[], None]]] = []
@@ -100,22 +100,22 @@ class RunLater:
 
     @property
     def names(self) -> list[str]:
-        """The calls that wait."""
+        """The names of the functions that are to be called."""
         return [name for name, _ in self.calls]
 
     def step(self, index: int = 0) -> None:
-        """Make one of the waiting calls."""
+        """Make one of the calls."""
         self.calls.pop(index)[1]()
 
     def run(self) -> None:
-        """Make all, also those that come up meanwhile."""
+        """Make all calls, also those that are added meanwhile."""
         while self.calls:
             self.step()
 
 
 @implementer(IRequestBody)
 class Body:
-    """A body whose bytes come when the test sends them."""
+    """A body whose bytes the test sends."""
 
     def __init__(self, length: int | None = None) -> None:
         self.declared = length
@@ -149,7 +149,7 @@ class Body:
 
 @implementer(IBodyProducer, IRequestBody)
 class BytesBody:
-    """A body that is all there."""
+    """A body whose bytes are all known."""
 
     def __init__(self, data: bytes, chunk: int = 1 << 16, chunked: bool = False) -> None:
         self.declared = None if chunked else len(data)
@@ -187,7 +187,7 @@ class BytesBody:
 
 @implementer(IConsumer)
 class Consumer:
-    """Keeps what it gets, and its producer for the test to pause."""
+    """A consumer that collects data, and keeps its producer for the test to pause."""
 
     producer: Any = None
 
@@ -210,7 +210,7 @@ class Consumer:
 
 @implementer(ISpliceConsumer)
 class SpliceConsumer(Consumer):
-    """The same, and it takes from a socket as the test says; at first it cannot."""
+    """A consumer that takes bytes from a socket with the function `take`; the default cannot."""
 
     take: Callable[[Any, int], int | None] = staticmethod(lambda *_: None)
 
@@ -219,7 +219,7 @@ class SpliceConsumer(Consumer):
 
 
 class BytesSource:
-    """A source that says when it was closed."""
+    """A source of bytes in memory that counts reads and records that it was closed."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -242,7 +242,7 @@ class BytesSource:
 
 @implementer(IBucket)
 class MemoryBucket:
-    """A bucket in memory, which keeps the same contract as the real ones and can be made to fail."""
+    """A bucket in memory, which fulfils the contract of IBucket and can be made to fail."""
 
     def __init__(self, name: str = "primary", page: int = 1000, part_size: int = 1 << 16) -> None:
         self.name = name
@@ -306,7 +306,7 @@ class MemoryBucket:
         return succeed(None)
 
     def check(self, key: str, condition: Condition | None) -> None:
-        """Fail if the bucket is to, or if the condition does not hold."""
+        """Raise the error that the bucket is to fail with, or PreconditionFailed."""
         if self.failing is not None:
             raise self.failing
         etag = self.info(key).etag if key in self.objects else None
@@ -320,7 +320,7 @@ class MemoryBucket:
 
 
 def entries(keys: Iterable[str], query: ListQuery) -> list[str]:
-    """What a list has to have, by the plainest of means."""
+    """The expected names of a list, computed in the simplest way."""
     names = set()
     for key in keys:
         if key.startswith(query.prefix):
@@ -330,12 +330,12 @@ def entries(keys: Iterable[str], query: ListQuery) -> list[str]:
 
 
 def is_common_prefix(entry: str, query: ListQuery) -> bool:
-    """Whether an entry of a list is one."""
+    """Whether an entry of a list is a common prefix."""
     return query.delimiter is not None and query.delimiter in entry[len(query.prefix) :]
 
 
 def listed(info: ObjectInfo) -> ObjectInfo:
-    """An object as lists have it."""
+    """An object as lists show it: without metadata and digests."""
     return info._replace(metadata=(), digests={})
 
 
@@ -370,8 +370,7 @@ class _MemoryUpload:
 
 @contextmanager
 def connected(protocol: Protocol | None = None) -> Iterator[tuple[Any, socket]]:
-    """A transport of Twisted's, on a real socket, and the peer of that. The reactor is not real: what it would do, a
-    test does."""
+    """A transport of Twisted on a real socket, and the peer's socket; the reactor does nothing by itself."""
     ours, theirs = socketpair()
     ours.setblocking(False)
     theirs.setblocking(False)
@@ -384,7 +383,7 @@ def connected(protocol: Protocol | None = None) -> Iterator[tuple[Any, socket]]:
 
 @implementer(IPushProducer)
 class Producer:
-    """A producer that only notes what it is told."""
+    """A producer that records its calls in `told`."""
 
     def __init__(self) -> None:
         self.told: list[str] = []

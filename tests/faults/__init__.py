@@ -1,1 +1,1 @@
-"""Loads with faults in them, on a real daemon, and what must be there afterwards; used by tests and by scripts."""
+"""Loads with faults on a real daemon, and the check of what is stored afterwards; used by tests and as scripts."""

@@ -1,4 +1,4 @@
-"""All that is there, held against the model, while nobody writes; and the figures of a run."""
+"""The audit: compares everything that is stored with the model, while nobody writes; and prints figures."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tests.faults.model import Model
 from tests.faults.places import Place, Sizes
 from twisted_storaged.conformance.raw_http import Connection, Response, head
 
-#: What each run counts, beside what it did.
+#: The kinds of faults, which are printed also if there were none.
 FAULTS = ("lost", "torn", "error")
-#: Seconds within which the list and the bytes must agree.
+#: Seconds within which the list and the objects must agree.
 SETTLE_SECONDS = 3.0
 
 
 def audit(place: Place, model: Model, tally: Tally) -> None:
-    """Hold the list and all bytes against the model, and let it go on from what was found."""
+    """Compare the list and all objects with the model, which then continues from what was found."""
     end = time.monotonic() + SETTLE_SECONDS
     sizes, found = _look(place.daemon, model)
     while _is_settling(model, sizes, found) and time.monotonic() < end:
@@ -39,7 +39,7 @@ def audit(place: Place, model: Model, tally: Tally) -> None:
 
 
 def _look(daemon: Daemon, model: Model) -> tuple[Sizes, dict[str, Seen]]:
-    """What is listed, and what is read; first the one, then the other."""
+    """The sizes in the list, and then the responses to GETs of all keys."""
     sizes = listed(daemon)
     answers = {key: _ask(daemon, "GET", f"/storage/get/{key}") for key in sorted({*model.keys(), *sizes})}
     return sizes, {key: Seen(key, answer.status, answer.body) for key, answer in answers.items()}
@@ -50,7 +50,7 @@ def _agree(sizes: Sizes, seen: Seen) -> bool:
 
 
 def _is_settling(model: Model, sizes: Sizes, found: Mapping[str, Seen]) -> bool:
-    """Whether they differ only where a write was under way: S3 may carry out what it got from one that is dead."""
+    """Whether list and GET differ only for keys with an unanswered write, which S3 may carry out late."""
     odd = [key for key, seen in found.items() if not _agree(sizes, seen)]
     return bool(odd) and all(len(model.possible(key)) > 1 for key in odd)
 
@@ -61,7 +61,7 @@ def listed(daemon: Daemon) -> Sizes:
 
 
 def print_figures(title: str, tally: Tally, orphans: int, more: Sequence[str] = ()) -> None:
-    """What was done, and what was found."""
+    """Print the counts of operations, faults and orphans."""
     counts = {**dict.fromkeys(FAULTS, 0), **tally.done, "orphans left": orphans}
     print(title)
     print("".join(f"  {kind:<20}{number:>10,}\n" for kind, number in sorted(counts.items())), end="")

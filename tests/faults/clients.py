@@ -1,4 +1,4 @@
-"""Clients that put, read, delete, break off and dawdle, each in a thread of its own, and tell the model of it."""
+"""Clients that put, read, delete, disconnect and read slowly, each in its own thread, and report to the model."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from twisted_storaged.conformance.raw_http import CHUNKED, EXPECT, Connection, N
 
 KiB, MiB = 1 << 10, 1 << 20
 
-#: Seconds that an answer may take.
-PATIENCE = 120.0
+#: Seconds that a response may take.
+TIMEOUT = 120.0
 #: Seconds that a slow reader waits before each read.
-_DAWDLE = 0.02
+_READ_DELAY = 0.02
 
 
 @dataclass
 class Tally:
-    """What was done, by kind, and what went wrong; several threads count."""
+    """Counts of operations by kind, and a list of faults; may be used by several threads."""
 
     done: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, kind: str) -> None:
-        """One more of a kind."""
+        """Count an operation."""
         with self.lock:
             self.done[kind] += 1
 
     def fault(self, kind: str, what: str) -> None:
-        """Something is lost, torn, or answered wrongly; `kind` says which."""
+        """Count and record a fault: `kind` is "lost", "torn" or "error"."""
         with self.lock:
             self.done[kind] += 1
             self.faults.append(f"{kind}: {what}")
 
 
 class Gone(Exception):
-    """The daemon is not there any more, or dropped the connection."""
+    """The daemon does not run any more, or dropped the connection."""
 
 
 class Client:
-    """One client: a thread's own."""
+    """One client, used by one thread."""
 
     def __init__(self, daemon: Daemon, model: Model, tally: Tally, seed: int) -> None:
         self.random = random.Random(seed)
@@ -56,7 +56,7 @@ class Client:
         self._tally = tally
 
     def put(self, key: str, size: int, chunked: bool = False) -> None:
-        """Store a new version, unless it is refused. Raises Gone."""
+        """Store a new version. Raises Gone."""
         version = self._model.new_version(size)
         content = version.content()
         body = _in_chunks(content) if chunked else content
@@ -64,12 +64,12 @@ class Client:
         self._write("PUT", key, self._model.begin(key, version), lambda connection: _ask(connection, request, body))
 
     def delete(self, key: str) -> None:
-        """Remove what is there. Raises Gone."""
+        """Delete the object. Raises Gone."""
         request = head("DELETE", f"/storage/delete/{key}")
         self._write("DELETE", key, self._model.begin(key, None), lambda connection: _ask(connection, request))
 
     def break_off(self, key: str, size: int) -> None:
-        """Send some of a body, and leave, with a FIN or a reset: nobody may ever see it. Raises Gone."""
+        """Send a part of a body and disconnect with a FIN or a reset; it must never become visible. Raises Gone."""
         content = self._model.new_version(size).content()[: self.random.randrange(size)]
         with self._connected() as connection:
             connection.send(head("PUT", f"/storage/put/{key}", length(size), EXPECT))
@@ -80,10 +80,10 @@ class Client:
         self._tally.count("broken off")
 
     def read(self, key: str, slowly: bool = False) -> None:
-        """Hold what is there against the model. Raises Gone."""
+        """Read the object and compare it with the model. Raises Gone."""
         with self._model.reading(key) as since:
             with self._connected() as connection:
-                connection.delay_reads(_DAWDLE if slowly else 0)
+                connection.delay_reads(_READ_DELAY if slowly else 0)
                 status, _, body = _ask(connection, head("GET", f"/storage/get/{key}"))
             check_state(self._model, self._tally, Seen(key, status, body), self._model.possible(key, since))
         self._tally.count("read slowly" if slowly else "read")
@@ -109,14 +109,14 @@ class Client:
     def _connected(self) -> Iterator[Connection]:
         try:
             with Connection(("127.0.0.1", self._daemon.port)) as connection:
-                connection.set_timeout(PATIENCE)
+                connection.set_timeout(TIMEOUT)
                 yield connection
         except (OSError, NoResponse) as error:
             raise Gone(repr(error)) from error
 
 
 def _ask(connection: Connection, request: bytes, body: bytes | None = None) -> Response:
-    """The answer to a request; its body is sent when it is asked for."""
+    """Send a request, and its body after a 100 Continue; returns the final response."""
     connection.send(request)
     answer = connection.response()
     if answer.status == 100 and body is not None:
@@ -139,7 +139,7 @@ class Seen(NamedTuple):
 
 
 def check_state(model: Model, tally: Tally, seen: Seen, possible: set[State]) -> State:
-    """Which of the possible states this is. Anything else is a fault: what should be there is lost, or it is torn."""
+    """The possible state that a response shows; if it shows none of them, record a fault: lost, torn, or an error."""
     if seen.status == 404 and None in possible:
         return None
     for version in possible:
@@ -155,7 +155,7 @@ def check_state(model: Model, tally: Tally, seen: Seen, possible: set[State]) ->
 
 
 def in_threads(clients: Sequence[Client], work: Callable[[Client], None]) -> list[threading.Thread]:
-    """Let each client work in a thread of its own, from now on."""
+    """Start a thread for each client."""
     threads = [threading.Thread(target=work, args=(client,), daemon=True) for client in clients]
     for thread in threads:
         thread.start()

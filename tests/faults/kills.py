@@ -1,7 +1,7 @@
-"""Kill storaged with -9 while clients write, start it again, and look at what is there: `python -m tests.faults.kills`.
+"""Kills storaged with SIGKILL while clients write, restarts it, and audits: `python -m tests.faults.kills`.
 
-After each kill, all that was answered must be there, byte for byte; what was under way may be, whole; nothing else is
-visible, and no file, row, part or upload is left over.
+After each kill, everything that was acknowledged must be there, byte for byte; what was under way may be, complete;
+nothing else is visible, and no file, row, part or upload is left over.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from tests.faults.places import PLACES, Place, stop_on_signals
 #: More than there are put slots.
 CLIENTS = 6
 KEYS = [f"key-{number:02}" for number in range(20)]
-#: Seconds until a kill.
+#: Seconds from the start of the writes to a kill, least and most.
 LIFE = (0.02, 0.6)
-#: Share of the kills that are followed by another, and seconds until it: before it listens, or just then.
+#: Share of the kills that are followed by another one during the start, and the seconds until that, least and most.
 AGAIN = 0.2
 START = (0.3, 1.0)
-#: Seconds that leftovers of a kill may be there after the next start.
+#: Seconds within which a start must remove the leftovers of a kill.
 ORPHAN_SECONDS = 10.0
 
 
 class Kills:
-    """Rounds of it, one after the other, on one bucket."""
+    """Rounds of kills on one bucket."""
 
     def __init__(self, place: Place, seed: int) -> None:
         self.tally = Tally()
@@ -38,7 +38,7 @@ class Kills:
         self._random = random.Random(seed)
 
     def round(self) -> None:
-        """Let clients write, kill, start, and audit."""
+        """Let clients write, kill the daemon, restart it, and audit."""
         daemon = self._place.daemon
         clients = [Client(daemon, self.model, self.tally, self._random.getrandbits(32)) for _ in range(CLIENTS)]
         threads = in_threads(clients, _work)
@@ -53,7 +53,7 @@ class Kills:
         audit(self._place, self.model, self.tally)
 
     def _kill_while_it_starts(self) -> None:
-        """It sweeps then, and must not mind that another one did not finish to."""
+        """Kill the daemon while it starts, which may interrupt its sweep of leftovers."""
         process = self._place.daemon.spawn()
         time.sleep(self._random.uniform(*START))
         process.kill()
@@ -61,7 +61,7 @@ class Kills:
         self.tally.count("kills at a start")
 
     def orphans(self, patience: float) -> int:
-        """What is left over."""
+        """The number of leftovers, after up to `patience` seconds."""
         return self._place.orphans_in_the_end(listed(self._place.daemon), patience)
 
 
@@ -79,7 +79,7 @@ def _work(client: Client) -> None:
 
 
 def _size(source: random.Random) -> int:
-    """Small, medium, or of several parts; often just at a border."""
+    """A random size: small, medium, or of several parts; often just at a limit."""
     kind = source.random()
     if kind < 0.5:
         return source.choice([0, 1, 64 * KiB, 64 * KiB + 1, source.randrange(64 * KiB)])
@@ -89,7 +89,7 @@ def _size(source: random.Random) -> int:
 
 
 def main() -> int:
-    """Run, print the figures, and say with the exit status whether all was kept."""
+    """Run the rounds and print the figures; the exit status is 1 if there was a fault."""
     stop_on_signals()
     options = _options()
     start = time.monotonic()
@@ -109,8 +109,8 @@ def _options() -> Namespace:
     parser = ArgumentParser(prog="python -m tests.faults.kills", description=__doc__)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--engine", choices=PLACES, default="local")
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="of keys, sizes and moments")
-    parser.add_argument("--orphans-may-be-left", action="store_true", help="count them, and do not fail for them")
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="seed of keys, sizes and moments")
+    parser.add_argument("--orphans-may-be-left", action="store_true", help="count orphans, but do not fail")
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
-"""What a key may have: the model that every read, and every audit, is held against.
+"""The model of what a key may hold, with which each read and each audit is compared.
 
-Each key is a register that several clients write and read at the same time. A write that was answered has taken
-place between its beginning and its end. One that was not answered may have, until it was given up, or not at all.
+Each key is a register that several clients write and read concurrently. A write that was acknowledged has taken place
+between its beginning and its end. One that was not may have taken place before it was given up, or not at all.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from hashlib import shake_128
 from itertools import count
 from typing import NamedTuple
 
-#: Bytes after which a content repeats: a prime, so that no part of an object is like that of another at its place.
+#: Period of a content in bytes: a prime, so that no part of an object equals another.
 _PERIOD = 65_521
 
 
 class Version(NamedTuple):
-    """What one PUT stores: bytes that are a function of its number and its size, and of nothing else."""
+    """The content of one PUT: bytes that depend only on its number and its size."""
 
     number: int
     size: int
 
     def content(self) -> bytes:
-        """All of its bytes."""
+        """The bytes."""
         period = shake_128(b"%d %d" % self).digest(min(_PERIOD, self.size))
         return (period * (self.size // _PERIOD + 1))[: self.size]
 
 
-#: What a key may have; None is no object.
+#: The state of a key; None means that there is no object.
 State = Version | None
 
 
 @dataclass(eq=False)
 class Write:
-    """A PUT or a DELETE; beginning and end are of the model's own clock."""
+    """A PUT or a DELETE; beginning and end are times of the model's own clock."""
 
     state: State
     begin: float
@@ -53,7 +53,7 @@ class _Key:
 
 
 class Model:
-    """All keys, from when none of them had an object."""
+    """The possible states of all keys; at first, none has an object."""
 
     def __init__(self) -> None:
         self._keys: defaultdict[str, _Key] = defaultdict(_Key)
@@ -68,47 +68,47 @@ class Model:
             return sorted(self._keys)
 
     def new_version(self, size: int) -> Version:
-        """A version of so many bytes that was never put before."""
+        """A new version of this size."""
         version = Version(next(self._numbers), size)
         with self._lock:
             self._versions[size].append(version)
         return version
 
     def is_whole(self, content: bytes) -> bool:
-        """Whether it is a version that was put at some time, under whatever key."""
+        """Whether these bytes are a complete version of any key."""
         return any(version.content() == content for version in list(self._versions[len(content)]))
 
     def begin(self, key: str, state: State) -> Write:
-        """From here on, the key may have this state."""
+        """Begin a write: from now on, the key may have this state."""
         with self._lock:
             write = Write(state, next(self._clock))
             self._keys[key].writes.append(write)
             return write
 
     def answered(self, key: str, write: Write) -> None:
-        """It has taken place: what was there before it began is there no more."""
+        """Record that a write was acknowledged: the states from before it began are impossible now."""
         with self._lock:
             write.end, write.answered = next(self._clock), True
             self._forget(self._keys[key])
 
     def given_up(self, write: Write) -> None:
-        """It has taken place by now, or never will."""
+        """Record that a write without an answer has taken place by now, or never will."""
         with self._lock:
             write.end = next(self._clock)
 
     def refused(self, key: str, write: Write) -> None:
-        """It has not taken place."""
+        """Record that a write has not taken place."""
         with self._lock:
             self._keys[key].writes.remove(write)
 
     def found(self, key: str, state: State) -> None:
-        """While nobody wrote, this was found: from here on it is the only possible state."""
+        """Record what was found while nobody wrote: it is the only possible state now."""
         with self._lock:
             self._keys[key].writes = [Write(state, next(self._clock), next(self._clock), True)]
 
     @contextmanager
     def reading(self, key: str) -> Iterator[float]:
-        """While this lasts, no state is forgotten that a read which began now may find; gives when that was."""
+        """Keep all states that a read which begins now may find; yields the time of its beginning."""
         with self._lock:
             since = next(self._clock)
             self._keys[key].reads.append(since)
@@ -128,6 +128,6 @@ class Model:
 
 
 def _possible(writes: list[Write], since: float) -> Iterable[Write]:
-    """All but those after whose end another began that was answered before `since`."""
+    """The writes without those that ended before another one began which was acknowledged before `since`."""
     latest = max((write.begin for write in writes if write.answered and write.end < since), default=-math.inf)
     return [write for write in writes if write.end >= latest]

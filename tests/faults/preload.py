@@ -1,4 +1,4 @@
-"""Faults of the C library that one process meets: shims that are compiled from the C files here, and preloaded."""
+"""Faults of the C library in one process: shims that are compiled from the C files in this folder and preloaded."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ needs_compiler = pytest.mark.skipif(
 
 
 class Preload:
-    """One shim, and the file by which it is told what to do."""
+    """A compiled shim, and the file that controls it."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        """`name` is that of a C file here; what is made of it goes to `folder`."""
+        """Compile the C file `name` in this folder; the library is put in `folder`."""
         self.file = folder / f"{name}.fault"
         self._library = folder / f"{name}.so"
         source = str(HERE / f"{name}.c")
@@ -28,5 +28,5 @@ class Preload:
 
     @property
     def launcher(self) -> Sequence[str]:
-        """A command that becomes the one that is appended to it, with the shim in it."""
+        """A command that runs the command after it with the shim."""
         return ["env", f"LD_PRELOAD={self._library}", f"FAULT_FILE={self.file}"]

@@ -1,4 +1,4 @@
-"""Ceph's own processes killed, stopped and started again under the daemon, with three OSDs that keep what they have."""
+"""Processes of a Ceph cluster are killed, paused and restarted under the daemon. Its three OSDs keep their data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Fault = Callable[[], None]
 
 
 class Cluster:
-    """Ceph, and one daemon in front of it for all faults."""
+    """A Ceph cluster, and one daemon in front of it for all tests."""
 
     def __init__(self, behind: Behind, ctl: Path) -> None:
         self.behind = behind
@@ -47,7 +47,7 @@ class Cluster:
             subprocess.run([self._ctl, what, name], check=True)
 
     def settle(self) -> None:
-        """Wait until it takes writes."""
+        """Wait until the cluster accepts writes."""
 
         def works() -> bool:
             with suppress(BotoCoreError, ClientError):
@@ -79,7 +79,7 @@ def behind(cluster: Cluster) -> Behind:
 
 @pytest.fixture(params=FAULTS, ids=lambda fault: f"{fault[0]} {' '.join(fault[2])}")
 def fault(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Fault]:
-    """Something happens, and is over soon."""
+    """A function that begins a fault, which ends by itself after LASTS seconds."""
     begin, end, names = request.param
     ending = Timer(LASTS, cluster.do, (end, names))
 
@@ -92,10 +92,10 @@ def fault(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Fault]:
 
 
 class CephFaultTests:
-    """Whatever happens, and whenever."""
+    """Faults at different moments of a request."""
 
     def test_in_the_middle_of_parts(self, behind: Behind, fault: Fault) -> None:
-        """Some are there, some under way, some still to come."""
+        """A fault while some parts are uploaded and others are still to come leaves the new object or the old one."""
         with behind.daemon.connect() as client:
             client.settimeout(60)
             client.sendall(head("k", len(DATA)) + DATA[: 12 * MiB])
@@ -105,7 +105,7 @@ class CephFaultTests:
             self.check(behind, int(client.recv(1000).split()[1]))
 
     def test_between_the_last_part_and_complete(self, behind: Behind, fault: Fault) -> None:
-        """All parts are there, the object is not."""
+        """A fault before CompleteMultipartUpload leaves the new object or the old one."""
         with ThreadPoolExecutor(1) as clients:
             put = clients.submit(behind.put, "k", DATA)
             wait_for(lambda: behind.proxy.count(b"partNumber=1&") > 0)
@@ -116,7 +116,7 @@ class CephFaultTests:
             self.check(behind, put.result()[0])
 
     def test_during_a_get(self, behind: Behind, fault: Fault) -> None:
-        """The client gets all bytes, of one answer."""
+        """A GET that meets a fault still gives all bytes in one 200 response."""
         with behind.daemon.connect() as client:
             client.settimeout(60)
             client.sendall(b"GET /storage/get/large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -130,7 +130,7 @@ class CephFaultTests:
 
     @staticmethod
     def check(behind: Behind, status: int) -> None:
-        """200 and the whole object, or an error and the old one; and no upload is left."""
+        """Expect the new object after a 200 and the old one after an error, and that no upload is left."""
         assert status in (200, 500, 504)
         wait_for(lambda: behind.get("k") == (200, DATA if status == 200 else b"old"), 60)
         wait_for(lambda: not behind.uploads())

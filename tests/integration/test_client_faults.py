@@ -1,4 +1,4 @@
-"""Clients that break the rules, and a machine that runs out of something: what it costs the daemon is looked at."""
+"""Clients that break the protocol, and a daemon without free file descriptors: it keeps serving, and leaks nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def connect(daemon: Daemon) -> Connection:
 
 
 def files(daemon: Daemon) -> int:
-    """How many contents there are on the disk, seen or not."""
+    """The number of content files on the disk, whether a key refers to them or not."""
     return len(list((daemon.data / "objects").glob("*/*")))
 
 
@@ -46,18 +46,20 @@ def descriptors(daemon: Daemon) -> int:
 
 
 def expect_no_200(connection: Connection) -> None:
-    """An error, or none; and the connection ends."""
+    """Expect a 400 or no response, and then the end of the connection."""
     with suppress(NoResponse):
         assert connection.final_response().status == 400
     assert connection.is_closed_by_server()
 
 
 class BodyTests:
-    """Bodies that are not what they were to be. That nobody sees them, the conformance kit has shown."""
+    """Malformed and incomplete bodies leak no file and no descriptor. That they become no object is checked by the
+    conformance kit.
+    """
 
     @contextmanager
     def costs_nothing(self, daemon: Daemon) -> Iterator[None]:
-        """The old object stays; no file, no descriptor and no slot is kept."""
+        """Expect that the old object stays, and that no file and no descriptor is kept."""
         assert ask(daemon, "PUT", "/storage/put/a", OLD)[0] == 200
         wait_for(lambda: files(daemon) == 1)
         before = descriptors(daemon)
@@ -69,7 +71,7 @@ class BodyTests:
 
     @pytest.mark.parametrize("bad", BAD_CHUNKS.values(), ids=BAD_CHUNKS)
     def test_malformed_chunks(self, daemon: Daemon, bad: bytes) -> None:
-        """After parts of the body are on the disk; more often than there are slots."""
+        """Malformed chunks after parts that are on the disk leak nothing, more often than there are slots."""
         with self.costs_nothing(daemon):
             for _ in range(5):
                 with connect(daemon) as client:
@@ -81,7 +83,7 @@ class BodyTests:
                 wait_for(lambda: files(daemon) == 1)
 
     def test_a_body_shorter_than_declared(self, daemon: Daemon) -> None:
-        """From a client that says that this was all, and waits for an answer."""
+        """A client that half-closes its connection before the end of its body gets no 200, and leaks nothing."""
         with self.costs_nothing(daemon):
             for _ in range(5):
                 with connect(daemon) as client:
@@ -90,14 +92,14 @@ class BodyTests:
                     expect_no_200(client)
 
     def test_a_body_longer_than_declared(self, daemon: Daemon) -> None:
-        """What is too much is taken for a request, which it is not; it costs the connection, not the object."""
+        """Bytes after the declared length end the connection after the 200; the object is as declared."""
         with self.costs_nothing(daemon), connect(daemon) as client:
             client.send(head("PUT", "/storage/put/a", length(len(OLD))) + OLD + b"and more\r\n\r\n")
             assert client.final_response().status == 200
             expect_no_200(client)
 
     def test_no_http_at_all(self, daemon: Daemon) -> None:
-        """Noise, a TLS handshake, and a head that has no end."""
+        """Noise, a TLS handshake, and headers without end get no 200, and the daemon keeps serving."""
         with self.costs_nothing(daemon):
             for noise in (b"\0\xff" * 1000 + b"\r\n\r\n", b"\x16\x03\x01\x02\0\x01\0\r\n\r\n", b"X: y\r\n" * 100_000):
                 with connect(daemon) as client, suppress(ConnectionError):
@@ -107,10 +109,10 @@ class BodyTests:
 
 
 class DescriptorTests:
-    """As many open files as a process may have."""
+    """A process that has reached its limit of open files."""
 
     def test_out_of_descriptors(self, tmp_path: Path) -> None:
-        """Who comes too late is refused, who is there is served; and when others leave, all is as before."""
+        """Without free descriptors, new connections are refused and open ones are served; later all is as before."""
         with Daemon(tmp_path) as daemon, ExitStack() as stack:
             assert ask(daemon, "PUT", "/storage/put/a", OLD)[0] == 200
             before = descriptors(daemon)

@@ -1,4 +1,4 @@
-"""A wall clock that is set while the daemon runs, as NTP does, or a virtual machine that goes on after a pause."""
+"""The wall clock is set while the daemon runs, as NTP does, or the resume of a virtual machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LATE = 5.0
 
 
 class WallClock:
-    """The wall clock of one daemon."""
+    """The wall clock of one daemon, which a preloaded shim shifts."""
 
     def __init__(self, folder: Path) -> None:
         self._preload = Preload("clock", folder)
@@ -35,13 +35,13 @@ class WallClock:
         self.launcher = self._preload.launcher
 
     def step(self, seconds: float) -> None:
-        """Set it to be off by so much."""
+        """Set the clock off by so many seconds."""
         with self._preload.file.open("r+b" if self._preload.file.exists() else "wb") as file:
             file.write(struct.pack("d", seconds))
 
 
 class Client(Thread):
-    """Puts, reads, lists and deletes, until told to stop; notes how long each answer took at most."""
+    """A thread that puts, reads, lists and deletes until it is stopped, and notes the longest time of a response."""
 
     def __init__(self, daemon: Daemon, number: int, stop: Event) -> None:
         super().__init__(daemon=True)
@@ -91,10 +91,10 @@ def daemon(tmp_path: Path, clock: WallClock) -> Iterator[Daemon]:
 
 
 class ClockStepTests:
-    """Requests of eight clients, while the clock of the daemon's machine is set back and forth."""
+    """Requests of eight clients while the wall clock of the daemon is set forward and back."""
 
     def test_no_answer_is_delayed(self, daemon: Daemon, clock: WallClock) -> None:
-        """All answers come in the usual time, and all are good: no timeout of a healthy connection is over early."""
+        """Requests during clock steps are answered correctly and as fast as usual; no timeout fires early."""
         stop = Event()
         clients = [Client(daemon, number, stop) for number in range(CLIENTS)]
         for seconds in STEPS:
@@ -108,7 +108,7 @@ class ClockStepTests:
         assert min(client.answers for client in clients) > len(STEPS)
 
     def test_dates_follow_it(self, daemon: Daemon, clock: WallClock) -> None:
-        """The Date of an answer, and of what is put, is what the wall clock says."""
+        """The Date of a response and the time of a new object follow the wall clock."""
         for seconds in (-15, 3600):
             clock.step(seconds)
             connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=60)
@@ -122,7 +122,7 @@ class ClockStepTests:
                 assert abs(parsedate_to_datetime(date).timestamp() - time.time() - seconds) < LATE
 
     def test_a_waiting_connection_is_not_closed(self, daemon: Daemon, clock: WallClock) -> None:
-        """A PUT in the middle of its body, and an idle connection, outlive a step of an hour."""
+        """A PUT in the middle of its body and an idle connection outlive a clock step of an hour."""
         with daemon.connect() as putting, daemon.connect() as idle:
             putting.sendall(b"PUT /objects/a HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n" + bytes(100_000))
             idle.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -1,4 +1,4 @@
-"""Commits of the embedded bucket that cannot be made, in a real daemon: what is answered, and what is there after."""
+"""Commits of the embedded bucket that fail in a real daemon: the responses, and what is stored afterwards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 
 def ask(daemon: Daemon, method: str, path: str, body: bytes | None = None) -> tuple[int, str | None, bytes]:
-    """One request on a connection of its own: the status, Retry-After, and the body of the answer."""
+    """Send a request on a connection of its own; returns the status, Retry-After, and the body of the response."""
     connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=30)
     connection.request(method, path, body)
     response = connection.getresponse()
@@ -60,7 +60,7 @@ class FailedFsyncTests:
     def test_what_was_answered_as_failed_stays_so(
         self, daemon: Daemon, fault: Preload, lasting: bytes, new: bytes
     ) -> None:
-        """What reads old after a failed write is old after a kill -9."""
+        """A write that failed is not visible, not even after a kill -9."""
         assert put(daemon, b"old") == 200
         fault.file.write_bytes(lasting)
         assert put(daemon, new) == (503 if lasting else 500)
@@ -71,7 +71,7 @@ class FailedFsyncTests:
         assert ask(daemon, "GET", "/objects/a")[2] == b"old"
 
     def test_writes_are_taken_again(self, daemon: Daemon, fault: Preload) -> None:
-        """Once the log can be cut; until then all are refused, and reads go on."""
+        """Writes are refused until the log can be truncated, then accepted again; reads are served all the time."""
         assert put(daemon, b"old") == 200
         fault.file.write_bytes(b"always")
         for _ in range(3):
@@ -89,10 +89,10 @@ class FailedFsyncTests:
 
 
 class LockedIndexTests:
-    """Another program has SQLite's write lock."""
+    """Another program holds SQLite's write lock."""
 
     def test_is_refused_and_leaves_nothing(self, daemon: Daemon) -> None:
-        """A PUT is 503 then; reads are not held up, and the next PUT is stored."""
+        """A PUT while the index is locked is 503; reads are not delayed, and the next PUT is stored."""
         assert put(daemon, b"old") == 200
         with closing(sqlite3.connect(daemon.data / "index.sqlite", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -111,7 +111,7 @@ class LostFolderTests:
     @pytest.mark.parametrize("replaced", [False, True])
     @pytest.mark.parametrize("body", [b"small", LARGE])
     def test_no_put_is_acknowledged(self, daemon: Daemon, what: str, replaced: bool, body: bytes) -> None:
-        """What nobody will find again is not stored."""
+        """A PUT into a data folder that was removed or replaced is not answered with 200."""
         assert put(daemon, b"old") == 200
         path, moved = daemon.data / what, daemon.folder / "moved"
         path.rename(moved)

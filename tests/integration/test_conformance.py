@@ -1,4 +1,4 @@
-"""The conformance kit: that storaged passes it, and that it finds what is wrong with others."""
+"""The conformance kit: storaged passes all checks, and a wrong server fails the checks of what it does wrong."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMIT = 400
 
 
 class Table:
-    """What the kit printed about a server, and its exit status."""
+    """The table that the kit printed about a server, and the exit status."""
 
     def __init__(self, url: str, *options: str) -> None:
         command = [sys.executable, "-m", "twisted_storaged.conformance", url, *options]
@@ -29,13 +29,13 @@ class Table:
         self.status = ended.returncode
 
     def failed(self) -> list[str]:
-        """The rows that are FAIL, without that word."""
+        """The rows of failed checks, without the word FAIL."""
         return [row[6:] for row in self.rows if not row.startswith("ok ")]
 
 
 @pytest.fixture(scope="module")
 def wrong() -> Iterator[Table]:
-    """What is said of the wrong server."""
+    """The table of the wrong server."""
     process = subprocess.Popen([sys.executable, wrong_server.__file__], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -51,7 +51,7 @@ class ConformanceTests:
 
     @pytest.mark.full
     def test_storaged_conforms(self, tmp_path: Path) -> None:
-        """In every row; and nothing of it is left."""
+        """The daemon passes every check, and the kit leaves no object behind."""
         with Daemon(tmp_path) as daemon:
             table = Table(daemon.url)
             assert (table.failed(), table.status, table.summary) == ([], 0, "none failed")
@@ -77,11 +77,11 @@ class ConformanceTests:
         ],
     )
     def test_a_wrong_server_does_not(self, wrong: Table, check: str) -> None:
-        """What it gets wrong is found."""
+        """Each mistake of the wrong server makes a check fail."""
         assert [row for row in wrong.failed() if row.startswith(check)]
 
     def test_what_is_right_is_ok(self, wrong: Table) -> None:
-        """Also beside what is wrong; the status is 1."""
+        """Checks of what the wrong server does right pass, and the exit status is 1."""
         assert wrong.status == 1
         assert wrong.summary == f"{len(wrong.failed())} failed"
         right = [row[6:] for row in wrong.rows if row.startswith("ok ")]
@@ -90,7 +90,7 @@ class ConformanceTests:
         assert [row for row in right if row.startswith("A list has all keys")]
 
     def test_nobody_is_there(self) -> None:
-        """Every check fails, and says why."""
+        """Without a server, every check fails with the reason, and the exit status is 1."""
         table = Table(f"http://127.0.0.1:{free_ports(1)}")
         assert table.status == 1
         assert len(table.failed()) == len(table.rows)

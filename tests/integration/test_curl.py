@@ -1,4 +1,4 @@
-"""curl against the real daemon: what a person at a shell, or a script, sees."""
+"""The program curl against a real daemon: uploads, refusals and deletes, as from a shell."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def big(tmp_path: Path) -> Path:
 
 
 def curl(daemon: Daemon, path: str, *options: str | Path) -> tuple[int, int, str]:
-    """Status, bytes uploaded, and the body of the answer."""
+    """Run curl; returns the status, the number of uploaded bytes, and the body of the response."""
     command = ["curl", "-sS", "-m", "60", "-w", "\n%{http_code} %{size_upload}", *map(str, options), daemon.url + path]
     output = subprocess.run(command, capture_output=True, check=True, timeout=90).stdout.decode()
     body, _, figures = output.rpartition("\n")
@@ -44,10 +44,10 @@ def curl(daemon: Daemon, path: str, *options: str | Path) -> tuple[int, int, str
 
 
 class UploadTests:
-    """curl -T."""
+    """Uploads with `curl -T`."""
 
     def test_round_trip(self, daemon: Daemon, big: Path, tmp_path: Path) -> None:
-        """With 100-continue, which curl asks for by itself."""
+        """A file that curl uploads, with the 100 Continue that it asks for, comes back byte for byte."""
         status, uploaded, body = curl(daemon, "/storage/put/big", "-T", big)
         assert (status, uploaded) == (200, 8 << 20)
         assert json.loads(body)["size"] == 8 << 20
@@ -60,14 +60,14 @@ class UploadTests:
         [("/storage/put/small/a", 413), ("/storage/put/a/../b", 400), ("/x", 404), ("/health", 405)],
     )
     def test_a_refusal_uploads_nothing(self, daemon: Daemon, big: Path, path: str, expected: int) -> None:
-        """Not one byte of the body."""
+        """A PUT that is refused for its length uploads not one byte of its body."""
         status, uploaded, _ = curl(
             daemon, path, "--path-as-is", "-T", big, "-H", "Expect: 100-continue", "--expect100-timeout", "30"
         )
         assert (status, uploaded) == (expected, 0)
 
     def test_no_free_slot_uploads_nothing(self, daemon: Daemon, big: Path) -> None:
-        """503, at once."""
+        """A PUT without a free slot is 503 at once, and uploads nothing."""
         holder = daemon.connect()
         holder.sendall(head("a", 10) + b"x")
         options = ("-T", big, "-H", "Expect: 100-continue", "--expect100-timeout", "30")
@@ -77,7 +77,7 @@ class UploadTests:
         assert holder.recv(1000).startswith(b"HTTP/1.1 200")
 
     def test_a_chunked_body_over_the_cap(self, daemon: Daemon, big: Path) -> None:
-        """Gets its 413, though it was on the way, and stores nothing."""
+        """A chunked upload over the limit is 413 and stores nothing."""
         for _ in range(10):
             status, _, body = curl(
                 daemon, "/storage/put/small/a", "-T", big, "-H", "Transfer-Encoding: chunked", "-H", "Expect:"
@@ -86,11 +86,11 @@ class UploadTests:
         assert curl(daemon, "/storage/get/small/a")[0] == 404
 
     def test_a_chunked_body_under_the_cap(self, daemon: Daemon, big: Path) -> None:
-        """Is as good as any."""
+        """A chunked upload under the limit is stored."""
         assert curl(daemon, "/storage/put/big", "-T", big, "-H", "Transfer-Encoding: chunked")[0] == 200
 
     def test_delete(self, daemon: Daemon, big: Path) -> None:
-        """Twice."""
+        """DELETE is 204, also when it is repeated."""
         curl(daemon, "/storage/put/gone", "-T", big)
         assert curl(daemon, "/storage/delete/gone", "-X", "DELETE")[0] == 204
         assert curl(daemon, "/storage/delete/gone", "-X", "DELETE")[0] == 204

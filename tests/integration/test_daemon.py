@@ -1,4 +1,4 @@
-"""The daemon as a process: how it starts, how it stops, and what it refuses."""
+"""The daemon as a process: how it starts, how it stops, and with which configurations it refuses to start."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 
 def ask(daemon: Daemon, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-    """One request on a connection of its own."""
+    """Send one request on a connection of its own; returns the status and the body of the response."""
     connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=30)
     connection.request(method, path, body)
     response = connection.getresponse()
@@ -43,7 +43,7 @@ def bodies(number: int) -> list[tuple[str, bytes]]:
 
 
 def wait_for(condition: object, seconds: float = 30) -> None:
-    """Wait until something that was set off has happened."""
+    """Wait until a condition holds."""
     end = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, "it did not happen"
@@ -51,10 +51,10 @@ def wait_for(condition: object, seconds: float = 30) -> None:
 
 
 class LifeTests:
-    """From start to stop."""
+    """The life of a daemon, from start to stop."""
 
     def test_serves_objects(self, daemon: Daemon) -> None:
-        """All verbs, in a process that nobody configured."""
+        """A daemon without configuration serves all verb paths, on storaged's reactor."""
         assert "reactor class: twisted_storaged.runtime.twisted_internals.Reactor" in daemon.log
         status, body = ask(daemon, "PUT", "/storage/put/a/b%20c", b"hello")
         assert (status, json.loads(body)["size"]) == (200, 5)
@@ -67,7 +67,7 @@ class LifeTests:
         assert ask(daemon, "GET", "/health")[0] == 200
 
     def test_sigterm_ends_it_within_seconds(self, daemon: Daemon) -> None:
-        """With status 0, also while a client holds a connection and another hangs in a PUT."""
+        """SIGTERM ends the daemon within seconds and with status 0, despite an idle connection and a PUT under way."""
         idle, busy = daemon.connect(), daemon.connect()
         idle.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         assert idle.recv(100).startswith(b"HTTP/1.1 200")
@@ -79,7 +79,7 @@ class LifeTests:
         assert list((daemon.data / "objects").glob("*/*")) == []
 
     def test_a_put_under_way_is_finished_first(self, daemon: Daemon) -> None:
-        """It was admitted."""
+        """A PUT that is under way at SIGTERM is completed, and its object is there after the next start."""
         client = daemon.connect()
         client.sendall(head("a", 5) + b"he")
         wait_for(lambda: ask(daemon, "GET", "/health")[0] == 200)
@@ -93,7 +93,7 @@ class LifeTests:
         assert ask(daemon, "GET", "/storage/get/a") == (200, b"hello")
 
     def test_what_was_answered_survives_kill_9(self, daemon: Daemon) -> None:
-        """And what was not is not to be seen, nor left on the disk."""
+        """Objects whose PUTs were answered survive kill -9; incomplete ones are not visible and leave no file."""
         for number in range(5):
             half = daemon.connect()
             half.sendall(head("half", 10_000_000) + b"x" * 5_000_000)
@@ -109,7 +109,7 @@ class LifeTests:
         assert len(list((daemon.data / "objects").glob("*/*"))) == 5
 
     def test_no_traceback_and_no_credential_leaves_it(self, tmp_path: Path) -> None:
-        """When S3 is not there, the client hears so and no more, and the log has the key and the cause."""
+        """Without a connection to S3, the client gets 502, and the log has the key and the cause, but no secret."""
         config = (
             '[s3]\nendpoint = "http://127.0.0.1:9"\nregion = "r"\nbucket = "b"\nuse_path_style = true\n'
             'access_key_id = "AKIAID"\nsecret_access_key = "hunter2"\n'
@@ -124,7 +124,7 @@ class LifeTests:
 
 
 def handles(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal, and not only the one that Python has for SIGINT. See proc(5)."""
+    """Whether a process handles both SIGTERM and a signal; Python itself handles SIGINT. See proc(5)."""
     status = Path(f"/proc/{pid}/status").read_text("ascii")
     caught = int(status.partition("SigCgt:")[2].split()[0], 16)
     return bool(caught >> (SIGTERM - 1) & 1) and bool(caught >> (number - 1) & 1)
@@ -135,7 +135,7 @@ class StopSignalTests:
 
     @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
     def test_before_the_reactor_runs(self, tmp_path: Path, number: int) -> None:
-        """A signal that comes between the command line and the reactor ends the start."""
+        """A signal between the parsing of the command line and the start of the reactor ends the start."""
         for delay in (0, 0.01, 0.02, 0.04, 0.08):
             daemon = Daemon(tmp_path)
             process = daemon.spawn()
@@ -147,7 +147,7 @@ class StopSignalTests:
 
     @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
     def test_a_second_one(self, daemon: Daemon, number: int) -> None:
-        """While the daemon waits for a PUT that is under way, another signal changes nothing."""
+        """A second signal, while the daemon waits for a PUT that is under way, changes nothing."""
         with daemon.connect() as client:
             client.sendall(head("half", 10) + b"12345")
             wait_for(lambda: ask(daemon, "GET", "/health")[0] == 200)
@@ -164,7 +164,7 @@ class StopSignalTests:
 
 
 class RefusalToStartTests:
-    """What ends with status 1, and a line that says why, before anything listens."""
+    """Starts that end with status 1 and a line that says why, before the daemon listens."""
 
     def refused(self, daemon: Daemon, bind: str = "tcp:0:interface=127.0.0.1") -> str:
         process = daemon.spawn(bind)
@@ -173,7 +173,7 @@ class RefusalToStartTests:
         return daemon.log
 
     def test_a_directory_in_use(self, daemon: Daemon, tmp_path: Path) -> None:
-        """One daemon per directory."""
+        """A data folder that another daemon uses is refused."""
         folder = tmp_path / "second"
         folder.mkdir()
         second = Daemon(folder)
@@ -182,7 +182,7 @@ class RefusalToStartTests:
         assert ask(daemon, "GET", "/health")[0] == 200
 
     def test_a_taken_port(self, daemon: Daemon, tmp_path: Path) -> None:
-        """It does not run on, deaf."""
+        """A port that is taken ends the daemon, instead of letting it run without listening."""
         folder = tmp_path / "second"
         folder.mkdir()
         log = self.refused(Daemon(folder), f"127.0.0.1:{daemon.port}")
@@ -190,7 +190,7 @@ class RefusalToStartTests:
         assert "Address already in use" in log
 
     def test_a_start_after_one_that_failed(self, daemon: Daemon, tmp_path: Path) -> None:
-        """A start that fails after the embedded bucket was opened leaves it closed, for the next start to open."""
+        """A start that fails on a taken port closes the embedded bucket, so that the next start can open it."""
         folder = tmp_path / "second"
         folder.mkdir()
         second = Daemon(folder)
@@ -200,19 +200,19 @@ class RefusalToStartTests:
             assert ask(second, "PUT", "/storage/put/a", b"hello")[0] == 200
 
     def test_a_bad_config(self, tmp_path: Path) -> None:
-        """The last line names the place; there is no traceback to read it out of."""
+        """A mistake in the configuration is the last line of the output, with its place and without a traceback."""
         log = self.refused(Daemon(tmp_path, config="[storaged]\nput_slots = 'four'\n"))
         expected = f"{tmp_path}/lakehouse.toml: [storaged] put_slots is 'four': expected a positive integer"
         assert log.splitlines()[-1] == expected
         assert "Traceback" not in log
 
     def test_the_network(self, tmp_path: Path) -> None:
-        """There is no authentication."""
+        """An address that other hosts can reach is refused by default, as clients are not authenticated."""
         log = self.refused(Daemon(tmp_path), "0.0.0.0:0")
         assert "expected a loopback address or a unix socket" in log
 
     def test_daemonized_it_says_so_too(self, daemon: Daemon, tmp_path: Path) -> None:
-        """Without -n, twistd forks: the parent still exits 1, and no pid file is left."""
+        """Without -n, twistd forks; the parent still exits with status 1, and no pid file is left."""
         command = [str(TWISTD), "--logfile", "log", "--pidfile", "pid", "storaged", *daemon._options]
         environ = {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
         ended = subprocess.run(command, cwd=tmp_path, env=environ, timeout=60, capture_output=True, check=False)
@@ -224,10 +224,10 @@ class RefusalToStartTests:
 
 
 class AdmissionTests:
-    """Put slots, in the real thing."""
+    """Put slots and early responses, in a real daemon."""
 
     def test_five_puts_at_once(self, daemon: Daemon) -> None:
-        """Four 200 and one 503."""
+        """Of five concurrent PUTs, four are 200 and the fifth is 503."""
         clients = [daemon.connect() for _ in range(5)]
         for number, client in enumerate(clients):
             client.sendall(head(f"a{number}", 10) + b"x")
@@ -243,7 +243,7 @@ class AdmissionTests:
         assert ask(daemon, "PUT", "/storage/put/b", b"x")[0] == 200
 
     def test_an_early_answer_is_always_seen(self, daemon: Daemon) -> None:
-        """By a client that sends its whole body before it looks: 50 times of 50."""
+        """A 413 is seen by a client that sends 8 MB before it reads, 50 times of 50."""
         seen = 0
         for _ in range(50):
             connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=30)
@@ -257,7 +257,7 @@ class AdmissionTests:
         assert seen == 50
 
     def test_the_peer_dies_in_mid_body(self, daemon: Daemon) -> None:
-        """Nothing visible, nothing left, the slots free: with a FIN, and with a reset."""
+        """A PUT whose client disconnects, with a FIN or a reset, leaves no object and no file, and frees its slot."""
         for reset in (False, True):
             for _ in range(4):
                 client = daemon.connect()

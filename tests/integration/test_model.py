@@ -1,4 +1,4 @@
-"""Any sequence of requests on any bucket gives what a dict would give; and writes that race have one winner."""
+"""Random sequences of requests give what a dict would give, and of conditional writes that race one wins."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ Answer = tuple[int, dict[str, str], bytes]
 
 
 class Client:
-    """One connection, kept."""
+    """A persistent connection."""
 
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
-        """Status, headers by their names in lower case, and body."""
+        """Send a request; returns the status, the headers with names in lower case, and the body."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         self._connection.request(method, path, body, named)
         response = self._connection.getresponse()
@@ -48,7 +48,7 @@ class Client:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Nothing races on moto: see below."""
+    """Run tests of `served` on each kind of bucket, and races not on moto."""
     if "served" in metafunc.fixturenames:
         races = metafunc.cls is RaceTests
         kinds = [kind for kind in ("local", *ENGINES) if not (races and kind == "moto")]
@@ -59,7 +59,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def served(
     request: pytest.FixtureRequest, all_engines: Engines, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, int]]:
-    """The name of a bucket's kind, and the port of a daemon that has one."""
+    """The name of a kind of bucket, and the port of a daemon that has such a bucket."""
     config = "[storaged]\nput_slots = 16\n"
     if request.param != "local":
         engine = all_engines.get(request.param)
@@ -80,7 +80,7 @@ RANGES = st.builds(ByteRange, st.none(), st.integers(0, 30)) | st.integers(0, 30
 
 
 class StorageMachine(RuleBasedStateMachine):
-    """A prefix of its own of a bucket, beside the dict that says what must be in it."""
+    """A state machine of Hypothesis: a prefix of a bucket, and the dict that says what it must hold."""
 
     client: Client
     #: What is put instead of PARTS, on an engine whose lists have another ETag for such an object than the PUT gave,
@@ -185,10 +185,10 @@ class StorageMachine(RuleBasedStateMachine):
 
 
 class ModelTests:
-    """Against a dict."""
+    """Sequences of requests, compared with a dict."""
 
     def test_every_sequence(self, served: tuple[str, int]) -> None:
-        """Put, get, ranges, head, list, delete, and all of them with conditions."""
+        """PUT, GET, ranges, HEAD, list and DELETE, with and without conditions, give what the dict says."""
 
         class Machine(StorageMachine):
             client = Client(served[1])
@@ -205,14 +205,14 @@ class ModelTests:
 
 
 class RaceTests:
-    """Wherever the bucket takes a condition, it is one step with the write."""
+    """Conditional writes that race: the condition is checked in one atomic step with the write."""
 
     @pytest.fixture
     def clients(self, served: tuple[str, int]) -> list[Client]:
         return [Client(served[1]) for _ in range(WRITERS)]
 
     def test_create_only(self, served: tuple[str, int], clients: list[Client]) -> None:
-        """Of twelve that would create, one does, each time."""
+        """Of twelve concurrent PUTs with If-None-Match: *, exactly one succeeds, in each round."""
         if clients[0].ask("PUT", "/objects/probe", b"x", If_None_Match="*")[0] == 501:
             assert served[0] in CANNOT_CREATE
             return
@@ -231,7 +231,7 @@ class RaceTests:
                 assert statuses[int(body)] == 200
 
     def test_compare_and_swap(self, served: tuple[str, int], clients: list[Client]) -> None:
-        """A counter that eight count up together loses nothing."""
+        """A counter that eight clients increment with If-Match loses no increment."""
         etag = json.loads(clients[0].ask("PUT", "/objects/counter", b"0")[2])["etag"]
         status, _, _ = clients[0].ask("PUT", "/objects/counter", b"0", If_Match=f'"{etag}"')
         if status == 501:

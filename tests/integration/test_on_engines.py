@@ -1,4 +1,4 @@
-"""The daemon in front of real S3 engines, with their own word on what it left there."""
+"""The daemon in front of real S3 engines, which are asked directly what it stored and left behind."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def on_engine(engine: Engine, tmp_path: Path) -> Iterator[OnEngine]:
 
 
 class EngineTests:
-    """What only a real engine can say."""
+    """Behaviour that only a real engine can show."""
 
     def test_a_peer_that_dies_leaves_no_upload(self, on_engine: OnEngine) -> None:
-        """Nothing visible, nothing to pay for, and the slots are free."""
+        """A PUT whose client disconnects leaves no object and no upload, and frees its slot."""
         for _ in range(4):
             client = on_engine.daemon.connect()
             client.sendall(head("a", 100 * MiB) + b"x" * (12 * MiB))
@@ -66,7 +66,7 @@ class EngineTests:
         assert on_engine.keys() == ["b"]
 
     def test_a_slow_body_is_on_the_engine_before_it_ends(self, on_engine: OnEngine) -> None:
-        """It streams: parts are there while the rest is still to come, and the object is not."""
+        """Parts of a slow body are uploaded while the rest is still to come; the object is not visible yet."""
         data = b"0123456789abcdef" * (11 * MiB // 16)
         client = on_engine.daemon.connect()
         client.sendall(head("slow", len(data)) + data[: 11 * MiB - 1])
@@ -84,7 +84,7 @@ class EngineTests:
         assert on_engine.s3.get_object(Bucket=on_engine.bucket, Key="slow")["Body"].read() == data
 
     def test_a_chunked_body_over_the_cap_leaves_nothing(self, on_engine: OnEngine) -> None:
-        """413 after the cap, and the upload is aborted."""
+        """A chunked body over the limit is 413, and its upload is aborted."""
         client = on_engine.daemon.connect()
         client.sendall(b"PUT /storage/put/a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         chunk = b"%x\r\n%s\r\n" % (MiB, b"x" * MiB)
@@ -97,7 +97,7 @@ class EngineTests:
 
     @pytest_twisted.ensureDeferred
     async def test_treq_streams_both_ways(self, on_engine: OnEngine) -> None:
-        """Through the client, several at once."""
+        """Several concurrent PUTs and GETs of the Twisted client give the bytes that were stored."""
         pool = HTTPConnectionPool(reactor)
         client = StorageClient(on_engine.daemon.url, treq.client.HTTPClient(Agent(reactor, pool=pool)))
         bodies = {f"k/{number}": bytes([number]) * (number * 3 * MiB + 1) for number in range(4)}
@@ -115,7 +115,7 @@ class EngineTests:
         await pool.closeCachedConnections()
 
     def test_sigterm_aborts_what_is_under_way(self, on_engine: OnEngine) -> None:
-        """Within seconds, and leaves no upload."""
+        """SIGTERM ends the daemon within seconds, and aborts the upload that is under way."""
         client = on_engine.daemon.connect()
         client.sendall(head("a", 100 * MiB) + b"x" * (12 * MiB))
         wait_for(lambda: len(on_engine.uploads()) == 1)
@@ -126,10 +126,10 @@ class EngineTests:
 
 
 class SeveralBucketsTests:
-    """Prefixes in buckets of their own."""
+    """Key prefixes in several buckets."""
 
     def test_one_space_of_keys(self, all_engines: Engines, tmp_path: Path) -> None:
-        """Clients see neither the buckets nor the seams."""
+        """Objects and lists look the same to clients, whichever bucket the keys are in."""
         engine = all_engines.get("moto")
         name = engine.new_bucket()
         config = (

@@ -1,4 +1,4 @@
-"""Clients that leave, at every stage of every verb: no log calls that an error, and nothing of theirs is kept."""
+"""Clients that disconnect at every stage of every verb: the log has no error, and no resource of theirs is kept."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ LISTED = (
 
 
 def slowly(call: Call) -> Answer | None:
-    """S3 that takes a moment for everything, so that clients leave in the middle of it; and its lists."""
+    """A script for S3 that delays each response, so that clients disconnect before it; lists get an answer."""
     sleep(0.01)
     if "list-type=2" in call.target:
         entries = "".join(LISTED % number for number in range(KEYS))
@@ -68,7 +68,7 @@ def embedded(folder: Path) -> Iterator[Daemon]:
 
 @contextmanager
 def on_s3(folder: Path) -> Iterator[Daemon]:
-    """A daemon in front of an S3 that takes its time."""
+    """A daemon in front of a slow S3."""
     with scripted() as (endpoint, engine):
         endpoint.script = slowly
         state = f'[storaged]\nstate = "{folder / "state"}"\n'
@@ -85,7 +85,7 @@ def daemon(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def leave(daemon: Daemon, sent: bytes, read: int = 0, reset: bool = True) -> None:
-    """Connect, send, read some of the answer, and leave: with a reset, or with the FIN of a close."""
+    """Connect, send, read some bytes of the response, and disconnect with a reset or a FIN."""
     with daemon.connect() as client:
         client.settimeout(ENOUGH)
         with suppress(OSError):
@@ -102,7 +102,7 @@ def head(line: str, length: int | None = None) -> bytes:
 
 
 def is_stored(daemon: Daemon, key: str) -> bool:
-    """Put an object; whether that was done, and not refused as there was no free slot."""
+    """Store an object; returns whether it was stored, rather than refused for want of a free slot."""
     return ask(daemon, "PUT", f"/storage/put/{key}", SMALL)[0] == 200
 
 
@@ -112,7 +112,7 @@ def descriptors(daemon: Daemon) -> int:
 
 @contextmanager
 def unnoticed(daemon: Daemon) -> Iterator[None]:
-    """The log has no error, no descriptor stays open, and four PUTs and a GET are served as ever."""
+    """Expect no error in the log, no descriptor left open, and that four PUTs and a GET are served as before."""
     before, seen = descriptors(daemon), len(daemon.log)
     yield
     # Connections to S3 are kept, up to as many as were needed at a time.
@@ -126,17 +126,17 @@ def unnoticed(daemon: Daemon) -> Iterator[None]:
 
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "close"])
 class ResetTests:
-    """Clients that leave."""
+    """Clients that disconnect."""
 
     def test_before_a_request(self, daemon: Daemon, reset: bool) -> None:
-        """After connecting, and in the middle of a head."""
+        """A client may disconnect before it sends a request, and in the middle of the headers."""
         with unnoticed(daemon):
             for sent in (b"", b"G", b"GET /storage/get/small HTTP/1.1\r\nHost", head(GET_SMALL)[:-2]):
                 leave(daemon, sent, reset=reset)
 
     @pytest.mark.parametrize("line", WITHOUT_BODY)
     def test_before_and_in_an_answer(self, daemon: Daemon, line: str, reset: bool) -> None:
-        """At once, in the head of the answer, and in its body; several times, as some of it is a race."""
+        """A client may disconnect before a response, in its headers, and in its body; repeated, as there are races."""
         with unnoticed(daemon):
             for read in READ if line == GET_LARGE else READ[:2]:
                 for _ in range(5):
@@ -144,26 +144,26 @@ class ResetTests:
 
     @pytest.mark.parametrize(("body", "sent"), BODIES)
     def test_in_and_after_a_body(self, daemon: Daemon, body: bytes, sent: int, reset: bool) -> None:
-        """Where it is not whole, nothing is stored; where it is, nobody may be told."""
+        """A client may disconnect in the middle of its body, and after it, before the response."""
         with unnoticed(daemon):
             for _ in range(5):
                 leave(daemon, head("PUT /storage/put/new", len(body)) + body[:sent], reset=reset)
 
     def test_in_a_chunked_body(self, daemon: Daemon, reset: bool) -> None:
-        """Its length is known to nobody."""
+        """A client may disconnect in the middle of a chunked body."""
         chunked = b"PUT /storage/put/new HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
         with unnoticed(daemon):
             for sent in (b"", b"5", b"5\r\nhel", b"5\r\nhello\r\n", b"5\r\nhello\r\n0\r\n", b"5\r\nhello\r\n0\r\n\r\n"):
                 leave(daemon, chunked + sent, reset=reset)
 
     def test_with_requests_in_a_row(self, daemon: Daemon, reset: bool) -> None:
-        """Those that come after the one that is answered are forgotten with it."""
+        """Pipelined requests of a client that disconnects are dropped with the one that is being answered."""
         with unnoticed(daemon):
             for read in READ:
                 leave(daemon, b"".join(map(head, WITHOUT_BODY)) * 10, read, reset)
 
     def test_after_a_refusal(self, daemon: Daemon, reset: bool) -> None:
-        """Whose body nobody reads."""
+        """A client may disconnect after a refusal, while its body is discarded."""
         with unnoticed(daemon):
             for read in READ[:3]:
                 leave(daemon, head("PUT /storage/put/", 5 * MiB) + LARGE[:MiB], read, reset)

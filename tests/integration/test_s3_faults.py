@@ -1,4 +1,4 @@
-"""Faults between the daemon and real engines: each request ends as it should, in time, and nothing is left over."""
+"""Faults between the daemon and real engines: each request ends correctly and in time, and leaves no upload behind."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ Made = Callable[..., "Behind"]
 
 
 class Behind:
-    """A daemon on a new bucket of an engine, with the proxy in between, and a look at the engine behind its back."""
+    """A daemon on a new bucket of an engine, with a proxy in between, and direct access to the engine."""
 
     def __init__(
         self, proxy: FaultProxy, folder: Path, s3: str = "", deadline: int = 60, reap_interval: int = 3600
     ) -> None:
-        """Start it, with these settings of [s3] and of [storaged]."""
+        """Start the daemon, with these settings of [s3] and of [storaged]."""
         self.proxy = proxy
         self.s3: Any = proxy.direct.client()
         self.bucket = proxy.direct.new_bucket()
@@ -51,11 +51,11 @@ class Behind:
         self.daemon.start()
 
     def store(self, key: str, data: bytes) -> None:
-        """Store an object without storaged."""
+        """Store an object directly on the engine."""
         self.s3.put_object(Bucket=self.bucket, Key=key, Body=data)
 
     def stored(self, key: str) -> bytes:
-        """An object's bytes, without storaged."""
+        """The bytes of an object, read directly from the engine."""
         content: bytes = self.s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
         return content
 
@@ -65,7 +65,7 @@ class Behind:
         return {upload["UploadId"] for upload in found}
 
     def journal(self) -> list[Path]:
-        """What is in the journal, for now or from earlier runs."""
+        """The files of the journal, of this run and of earlier ones."""
         return [path for path in (self.daemon.folder / "state" / "uploads").rglob("*") if path.is_file()]
 
     def put(self, key: str, data: bytes) -> tuple[int, bytes]:
@@ -77,7 +77,7 @@ class Behind:
 
 @pytest.fixture(params=["moto", "ceph"])
 def made(request: pytest.FixtureRequest, all_engines: Engines, tmp_path: Path) -> Iterator[Made]:
-    """Starts daemons with these settings."""
+    """A function that starts a daemon with the given settings."""
     with fault_proxy(all_engines.get(request.param)) as proxy:
         started = []
 
@@ -91,20 +91,20 @@ def made(request: pytest.FixtureRequest, all_engines: Engines, tmp_path: Path) -
 
 
 class TruncatedTests:
-    """A GET whose answer breaks off."""
+    """GETs for which S3 breaks off its response."""
 
     def test_it_goes_on_where_it_was(self, made: Made) -> None:
-        """At whichever tenth: the client gets all bytes, of one answer."""
+        """A GET that S3 breaks off, at whichever tenth, is resumed: the client gets all bytes in one response."""
         behind = made()
         behind.store("k", DATA)
         for tenth in range(10):
             behind.proxy.cut(b"GET ", len(DATA) * tenth // 10)
             assert behind.get("k") == (200, DATA)
-        assert behind.daemon.log.count("broke off at byte") == 9  # there is no answer yet where it is cut at once
+        assert behind.daemon.log.count("broke off at byte") == 9  # the first cut is before any byte
 
     @pytest.mark.parametrize(("resumes", "cuts"), [(0, 1), (3, 4)])
     def test_it_never_looks_whole(self, made: Made, resumes: int, cuts: int) -> None:
-        """Where it cannot go on, the client's connection breaks too."""
+        """A GET that cannot be resumed breaks off for the client too."""
         behind = made(f"get_resumes = {resumes}")
         behind.store("k", DATA)
         behind.proxy.cut(b"GET ", 5 * MiB, cuts)
@@ -113,7 +113,7 @@ class TruncatedTests:
         assert behind.get("k") == (200, DATA)
 
     def test_another_object_is_not_mixed_in(self, made: Made) -> None:
-        """It was replaced while it was read."""
+        """A GET that S3 breaks off is not resumed with the bytes of an object that replaced the old one."""
         behind = made()
         behind.store("k", DATA)
         behind.proxy.cut(b"GET ", 5 * MiB)
@@ -128,11 +128,11 @@ class TruncatedTests:
 
 
 class FlippedTests:
-    """A GET during which a byte changes between S3 and the daemon."""
+    """GETs during which a byte changes between S3 and the daemon."""
 
     @pytest.mark.parametrize("size", [3 * MiB, 18 * MiB])
     def test_it_never_looks_whole(self, made: Made, size: int) -> None:
-        """The client's connection breaks before the last byte, and the log names the object and what is wrong."""
+        """A GET with a wrong byte breaks off before its last byte, and the log names the object and the checksum."""
         behind = made("verify_reads = true")
         assert behind.put("k", DATA[:size])[0] == 200
         behind.proxy.flip(b"GET ", 2 * MiB)
@@ -143,7 +143,7 @@ class FlippedTests:
         assert behind.get("k") == (200, DATA[:size])
 
     def test_what_is_never_verified(self, made: Made) -> None:
-        """A range, and anything where `verify_reads` is false: the wrong byte is served. This is what docs say, too."""
+        """A wrong byte is served in a range, and if `verify_reads` is false, as the documentation says."""
         for settings, headers, expected in (("", {"Range": "bytes=1-"}, 206), ("verify_reads = false", {}, 200)):
             behind = made(settings)
             assert behind.put("k", DATA[: 3 * MiB])[0] == 200
@@ -157,7 +157,7 @@ class FlippedTests:
 
 
 class HungTests:
-    """An S3 that takes requests, and answers none."""
+    """An S3 that accepts requests and answers none."""
 
     @pytest.mark.parametrize(
         ("method", "path", "body"),
@@ -172,7 +172,7 @@ class HungTests:
         ids=["put", "put-in-thread", "put-multipart", "get", "list", "delete"],
     )
     def test_ends_in_time(self, made: Made, method: str, path: str, body: bytes | None) -> None:
-        """504, and as soon as S3 is back all is well."""
+        """Requests to an S3 that hangs are 504 in time, and succeed as soon as it is back."""
         behind = made(deadline=DEADLINE)
         behind.store("k", b"old")
         behind.proxy.hang()
@@ -184,7 +184,7 @@ class HungTests:
         assert behind.get("k") == (200, MULTIPART)
 
     def test_hung_puts_stop_nobody_else(self, made: Made) -> None:
-        """All slots hang; GETs, lists, DELETEs and /health do not. Then the slots are free again."""
+        """PUTs that hang in all slots do not delay GETs, lists, DELETEs and /health; in the end they free the slots."""
         behind = made(deadline=DEADLINE)
         behind.store("k", MULTIPART)
         behind.proxy.hang(b"PUT ", b"POST ")
@@ -207,7 +207,7 @@ class HungTests:
 
     @pytest.mark.parametrize("made", ["ceph"], indirect=True)  # moto does not say when an upload was begun
     def test_an_upload_that_is_begun_late_is_not_left(self, made: Made) -> None:
-        """When nobody waits for it any more, and its id was never known to anybody."""
+        """An upload that S3 begins after the PUT has timed out is aborted, though its id was never received."""
         behind = made(deadline=DEADLINE, reap_interval=1)
         behind.proxy.hang(b"POST ")
         assert behind.put("k", MULTIPART)[0] == 504
@@ -217,7 +217,7 @@ class HungTests:
 
     @pytest.mark.parametrize("made", ["ceph"], indirect=True)
     def test_finding_out_what_it_can(self, made: Made) -> None:
-        """A conditional write ends in time too."""
+        """A conditional write that must first probe a hung S3 ends in time."""
         behind = made(deadline=DEADLINE)
         behind.proxy.hang()
         with behind.daemon.connect() as client:
@@ -227,7 +227,7 @@ class HungTests:
             assert time.monotonic() - began < DEADLINE * 4
 
     def test_parts_that_hang_leave_no_upload(self, made: Made) -> None:
-        """It is aborted when S3 is back."""
+        """The upload of a PUT whose parts hang is aborted when S3 is back, and the old object stays."""
         behind = made(deadline=DEADLINE, reap_interval=1)
         behind.store("k", b"old")
         behind.proxy.hang(b"PUT ")
@@ -237,7 +237,7 @@ class HungTests:
         assert behind.stored("k") == b"old"
 
     def test_sigterm(self, made: Made) -> None:
-        """Ends it all the same, also while it reaps."""
+        """SIGTERM ends the daemon within seconds while it aborts uploads on an S3 that hangs."""
         behind = made(deadline=DEADLINE, reap_interval=1)
         behind.proxy.hang(b"PUT ")
         assert behind.put("k", MULTIPART)[0] == 504
@@ -250,10 +250,10 @@ class HungTests:
 
 
 class BrokenTests:
-    """Connections that break, and are back soon."""
+    """Connections to S3 that break, and can soon be made again."""
 
     def test_parts_are_sent_again_from_memory(self, made: Made) -> None:
-        """A reset in the middle of parts, and nobody there for a moment: the client sends its body once."""
+        """Parts whose connections are reset are sent again from memory: the client sends its body once."""
         behind = made()
         with ThreadPoolExecutor(1) as clients:
             put = clients.submit(behind.put, "k", PARTS)
@@ -277,7 +277,7 @@ class BrokenTests:
         ids=["put", "put-in-thread", "part", "complete"],
     )
     def test_a_lost_reply_makes_no_second_version(self, made: Made, request_line: bytes, body: bytes) -> None:
-        """What was carried out is found, and not done again; no upload is left."""
+        """A write whose response is lost is found to have taken place, and is not repeated; no upload is left."""
         behind = made(reap_interval=1)
         versioning = {"Status": "Enabled"}
         behind.s3.put_bucket_versioning(Bucket=behind.bucket, VersioningConfiguration=versioning)
@@ -289,7 +289,7 @@ class BrokenTests:
 
     @pytest.mark.parametrize("made", ["ceph"], indirect=True)
     def test_a_lost_id_leaves_no_upload(self, made: Made) -> None:
-        """The upload that was begun in vain is found, and aborted; the one that was begun instead ends well."""
+        """An upload whose id is lost with the response is found and aborted; the PUT succeeds with another one."""
         behind = made(reap_interval=1)
         behind.proxy.cut(b"POST ")
         assert behind.put("k", MULTIPART)[0] == 200
@@ -298,10 +298,10 @@ class BrokenTests:
 
 
 class KillTests:
-    """kill -9 in the middle of a PUT."""
+    """A daemon that is killed with SIGKILL in the middle of a PUT."""
 
     def test_the_next_start_aborts_what_was_begun(self, made: Made) -> None:
-        """And nothing that somebody else began, be it of the same key; then nothing is left of it on our side."""
+        """The next start aborts the uploads in the journal, and no others, and then removes the entries."""
         behind = made()
         behind.store("k", b"old")
         others = {
@@ -323,7 +323,7 @@ class KillTests:
 
     @pytest.mark.parametrize("made", ["ceph"], indirect=True)
     def test_while_it_finds_out_what_s3_can(self, made: Made) -> None:
-        """The uploads that it tries conditions on are in the journal too."""
+        """The uploads that probe conditional writes are in the journal too, and are aborted after a kill."""
         behind = made()
         behind.proxy.hang(b"partNumber=")
         with behind.daemon.connect() as client:
@@ -336,7 +336,7 @@ class KillTests:
 
     @pytest.mark.parametrize("made", ["ceph"], indirect=True)
     def test_an_upload_of_the_same_key_is_let_be(self, made: Made) -> None:
-        """The next process begins one while it looks for that whose id nobody knows."""
+        """The search for an upload whose id was lost does not abort new uploads of the same key."""
         behind = made(reap_interval=1)
         behind.proxy.hang(b"POST ")
         with behind.daemon.connect() as client:
@@ -351,7 +351,7 @@ class KillTests:
 
     @pytest.mark.parametrize("kill", [True, False])
     def test_nothing_is_left_of_what_it_tries(self, made: Made, kill: bool) -> None:
-        """Be it killed in the middle of that or not; no version either, in a bucket that keeps them."""
+        """A probe of conditional writes leaves no version, also if it is killed, in a bucket with versioning."""
         behind = made(reap_interval=1)
         behind.s3.put_bucket_versioning(Bucket=behind.bucket, VersioningConfiguration={"Status": "Enabled"})
         with behind.daemon.connect() as client:
@@ -375,11 +375,11 @@ class KillTests:
 
 
 class CredentialsTests:
-    """An engine that does not let us in."""
+    """Engines that refuse the credentials."""
 
     @pytest.mark.full
     def test_wrong_ones_are_internal(self, all_engines: Engines, tmp_path: Path) -> None:
-        """The log says what the engine said; nobody says a secret."""
+        """Wrong credentials are 500; the log has the engine's error, and no secret."""
         engine = all_engines.get("ceph")
         config = engine.toml(engine.new_bucket()).replace(engine.secret_key, "not-the-secret-key")
         with Daemon(tmp_path, config=config) as daemon:
@@ -396,7 +396,7 @@ class CredentialsTests:
 
     @pytest.mark.parametrize("code", ["RequestTimeTooSkewed", "ExpiredToken"])
     def test_a_clock_that_is_wrong_and_credentials_that_are_over(self, tmp_path: Path, code: str) -> None:
-        """Are in the log in S3's words, and S3 is asked once: they will not be right a second later."""
+        """A skewed clock and expired credentials are logged by S3's error codes, and not retried."""
         with scripted() as (endpoint, engine):
             endpoint.script = lambda _: Answer(403, ERROR % code.encode())
             with Daemon(tmp_path, config=engine.toml("bucket")) as daemon:

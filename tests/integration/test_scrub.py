@@ -1,4 +1,4 @@
-"""`twistd storaged --scrub`, as an operator runs it."""
+"""`twistd storaged --scrub` and `--backup`, as an operator runs them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 def scrub(folder: Path, data: Path, *options: str) -> tuple[int, str]:
-    """Its exit status, and what it said; or those of other `options`."""
+    """Run `--scrub`, or other `options`; returns the exit status and the output."""
     command = [str(TWISTD), "-n", "storaged", *(options or ["--scrub"]), "--data", str(data)]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, check=False, cwd=folder, env=environ, capture_output=True, text=True, timeout=120)
@@ -40,10 +40,10 @@ def ask(
 
 
 class ScrubTests:
-    """Beside a daemon, and without one."""
+    """`--scrub`, beside a running daemon and without one."""
 
     def test_says_what_is_damaged(self, tmp_path: Path) -> None:
-        """And status 1; the daemon does not send it for whole, and serves all else."""
+        """A damaged object makes the scrub end with status 1; a GET of it breaks off, and other objects are served."""
         with Daemon(tmp_path) as daemon:
             bodies = {"a": b"a" * 10, "b": b"b" * 200_000, "c": b"c" * 300_000}
             for key, body in bodies.items():
@@ -63,7 +63,7 @@ class ScrubTests:
         assert scrub(tmp_path, daemon.data)[0] == 1
 
     def test_a_range_over_a_flipped_byte(self, tmp_path: Path) -> None:
-        """Is no clean 206, wherever in its block the byte is; one of other blocks is."""
+        """A range whose blocks have a wrong byte breaks off; ranges of other blocks are served."""
         with Daemon(tmp_path) as daemon:
             body = os.urandom(3_000_000)
             assert ask(daemon, "PUT", "a", body)[0] == 200
@@ -76,7 +76,7 @@ class ScrubTests:
             assert ask(daemon, "GET", "a", headers={"Range": "bytes=-99999"}) == (206, body[-99_999:])
 
     def test_where_there_is_nothing(self, tmp_path: Path) -> None:
-        """Is an error of one line."""
+        """A scrub of a folder that does not exist ends with status 1, without a traceback."""
         assert scrub(tmp_path, tmp_path / "none")[0] == 1
 
 
@@ -84,7 +84,7 @@ class BackupTests:
     """`--backup` beside a running daemon."""
 
     def test_a_copy_is_a_data_folder(self, tmp_path: Path) -> None:
-        """A daemon that is started on the copy serves what the other one has; a second backup to it is refused."""
+        """A daemon on the copy serves the objects of the original; a second backup to the same folder is refused."""
         with Daemon(tmp_path) as daemon:
             for key, body in (("small", b"x"), ("large", b"x" * 200_000)):
                 assert ask(daemon, "PUT", key, body)[0] == 200

@@ -1,4 +1,4 @@
-"""What reaches the disk before what, and both before the answer: from the system calls that the daemon makes."""
+"""The order of writes to the disk and of the response, in the system calls of the daemon."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LINE = re.compile(r"(\d+) +(?:<\.\.\. (\w+) resumed>|(\w+)\()(.*)")
 
 
 class Call(NamedTuple):
-    """A system call: where in the trace it begins and where it ends, its name, and its arguments as strace has them."""
+    """A system call: the lines of the trace where it begins and ends, its name, and its arguments as text."""
 
     begin: int
     end: int
@@ -38,7 +38,7 @@ class Call(NamedTuple):
 
 
 class Trace:
-    """The calls of one run, in the order of their ends."""
+    """The system calls of one run, in the order of their ends."""
 
     def __init__(self, path: Path) -> None:
         self.calls: list[Call] = []
@@ -53,16 +53,16 @@ class Trace:
                     self.calls.append(Call(begin, number, resumed or name, arguments + rest))
 
     def all(self, names: str, arguments: str) -> list[Call]:
-        """The calls of these names that have such arguments."""
+        """The calls of these names whose arguments match."""
         return [call for call in self.calls if call.name in names.split("|") and re.search(arguments, call.arguments)]
 
     def one(self, names: str, arguments: str) -> Call:
-        """The only one."""
+        """The only call of these names whose arguments match."""
         (call,) = self.all(names, arguments)
         return call
 
     def commit_before(self, answer: Call) -> Call:
-        """The last time before an answer that SQLite's log was brought to the disk."""
+        """The last sync of SQLite's write-ahead log before a response."""
         return [call for call in self.all("fdatasync|fsync", LOG) if call.end < answer.begin][-1]
 
 
@@ -75,7 +75,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 
 def traced(daemon: Daemon) -> Trace:
-    """All that it did, until it has stopped."""
+    """Stop the daemon; returns its system calls."""
     assert daemon.stop() == 0
     path = daemon.folder / "trace"
     wait_for(lambda: re.search(rf"^{daemon.process.pid} +\+\+\+ exited", path.read_text("utf-8", "replace"), re.M))
@@ -87,10 +87,10 @@ def answers(trace: Trace, status: int) -> list[Call]:
 
 
 class WriteOrderTests:
-    """On the embedded bucket."""
+    """The order of writes of the embedded bucket."""
 
     def test_a_large_object(self, daemon: Daemon) -> None:
-        """Its bytes, its name, the transaction that points the key at it, and only then the 200."""
+        """A large PUT syncs the file, its folder, and then the transaction that sets the key, before it is answered."""
         assert ask(daemon, "PUT", "/storage/put/a", LARGE)[0] == 200
         trace = traced(daemon)
         (answer,) = answers(trace, 200)
@@ -103,7 +103,7 @@ class WriteOrderTests:
         assert commit.end < answer.begin
 
     def test_a_small_object(self, daemon: Daemon) -> None:
-        """It is in the transaction; it has no file."""
+        """A small PUT is in the transaction, which is synced before the response, and has no file."""
         assert ask(daemon, "PUT", "/storage/put/a", b"x")[0] == 200
         trace = traced(daemon)
         (answer,) = answers(trace, 200)
@@ -112,7 +112,7 @@ class WriteOrderTests:
         assert trace.all("pwrite64|write|fsync", FILE) == []
 
     def test_an_overwrite(self, daemon: Daemon) -> None:
-        """The old file goes when the key is durably another's."""
+        """An overwrite removes the old file only after the transaction that sets the key is synced."""
         for _ in range(2):
             assert ask(daemon, "PUT", "/storage/put/a", LARGE)[0] == 200
         trace = traced(daemon)
@@ -120,7 +120,7 @@ class WriteOrderTests:
         assert trace.commit_before(second).end < trace.one("unlink|unlinkat", FILE).begin
 
     def test_a_delete(self, daemon: Daemon) -> None:
-        """The file goes after the key, and the 204 comes after the key has gone."""
+        """A DELETE removes the file after the transaction is synced, and so is the 204."""
         assert ask(daemon, "PUT", "/storage/put/a", LARGE)[0] == 200
         assert ask(daemon, "DELETE", "/storage/delete/a")[0] == 204
         trace = traced(daemon)

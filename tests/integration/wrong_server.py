@@ -1,6 +1,6 @@
-"""A server of the verb paths that gets a good deal wrong, for the conformance kit to find: `python wrong_server.py`.
+"""A server of the verb paths with deliberate mistakes, for tests of the conformance kit: `python wrong_server.py`.
 
-It says on stdout which port it has. What is wrong on purpose is marked so.
+It prints its port on stdout. Comments that begin with "Wrong" mark the mistakes.
 """
 
 from __future__ import annotations
@@ -87,12 +87,12 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (its name where it is called)
-        """Say nothing."""
+        """Log nothing."""
 
 
 class Server(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: clients that leave are what it is for."""
+        """Log nothing: clients of the kit disconnect on purpose."""
 
 
 if __name__ == "__main__":
