@@ -1,7 +1,7 @@
-"""The peer without any gateway: the same objects, moved by boto3 with its own defaults and nothing in between.
+"""Measures boto3 with its default settings and no gateway: `bare.py S3 LOAD`, both as JSON, prints a `Sample` as JSON.
 
-It is a process of its own, so that its cost is that of the transfer alone: `bare.py S3 LOAD`, both as JSON, prints a
-`Sample` as JSON. Making the client is not in the sample, as starting a daemon is not in the others'.
+It is a process of its own, so that the sample has the cost of the transfer alone. Creating the client is not included,
+as starting a daemon is not included for the others.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main(s3: str, load: str) -> None:
 
 
 def make_client(s3: S3) -> Any:
-    """A client as anybody makes it; the path style is only for an endpoint that has no bucket's name in it."""
+    """Create a boto3 client with default settings, but for path-style URLs, which the benchmark's endpoints need."""
     return boto3.client(
         "s3",
         endpoint_url=s3.endpoint,
@@ -44,9 +44,9 @@ def make_client(s3: S3) -> Any:
 
 
 def measure(client: Any, load: Load) -> Sample:
-    """Make the load's requests, a thread for each connection, and see what it cost."""
+    """Make the requests of a load, with a thread for each connection."""
     own = os.getpid()
-    some_bytes(load.size)  # which takes time, and only the first time
+    some_bytes(load.size)  # cached: not part of the measurement
     requests = partial(_one_after_the_other, client, load, REQUESTS[load.verb, load.seconds > 0])
     cpu, start = cpu_seconds(own), time.monotonic()
     with ThreadPoolExecutor(load.connections) as pool:
@@ -57,7 +57,7 @@ def measure(client: Any, load: Load) -> Sample:
 
 
 def upload(client: Any, load: Load, key: str) -> None:
-    """Put one large object; it is read from memory."""
+    """Put one large object, from memory."""
     with open(f"/proc/self/fd/{some_bytes(load.size)}", "rb") as body:
         client.upload_fileobj(body, BUCKET, key)
 
@@ -86,7 +86,7 @@ def list_objects(client: Any, load: Load, prefix: str) -> None:
 
 Request = Callable[[Any, Load, str], None]
 
-#: What makes a request, by the verb, and by whether there are many small ones.
+#: The function that makes a request, by verb, and by whether the load has many small requests.
 REQUESTS: dict[tuple[str, bool], Request] = {
     ("put", False): upload,
     ("get", False): download,
@@ -97,7 +97,7 @@ REQUESTS: dict[tuple[str, bool], Request] = {
 
 
 def _one_after_the_other(client: Any, load: Load, request: Request, connection: int) -> list[float]:
-    """The seconds that each request took."""
+    """Make the requests of one connection; returns the seconds that each took."""
     times: list[float] = []
     end = time.monotonic() + load.seconds
     while len(times) < load.count or (load.seconds and time.monotonic() < end):

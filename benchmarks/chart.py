@@ -1,6 +1,6 @@
-"""The chart of the table: what is large and what is small, speed and cost, each peer a colour.
+"""Draws the chart of the table: large and small objects, speed and cost, a colour for each peer.
 
-`python benchmarks/chart.py COMPARE.json CHART.png` draws it again; compare.py draws it after each run.
+compare.py draws it after each run; `python benchmarks/chart.py COMPARE.json CHART.png` draws it again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Results = Sequence[Mapping[str, Any]]
 
 
 def draw(results: Results, file: Path) -> None:
-    """Draw all panels of which there are rows."""
+    """Draw all panels for which there are rows."""
     by_name = {row["name"]: row for row in results}
     panels = [(title, figure, [by_name[name] for name in names if name in by_name]) for title, figure, names in PANELS]
     panels = [panel for panel in panels if panel[2]]
@@ -70,7 +70,7 @@ def _panel(axis: Any, title: str, figure: str, rows: Results) -> None:
     titles = [row["title"].removesuffix(", 16 connections").removesuffix(" at once") for row in rows]
     axis.set_xticks(range(len(rows)), titles, fontsize=9)
     axis.spines[["top", "right", "left"]].set_visible(False)
-    # One that is far off must not make the others look the same.
+    # Request rates differ by orders of magnitude: on a linear scale, the small ones would look the same.
     axis.set_yscale("linear" if figure == "GB/s" else "log")
     axis.tick_params(which="both", left=False, labelleft=False, bottom=False)
     axis.margins(y=0.12)

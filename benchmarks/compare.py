@@ -1,7 +1,7 @@
-"""How fast storaged is, and what it costs, beside its peers: the same objects, the same S3, the same disk, in turns.
+"""Compares the speed and cost of storaged with those of its peers, with the same objects, S3 and disk, in turns.
 
-Nothing is asserted: a speed is of one machine, and what may be read from it is a ratio. Which rows there are is said
-in rows.py, who does them in peers.py.
+Nothing is asserted: a speed is that of one machine, and only ratios say something. `rows.py` defines the rows, and
+`peers.py` the peers.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from processes import BUILD, CannotMeasure, stop_on_signals
 from report import markdown, result
 from rows import ALIKE, FULL, SMOKE, Row, all_rows
 
-#: What can be measured with an S3 that checks signatures, and is not ours to slow down.
+#: The peers that can be measured with any S3: those that sign requests, and need no proxy in front of it.
 ANY_S3 = ("storaged", "rclone", "boto3")
 
 
 def main() -> None:
-    """Measure what the command line asks for, print it, and write it to files."""
+    """Measure the rows that the command line names, print the table, and write it to files."""
     stop_on_signals()
     options = _options()
     rows = _rows(options)
@@ -37,18 +37,18 @@ def main() -> None:
             _write(results, options)
     print("\n".join(markdown(results)))
     if measuring.failures:
-        raise CannotMeasure(f"these turns went wrong: {', '.join(measuring.failures)}")
+        raise CannotMeasure(f"these measurements failed: {', '.join(measuring.failures)}")
 
 
 def _options() -> Namespace:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--smoke", action="store_true", help="little of everything, once: does it work?")
-    parser.add_argument("--runs", type=int, help="of which the medians are printed [default: 5]")
-    parser.add_argument("--only", metavar="ROW,…", help="only these rows; a wrong name prints all that there are")
+    parser.add_argument("--smoke", action="store_true", help="small loads, once: shows only that everything works")
+    parser.add_argument("--runs", type=int, help="number of runs, whose medians are printed [default: 5]")
+    parser.add_argument("--only", metavar="ROW,…", help="only these rows; an unknown name prints all names")
     parser.add_argument("--s3", action="store_true", help="the S3 in $S3_ENDPOINT, its credentials in $S3_ACCESS_KEY…")
     parser.add_argument("--data", help="folder on the disk to measure, with 4 GiB free [default: $TMPDIR]")
     parser.add_argument("--out", type=Path, default=BUILD, help="folder for compare.json, .md and .png [%(default)s]")
-    parser.add_argument("--port", type=int, default=21000, help="the first of three that are free")
+    parser.add_argument("--port", type=int, default=21000, help="the first of three free ports")
     options = parser.parse_args()
     options.runs = options.runs or (1 if options.smoke else 5)
     return options
@@ -62,7 +62,7 @@ def _rows(options: Namespace) -> list[Row]:
     some = [name for name in names if not (options.smoke and name in ALIKE)]
     wanted = options.only.split(",") if options.only else some
     if not set(wanted) <= set(names):
-        raise CannotMeasure(f"there are these rows: {','.join(names)}")
+        raise CannotMeasure(f"--only: expected some of these rows: {','.join(names)}")
     return [row for row in rows if row.name in wanted]
 
 

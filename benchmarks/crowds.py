@@ -1,7 +1,7 @@
-"""Clients that are many, slow, or do not stay: what memory is bounded against, beside the size of objects.
+"""Clients that are many, slow, or disconnect: loads against which the daemon's memory is bounded.
 
-Each crowd does its worst for some seconds and then leaves, all of it. The sockets are driven by one thread or a few,
-as it is the daemon's memory that is measured and not its speed.
+Each crowd works for some seconds and then disconnects. One thread or a few drive its sockets, as the daemon's memory is
+measured and not its speed.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from loads import MiB
 from processes import CannotMeasure
 
 KiB = 1 << 10
-#: Seconds without a byte after which a client of a crowd takes it that none will come.
-PATIENCE = 30
+#: Seconds without a byte after which a client fails.
+TIMEOUT = 30
 RESET = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True)
 class Crowd:
-    """A load.
+    """A load of many clients.
 
     Attributes:
         name: what the clients do.
-        kind: in front of what: "local", "s3", or "slow s3".
-        size: of the object at PATH, in bytes.
-        work: does it to the daemon on a port, for about so many seconds, and leaves.
-        seconds: how long it takes in full.
+        kind: what the daemon is in front of: "local", "s3", or "slow s3".
+        size: bytes of the object at PATH.
+        work: puts the load on the daemon at a port, for about so many seconds, and disconnects all clients.
+        seconds: the duration of a full run.
     """
 
     name: str
@@ -44,13 +44,13 @@ class Crowd:
     seconds: float
 
 
-#: The key of the object that all read.
+#: The key of the object that all clients read.
 KEY = "crowd"
 PATH = f"/storage/get/{KEY}"
 
 
 def idle(port: int, seconds: float) -> None:
-    """300 connections that have got a large object, and are kept."""
+    """300 connections that have read a large object and stay open."""
     with ExitStack() as stack:
         for _ in range(300):
             client = stack.enter_context(_connected(port))
@@ -73,14 +73,14 @@ def pipelining(port: int, seconds: float) -> None:
 
 
 def slow_readers(port: int, seconds: float) -> None:
-    """1,500 clients that read an object a little at a time."""
+    """1,500 clients that read an object in small pieces."""
     _allow_files(4096)
     with ExitStack() as stack:
         clients = [stack.enter_context(_connected(port, 8 * KiB)) for _ in range(1500)]
         for client in clients:
             client.sendall(_get())
             client.setblocking(False)
-        waiting, end = set(clients), time.monotonic() + PATIENCE
+        waiting, end = set(clients), time.monotonic() + TIMEOUT
         while time.monotonic() < end:
             for client in clients:
                 with suppress(BlockingIOError):
@@ -90,17 +90,17 @@ def slow_readers(port: int, seconds: float) -> None:
                 end = min(end, time.monotonic() + seconds)
             time.sleep(0.1)
     if waiting:
-        raise CannotMeasure(f"{len(waiting)} clients got nothing")
+        raise CannotMeasure(f"{len(waiting)} clients received nothing")
 
 
 def leaving(port: int, seconds: float) -> None:
-    """16 clients whose GETs and PUTs end anywhere, half of them with a reset."""
+    """16 clients that disconnect in the middle of GETs and PUTs, half of them with a reset."""
     end = time.monotonic() + seconds
     _at_once(16, lambda number: _leave_at_random(port, random.Random(number), end))
 
 
 def staggered(port: int, seconds: float) -> None:
-    """16 GETs of a large object, each begun a little later than the one before, that all have to come whole."""
+    """16 GETs of a large object, each started a little later than the one before, which must all be complete."""
 
     def get(number: int) -> None:
         time.sleep(number * seconds / 16)
@@ -149,9 +149,9 @@ def _at_once(count: int, work: Callable[[int], None]) -> None:
 
 @contextmanager
 def _connected(port: int, buffer: int = 0) -> Iterator[socket.socket]:
-    """A connection; with a `buffer`, the system keeps few bytes that were not read, as over a slow network."""
+    """A connection; with a `buffer`, the kernel's receive buffer is that small, as if the network were slow."""
     with socket.socket() as client:
-        client.settimeout(PATIENCE)
+        client.settimeout(TIMEOUT)
         if buffer:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)  # before connect; see tcp(7)
         client.connect(("127.0.0.1", port))
@@ -163,7 +163,7 @@ def _get() -> bytes:
 
 
 def _read_answer(client: socket.socket) -> None:
-    """Read an answer to its end. Raises CannotMeasure when it is not whole."""
+    """Read a response completely. Raises CannotMeasure if it is not complete."""
     data = b""
     while b"\r\n\r\n" not in data:
         data += _received(client, 64 * KiB)
@@ -178,11 +178,11 @@ def _read_answer(client: socket.socket) -> None:
 def _received(client: socket.socket, most: int) -> bytes:
     data = client.recv(most)
     if not data:
-        raise CannotMeasure("an answer ended in the middle")
+        raise CannotMeasure("a response broke off")
     return data
 
 
 def _allow_files(count: int) -> None:
-    """Let this process, and what it starts, have so many open files."""
+    """Raise the limit of open files of this process and of those that it starts."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(count, hard)), hard))

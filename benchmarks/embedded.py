@@ -1,4 +1,4 @@
-"""The embedded bucket, and what its rows are compared with: the plainest ways to do the same on the same disk."""
+"""Measures the embedded bucket, and the simplest ways to do the same on the same disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from servers import storaged_embedded
 
 
 def embedded(place: Place, load: Load) -> Sample:
-    """Storaged on the embedded bucket, with the objects that a GET or a list is about."""
+    """Measure storaged on the embedded bucket, filled with the objects that the load reads."""
     if load.verb == "list":
         fill(place.folder / "data", load)
     with storaged_embedded(place) as server:
@@ -28,13 +28,13 @@ def embedded(place: Place, load: Load) -> Sample:
 
 
 def fill(folder: Path, load: Load) -> None:
-    """Make a bucket with all keys of the list."""
+    """Create a bucket with all keys of a list."""
     command = [sys.executable, str(HERE / "fill.py"), str(folder), load.key, str(load.size)]
     subprocess.run(command, env=environment(), check=True)
 
 
 def served_by_nginx(place: Place, load: Load) -> Sample:
-    """GET of the very file that storaged made of an object, from nginx."""
+    """Measure GETs from nginx of the file in which storaged keeps the object."""
     with storaged_embedded(place) as server:
         server.do(_putting(load))
     files = (place.folder / "data").rglob("*")
@@ -44,17 +44,17 @@ def served_by_nginx(place: Place, load: Load) -> Sample:
 
 
 def direct(place: Place, load: Load) -> Sample:
-    """PUT, by dd past the page cache."""
+    """Measure a PUT as a copy with dd that bypasses the page cache."""
     return _timed(load, lambda: _dd(place.folder / "copy", load.size))
 
 
 def copied(place: Place, load: Load) -> Sample:
-    """PUT, by cp and an fsync."""
+    """Measure a PUT as a copy with cp and an fsync."""
     return _timed(load, lambda: _cp(place.folder / "copy", load.size))
 
 
 def synced(place: Place, load: Load) -> Sample:
-    """PUTs of small objects, one after the other: a new file, an fsync of it, and one of its folder."""
+    """Measure small PUTs as files that are written one after the other, each with an fsync of itself and its folder."""
     body = os.pread(some_bytes(load.size), load.size, 0)
     folder = os.open(place.folder, os.O_RDONLY)
     times: list[float] = []
@@ -73,7 +73,7 @@ def _putting(load: Load) -> Load:
 
 
 def _timed(load: Load, write: Callable[[], None]) -> Sample:
-    some_bytes(load.size)  # which takes time, and only the first time
+    some_bytes(load.size)  # cached: not part of the measurement
     start = time.monotonic()
     write()
     seconds = time.monotonic() - start

@@ -1,4 +1,4 @@
-"""What is read from a sample, by the name that the table has for it."""
+"""The figures of the table, by name, and how they are computed from a sample."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from loads import GiB, Load, MiB, Sample
 
 @dataclass(frozen=True)
 class Figure:
-    """How a figure is made of a sample and its load, and whether more of it is better."""
+    """How a figure is computed from a sample and its load, and whether a larger one is better."""
 
     of: Callable[[Sample, Load], float | None]
     more_is_better: bool

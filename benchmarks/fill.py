@@ -1,7 +1,6 @@
-"""Make an embedded bucket with many keys: `fill.py FOLDER PREFIX KEYS`. What knows the layout of its index is here.
+"""Creates an embedded bucket with many keys: `fill.py FOLDER PREFIX KEYS`. Only this script knows the index's layout.
 
-The rows go in past the index, in one transaction instead of one each; contents are not there, as no list looks at
-them.
+The rows are inserted in one transaction, directly into the database. They have no contents, which lists do not read.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from twisted_storaged.buckets.local.files import DataFolder
 from twisted_storaged.buckets.local.index_schema import add_functions
 from twisted_storaged.buckets.local.index_writes import IndexWriter
 
-#: How a column is made of a number, which goes from 0 up; not every layout has all of them.
+#: SQL of each column, from a number n that counts from 0. Not every version of the layout has all columns.
 _COLUMNS = {
     "key": "printf('%s%08d.parquet', :prefix, n)",
     "file": "printf('%032x', n)",
@@ -23,7 +22,7 @@ _COLUMNS = {
     "etag": "printf('%032x', n)",
     "last_modified": "1e9 + n",
 }
-#: What is computed of these.
+#: SQL of the checksums of these columns.
 _CHECKSUMS = {
     "listed_crc": "listed_checksum(key, size, etag, last_modified)",
     "row_crc": "row_checksum(key, size, etag, last_modified, NULL, NULL, NULL, NULL, NULL)",
@@ -32,7 +31,7 @@ _NUMBERS = "WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM 
 
 
 def fill(folder: Path, prefix: str, keys: int) -> None:
-    """Make the bucket, and so many keys under the prefix."""
+    """Create the bucket, with so many keys under the prefix."""
     directory = DataFolder(folder)
     IndexWriter(directory.index_path).close()
     with closing(sqlite3.connect(directory.index_path)) as connection, connection:

@@ -1,7 +1,6 @@
-"""Where storaged spends its time: a flame graph of the daemon in front of the sink, under one of the table's loads.
+"""Draws a flame graph of storaged in front of the S3 sink, under a load of the table: `flamegraph.py ROW OUT.svg`.
 
-`flamegraph.py ROW OUT.svg`. py-spy looks into the process from outside, which takes root, or 0 in
-/proc/sys/kernel/yama/ptrace_scope.
+py-spy reads the memory of the process, which needs root, or 0 in /proc/sys/kernel/yama/ptrace_scope.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from servers import SCRIPTS, storaged
 
 
 def main() -> None:
-    """Draw the graph that the command line asks for."""
+    """Draw the graph of the row that the command line names."""
     stop_on_signals()
     rows = {row.name: row for row in all_rows(FULL) if row.place == "s3"}
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("row", choices=rows)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--port", type=int, default=21000, help="the first of three that are free")
+    parser.add_argument("--port", type=int, default=21000, help="the first of three free ports")
     options = parser.parse_args()
     with TemporaryDirectory(prefix="storaged-bench-") as folder, s3_sink(options.port) as s3:
         Measuring(s3, options.port + 1, None).prepare(rows[options.row])
@@ -50,19 +49,19 @@ def _repeat(server: Server, loads: list[Load], seconds: float) -> None:
 
 @contextmanager
 def _recorded(pid: int, out: Path) -> Iterator[None]:
-    """Sample the stacks of the process as long as this lasts, those of C functions too."""
+    """Sample the stacks of the process, with those of C functions."""
     options = ["--native", "--rate=200", "--format=flamegraph", f"--output={out}", "--duration=unlimited"]
     spy = subprocess.Popen([str(SCRIPTS / "py-spy"), "record", f"--pid={pid}", *options], stdout=subprocess.DEVNULL)
     try:
         yield
     finally:
-        spy.send_signal(signal.SIGINT)  # it draws what it has
+        spy.send_signal(signal.SIGINT)  # then it draws the graph
         spy.wait()
         _name(out)
 
 
 def _name(out: Path) -> None:
-    """Call the picture by its name, where py-spy writes its own command line, with every path of this machine."""
+    """Replace the title of the picture, in which py-spy puts its command line with paths of this machine."""
     drawn = out.read_text("utf-8")
     out.write_text(re.sub(r'(<text id="title"[^>]*>)[^<]*', rf"\1{out.stem}", drawn), "utf-8")
 

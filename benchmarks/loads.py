@@ -1,4 +1,4 @@
-"""What clients do to a server, what came of it, and the two clients that do it: bclient, and curl where TLS is."""
+"""Loads on a server, the samples that they give, and the two clients that make requests: bclient, and curl for TLS."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ GiB = 1 << 30
 
 BUCKET = "bench"
 
-#: How long a client may take: a peer that hangs, or eats all memory, is not waited for.
-PATIENCE_SECONDS = 120
+#: Seconds after which a client is stopped, as a peer may hang.
+TIMEOUT_SECONDS = 120
 
 
 @dataclass(frozen=True)
 class Load:
-    """What `connections` clients do at once, each one request after the other.
+    """What `connections` clients do concurrently, each making one request after the other.
 
     Attributes:
         verb: put, get or list.
-        key: of the objects, or the prefix of the list; %d stands for the number of the connection, %n for that of
-            the request, modulo `keys`.
-        size: bytes of an object, or how many keys are listed.
-        count: requests of each connection; or, when it is 0, as many as it can make in `seconds`.
+        key: the key of the objects, or the prefix of the list; %d is the number of the connection, and %n that of the
+            request, modulo `keys`.
+        size: bytes of an object, or the number of listed keys.
+        count: requests of each connection; if 0, as many as it can make in `seconds`.
     """
 
     verb: str
@@ -53,15 +53,15 @@ class Load:
 
 @dataclass(frozen=True)
 class Sample:
-    """What one measurement saw.
+    """The result of one measurement.
 
     Attributes:
-        seconds: by the wall clock.
-        requests: that were answered.
-        bytes: of bodies that went in or out.
-        p99: ms that 99 of 100 requests did not exceed.
-        cpu: seconds, of the measured process alone; None for one whose cost is not the question.
-        peak: bytes of it that were ever resident.
+        seconds: duration by the wall clock.
+        requests: the number of answered requests.
+        bytes: bytes of the bodies that were transferred.
+        p99: the 99th percentile of a request's time, in ms.
+        cpu: CPU-seconds of the measured process alone; None if its cost is not measured.
+        peak: the peak of its resident memory in bytes.
     """
 
     seconds: float
@@ -74,7 +74,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Server:
-    """A process that takes requests on a port of this host, and the path under which it has a load's objects."""
+    """A process that serves requests on a port of this host, and a function that gives the path of an object."""
 
     pid: int
     port: int
@@ -82,7 +82,7 @@ class Server:
     tls: bool = False
 
     def measure(self, *loads: Load) -> Sample:
-        """Put loads on it, one after the other. Raises CannotMeasure when one request fails."""
+        """Run loads on it, one after the other, and measure its cost. Raises CannotMeasure if a request fails."""
         before = cpu_seconds(self.pid)
         done = [self.do(load) for load in loads]
         return Sample(
@@ -95,23 +95,23 @@ class Server:
         )
 
     def do(self, load: Load) -> Sample:
-        """Put a load on it, and see what it was for the clients."""
+        """Run a load on it; the sample has only what the clients see."""
         return curl(self.port, self.path(load), load) if self.tls else bclient(self.port, self.path(load), load)
 
 
 def storaged_path(load: Load) -> str:
-    """Where storaged has it."""
+    """The path of a load's objects at storaged."""
     return f"/storage/list?prefix={load.key}" if load.verb == "list" else f"/storage/{load.verb}/{load.key}"
 
 
 def s3_path(load: Load) -> str:
-    """Where S3 has it, and whatever speaks S3 in front of it."""
+    """The path of a load's objects at S3, and at proxies of it."""
     return f"/{BUCKET}/{load.key}"
 
 
 def bclient(port: int, path: str, load: Load) -> Sample:
-    """Make the requests with bclient.c."""
-    # How long a list is in bytes is not known; of an object it is checked.
+    """Run a load with bclient.c."""
+    # bclient checks the size of a response, unless it is 0: that of a list is not known.
     verb, size = ("get", 0) if load.verb == "list" else (load.verb, load.size)
     numbers = (size, load.connections, load.count, load.seconds, load.keys)
     seen = json.loads(_output([build("bclient"), verb, str(port), path, *map(str, numbers)]))
@@ -119,7 +119,7 @@ def bclient(port: int, path: str, load: Load) -> Sample:
 
 
 def curl(port: int, path: str, load: Load) -> Sample:
-    """Make one request over TLS with curl; it takes any certificate, as ours is of today and for nobody."""
+    """Make one request over TLS with curl, which accepts any certificate, as that of the benchmark is self-signed."""
     if load.connections * load.count != 1:
         raise CannotMeasure(f"{load}: curl makes one request")
     body = some_bytes(load.size)
@@ -136,7 +136,7 @@ def curl(port: int, path: str, load: Load) -> Sample:
 
 @cache
 def some_bytes(size: int) -> int:
-    """A descriptor of a file in memory with so many bytes that do not compress."""
+    """The descriptor of a file in memory with so many random bytes, which do not compress."""
     body = os.memfd_create("body")
     block = os.urandom(min(size, 16 * MiB))
     for start in range(0, size, len(block)):
@@ -153,7 +153,7 @@ def _output(command: list[str], *descriptors: int) -> str:
             capture_output=True,
             text=True,
             check=False,
-            timeout=PATIENCE_SECONDS,
+            timeout=TIMEOUT_SECONDS,
         )
     except subprocess.TimeoutExpired as error:
         raise CannotMeasure(str(error)) from None

@@ -1,4 +1,4 @@
-"""One run of the table: what has to be there before a row, each peer's turn, and a folder and a process for each."""
+"""Measures the rows of the table: prepares objects, and gives each peer its turns in a fresh folder and process."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from place import S3, Place
 from processes import CannotMeasure
 from rows import Row
 
-#: How many PUTs storaged takes at once by itself; and where there are more.
+#: The default number of put slots, and the number for rows with more connections.
 SLOTS, MANY_SLOTS = 4, 64
 
 
 class Measuring:
-    """Measures rows, all with the same S3 and on the same disk."""
+    """A run of the table, with the same S3 and disk for all rows."""
 
-    #: Turns that went wrong, by row and peer; the others count.
+    #: Rows and peers with a measurement that failed; the other ones are valid.
     failures: list[str]
 
     def __init__(self, s3: S3, port: int, data: str | None) -> None:
@@ -34,9 +34,9 @@ class Measuring:
         self._there: set[str] = set()
 
     def row(self, row: Row, peers: Iterable[str], runs: int) -> dict[str, list[Sample]]:
-        """The samples of each peer that could be measured.
+        """Measure a row; returns the samples of each peer that could be measured.
 
-        They take turns, so that a slow minute of the machine meets all of them.
+        The peers take turns, so that a slow minute of the machine affects all of them.
         """
         samples: dict[str, list[Sample]] = {peer: [] for peer in peers}
         if row.place != "embedded":
@@ -48,7 +48,7 @@ class Measuring:
         return {peer: taken for peer, taken in samples.items() if taken}
 
     def prepare(self, row: Row) -> None:
-        """Put what the row gets: an S3 knows only what it was given, and rclone looks for it in a list."""
+        """Put the objects that the row reads: the S3 has only what was put, and rclone looks for it in a list."""
         for load in row.loads:
             if load.verb == "get":
                 missing = [key for key in load.all_keys() if key not in self._there]
@@ -58,12 +58,12 @@ class Measuring:
         try:
             taken.append(self._turn(row, peer))
         except CannotMeasure as error:
-            # What is measured already, and what is still to come, is worth more than an end.
+            # A failed measurement does not end the run: the results of the others are kept.
             print(error, file=sys.stderr)
             self.failures.append(f"{row.name}: {peer}")
 
     def _turn(self, row: Row, peer: str) -> Sample:
-        # More at once than storaged takes by itself: its cap is lifted, so that none is refused.
+        # More slots than connections, so that no PUT is refused.
         slots = MANY_SLOTS if any(load.connections > SLOTS for load in row.loads) else SLOTS
         with TemporaryDirectory(prefix="storaged-bench-", dir=self._data) as folder:
             return PEERS[row.place][peer](Place(Path(folder), self._port, self._s3, slots), row.loads)

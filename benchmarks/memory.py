@@ -1,10 +1,8 @@
-"""That the memory of storaged is bounded: its peak under full load, in front of S3 and with the embedded bucket.
+"""Measures that the memory of storaged is bounded: its peak under load, in front of S3 and with the embedded bucket.
 
-Two sizes are measured, the larger four times the smaller, to show that the peak does not grow with the object. Then
-come the clients of `crowds`, which are many, or slow, or leave in the middle; the peak is measured while they are
-there, and what is left of it when they have gone.
-
-The promises are LIMIT and LEFT; the script ends with status 1 when one is not kept.
+It measures two sizes of objects, the larger four times the smaller, to show that the peak does not depend on the size.
+Then come the loads of `crowds`: the peak is measured during each, and the memory that is left after it. The exit status
+is 1 if a limit (LIMIT, LEFT) is exceeded.
 """
 
 from __future__ import annotations
@@ -23,27 +21,27 @@ from place import S3, Place, s3_sink
 from processes import build, peak_rss, rss, running, stop_on_signals
 from servers import storaged, storaged_embedded
 
-#: No peak may reach it, in bytes.
+#: Limit of each peak, in bytes.
 LIMIT = 256 * MiB
-#: So many bytes more than at the start may be left, so many seconds after everybody has gone.
+#: Limit of the growth that is left when all clients have disconnected, in bytes; and the seconds after which it counts.
 LEFT = 48 * MiB
 SETTLE_SECONDS = 15
-#: As many clients at once as storaged has put slots.
+#: The number of concurrent clients: as many as there are put slots.
 CLIENTS = 4
-#: What each connection gets of the S3 that is slow: MB a second, and ms until an answer begins.
+#: The pace of a connection to the slow S3: MB a second, and ms until the first byte of a response.
 SLOW_MB, SLOW_MS = 40, 30
 
-#: The daemon, by what it keeps its objects in.
+#: The daemons, by their kind of bucket.
 DAEMONS = {"s3": storaged, "local": storaged_embedded}
 
-#: MiB of a body, and how long crowds stay, of their full time.
+#: The two sizes of bodies in MiB; and, for --smoke, the share of a crowd's full time.
 FULL = (256, 1024)
 SMOKE = (32, 128)
 SMOKE_TIME = 0.3
 
 
 def main() -> None:
-    """Measure, print, and say with the exit status whether the promises are kept."""
+    """Measure and print; the exit status says whether the limits are kept."""
     stop_on_signals()
     options = _options()
     broken = ([] if options.only else _measure_sizes(options)) + _measure_crowds(options)
@@ -52,7 +50,7 @@ def main() -> None:
 
 
 def _measure_sizes(options: Namespace) -> list[str]:
-    """Print the peaks for two sizes; returns what broke the promise."""
+    """Print the peaks for two sizes; returns what exceeded the limit."""
     sizes = SMOKE if options.smoke else FULL
     print(f"{f'peak RSS in MiB, {CLIENTS} at once':<36}" + "".join(f"{f'{size} MiB each':>16}" for size in sizes))
     broken = []
@@ -65,7 +63,7 @@ def _measure_sizes(options: Namespace) -> list[str]:
 
 
 def _measure_crowds(options: Namespace) -> list[str]:
-    """Print what each crowd took and left; returns what broke a promise."""
+    """Print the memory before, during and after each crowd; returns what exceeded a limit."""
     print(
         f"{'RSS in MiB':<36}" + "".join(f"{title:>16}" for title in ("at the start", "peak", "in the end")), flush=True
     )
@@ -84,7 +82,7 @@ def _measure_crowds(options: Namespace) -> list[str]:
 
 
 def _crowded(crowd: Crowd, options: Namespace) -> tuple[int, int, int]:
-    """The memory of a fresh daemon before a crowd came, the peak, and what was left when it had gone."""
+    """The memory of a fresh daemon before a crowd, its peak, and the memory afterwards."""
     seconds = crowd.seconds * (SMOKE_TIME if options.smoke else 1)
     kind = "local" if crowd.kind == "local" else "s3"
     put = Load("put", KEY, crowd.size)
@@ -94,7 +92,7 @@ def _crowded(crowd: Crowd, options: Namespace) -> tuple[int, int, int]:
         with _far(options.port + 1, near, crowd.kind == "slow s3") as s3:
             place = Place(Path(folder), options.port + 2, s3)
             with DAEMONS[kind](place) as server:
-                # So that what is made once, when it is first needed, is there.
+                # A first request, as it allocates what later ones reuse.
                 bclient(server.port, "/health", Load("get", "", 0))
                 start = rss(server.pid)
                 crowd.work(server.port, seconds)
@@ -104,7 +102,7 @@ def _crowded(crowd: Crowd, options: Namespace) -> tuple[int, int, int]:
 
 @contextmanager
 def _far(port: int, near: S3, slow: bool) -> Iterator[S3]:
-    """The same S3, or a slow way to it."""
+    """The S3, or a slow proxy of it."""
     if not slow:
         yield near
         return
@@ -116,14 +114,14 @@ def _far(port: int, near: S3, slow: bool) -> Iterator[S3]:
 def _options() -> Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="smaller bodies")
-    parser.add_argument("--only", help="only the crowds that have this in their name, or kind")
+    parser.add_argument("--only", help="only the crowds with this in their kind or name")
     parser.add_argument("--data", help="folder on a disk with 4 GiB free, for the embedded bucket [default: $TMPDIR]")
-    parser.add_argument("--port", type=int, default=21000, help="the first of three that are free")
+    parser.add_argument("--port", type=int, default=21000, help="the first of three free ports")
     return parser.parse_args()
 
 
 def _peaks(kind: str, size: int, options: Namespace) -> list[int]:
-    """The peaks of a fresh daemon that takes bodies of `size` bytes, and of another that gives such bodies."""
+    """The peaks of a fresh daemon that receives bodies of `size` bytes, and of another one that sends them."""
     print(f"{kind}: {CLIENTS} bodies of {size // MiB} MiB", file=sys.stderr)
     loads = [Load(verb, "_vectors/large-%d", size, CLIENTS) for verb in ("put", "get")]
     with TemporaryDirectory(prefix="storaged-bench-", dir=options.data) as folder, s3_sink(options.port) as s3:

@@ -1,6 +1,6 @@
-"""nginx as a peer: as a plain proxy, which is the most that one HTTP hop can do; as a server of files; and over TLS.
+"""Runs nginx as a peer: as a plain proxy, which is the most that one HTTP hop can do; as a file server; and with TLS.
 
-It is tuned for it: big buffers, no buffering of whole bodies, connections kept alive, one process.
+It is tuned for speed: large buffers, no buffering of whole bodies, persistent connections, one process.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _BUFFERS = """
     proxy_busy_buffers_size 2m;
 """
 _ONE_PROCESS = "master_process off;"
-# Something between the measured process and S3 must not be what limits it.
+# For a proxy between the measured process and S3, which must not be the bottleneck.
 _MORE_PROCESSES = "worker_processes 2;"
 
 
@@ -72,28 +72,28 @@ def nginx(place: Place) -> Iterator[Server]:
 
 @contextmanager
 def nginx_with_its_buffers(place: Place) -> Iterator[Server]:
-    """The same, with the buffers that nginx has when nobody says: 8 or 16 KiB."""
+    """A proxy in front of S3 with nginx's default buffers of 8 or 16 KiB."""
     with _running(place, **_proxy(place.s3), buffers="") as pid:
         yield Server(pid, place.port, s3_path)
 
 
 @contextmanager
 def nginx_with_tls(place: Place) -> Iterator[Server]:
-    """The same, for clients that come over TLS."""
+    """A proxy in front of S3 for clients that use TLS."""
     with _running(place, **_proxy(place.s3), tls=_tls(place.folder)) as pid:
         yield Server(pid, place.port, s3_path, tls=True)
 
 
 @contextmanager
 def nginx_with_file(place: Place, file: Path) -> Iterator[Server]:
-    """It serves one file, whatever it is asked for."""
+    """A server that sends one file as the response to any GET."""
     with _running(place, location=f"root {file.parent}; try_files /{file.name} =404;") as pid:
         yield Server(pid, place.port, s3_path)
 
 
 @contextmanager
 def s3_behind_tls(place: Place) -> Iterator[S3]:
-    """The same S3, with TLS in front of it."""
+    """An S3 endpoint with TLS, which is a proxy in front of `place.s3`."""
     folder = place.folder / "tls"
     folder.mkdir()
     in_front = replace(place, folder=folder, port=place.port + 1)
@@ -113,7 +113,7 @@ def _tls(folder: Path) -> str:
 
 @contextmanager
 def _running(place: Place, processes: str = _ONE_PROCESS, tls: str = "", **texts: str) -> Iterator[int]:
-    # As root, its workers would be somebody who may not look into our folder.
+    # Started by root, nginx would run its workers as another user, who may not read this folder.
     user = "user root;" if os.geteuid() == 0 else ""
     values = {"folder": place.folder, "port": place.port, "tls": tls, "processes": user + processes}
     config = place.folder / "nginx.conf"

@@ -1,4 +1,4 @@
-"""Who is measured where: for each place of the table, each peer, and how it does a row's loads."""
+"""The peers: for each place of the table, the functions that measure a peer there."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from processes import HERE, CannotMeasure, environment
 from rows import UNVERIFIED
 from servers import rclone, storaged, storaged_unverified, storaged_with_tls
 
-#: Does some loads at a place, in a process that is fresh.
+#: Runs loads at a place, in a fresh process.
 Peer = Callable[[Place, Sequence[Load]], Sample]
 
 
 def served(by: Callable[[Place], AbstractContextManager[Server]]) -> Peer:
-    """A server, and clients of it."""
+    """A peer that is a server, on which clients run the loads."""
 
     def measure(place: Place, loads: Sequence[Load]) -> Sample:
         with by(place) as server:
@@ -32,7 +32,7 @@ def served(by: Callable[[Place], AbstractContextManager[Server]]) -> Peer:
 
 
 def one(by: Callable[[Place, Load], Sample]) -> Peer:
-    """What does one load."""
+    """A peer that is a function of one load."""
 
     def measure(place: Place, loads: Sequence[Load]) -> Sample:
         (load,) = loads
@@ -42,7 +42,7 @@ def one(by: Callable[[Place, Load], Sample]) -> Peer:
 
 
 def far(peer: Peer) -> Peer:
-    """The same, with S3 far away."""
+    """The peer with S3 far away."""
 
     def measure(place: Place, loads: Sequence[Load]) -> Sample:
         with far_s3(place.port + 1, place.s3) as s3:
@@ -52,7 +52,7 @@ def far(peer: Peer) -> Peer:
 
 
 def over_tls(peer: Peer) -> Peer:
-    """The same, with TLS to S3."""
+    """The peer with TLS to S3."""
 
     def measure(place: Place, loads: Sequence[Load]) -> Sample:
         with s3_behind_tls(place) as s3:
@@ -62,7 +62,7 @@ def over_tls(peer: Peer) -> Peer:
 
 
 def boto3(place: Place, load: Load) -> Sample:
-    """boto3 with its own defaults, and no gateway."""
+    """Measure boto3 with its default settings and no gateway, in a process of its own."""
     arguments = [json.dumps(asdict(place.s3)), json.dumps(asdict(load))]
     command = [sys.executable, str(HERE / "bare.py"), *arguments]
     more = place.s3.environment
@@ -72,7 +72,7 @@ def boto3(place: Place, load: Load) -> Sample:
     return Sample(**json.loads(ended.stdout))
 
 
-#: By the name of a place, and that of a peer there. Storaged is the first of each.
+#: The peers by place and name. The first of each place is storaged.
 PEERS: dict[str, dict[str, Peer]] = {
     "s3": {
         "storaged": served(storaged),

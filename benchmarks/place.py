@@ -1,4 +1,4 @@
-"""Where a row is measured: a folder, the ports that may be taken, and the S3 that is behind the peers."""
+"""Where a peer is measured: a folder, free ports, and the S3 behind it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from processes import CannotMeasure, build, running
 
-#: What each connection gets of an S3 that is far away: MB a second, and ms until an answer begins.
+#: The pace of a connection to an S3 far away: MB a second, and ms until the first byte of a response.
 FAR_MB, FAR_MS = 80, 30
 
 
 @dataclass(frozen=True)
 class S3:
-    """An S3 endpoint, its region, the credentials for it, and over TLS the file of the certificate to trust."""
+    """An S3 endpoint: its region and credentials, and for TLS the file of the certificate to trust."""
 
     endpoint: str
     region: str = "us-east-1"
@@ -27,19 +27,19 @@ class S3:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes a process trust the certificate: the one variable is boto3's, the other OpenSSL's."""
+        """Variables that make boto3 (AWS_CA_BUNDLE) and OpenSSL (SSL_CERT_FILE) trust the certificate."""
         return {"AWS_CA_BUNDLE": self.trust, "SSL_CERT_FILE": self.trust} if self.trust else {}
 
 
 @dataclass(frozen=True)
 class Place:
-    """What a peer is given.
+    """What a peer may use.
 
     Attributes:
-        folder: for its files; empty, and on the disk that is measured.
-        port: to listen on; `port + 1` is for what is between it and S3.
-        s3: what it puts its objects into.
-        put_slots: how many PUTs storaged is to take at once.
+        folder: an empty folder, on the disk that is measured.
+        port: the port to listen on; `port + 1` is for a proxy in front of S3.
+        s3: the S3 to store objects in.
+        put_slots: the number of put slots of storaged.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class Place:
 
 
 def given_s3() -> S3:
-    """The S3 that the environment names, as in `tests/engines/with-engine.sh`. Raises CannotMeasure."""
+    """The S3 that environment variables name, as `tests/engines/with-engine.sh` sets them. Raises CannotMeasure."""
     names = ("S3_ENDPOINT", "S3_REGION", "S3_ACCESS_KEY", "S3_SECRET_KEY")
     missing = [name for name in names if name not in os.environ]
     if missing:
@@ -59,21 +59,21 @@ def given_s3() -> S3:
 
 @contextmanager
 def s3_sink(port: int) -> Iterator[S3]:
-    """An S3 that is nobody's bottleneck: it keeps no bytes, and gives as many as were put."""
+    """A fake S3 that is never the bottleneck: it discards bodies, and serves as many bytes as were put."""
     with running([build("s3sink"), str(port)], port):
         yield S3(f"http://127.0.0.1:{port}")
 
 
 @contextmanager
 def far_s3(port: int, near: S3) -> Iterator[S3]:
-    """The same S3, as if it were far away."""
+    """The S3 behind a proxy that makes it as slow as one far away."""
     near_port = near.endpoint.rpartition(":")[2]
     with running([build("slowproxy"), str(port), near_port, str(FAR_MB), str(FAR_MS)], port):
         yield S3(f"http://127.0.0.1:{port}")
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """A key and a certificate for 127.0.0.1 that nobody else will ever trust; gives their files."""
+    """Create a key and a self-signed certificate for 127.0.0.1; returns their paths."""
     key, certificate = folder / "key.pem", folder / "cert.pem"
     made = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -days 2 -subj /CN=127.0.0.1"
     name = ["-addext", "subjectAltName=IP:127.0.0.1"]

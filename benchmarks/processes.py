@@ -1,7 +1,4 @@
-"""Building, starting and stopping the processes of a benchmark, and reading in /proc what they cost.
-
-What is started, and what is done with it, is not known here.
-"""
+"""Builds, starts and stops the processes of a benchmark, and reads their cost in /proc."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 BUILD = HERE / "build"
 
-#: Seconds for a process to listen; and for it to end when it is told to.
+#: Seconds within which a process must listen, and end after a SIGTERM.
 START_SECONDS = 60
 STOP_SECONDS = 20
 
@@ -26,18 +23,18 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class CannotMeasure(SystemExit):
-    """Something is not as a benchmark needs it; str() says what. Not caught, it ends the script with status 1."""
+    """A measurement is impossible; str() says why. If it is not caught, the script ends with status 1."""
 
 
 def stop_on_signals() -> None:
-    """Let a signal that would end the script end it as an exception does: with everything stopped that it started."""
+    """Make SIGTERM and SIGHUP raise SystemExit, so that what the script started is stopped."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: sys.exit(128 + received))
 
 
 @contextmanager
 def running(command: Sequence[str], port: int, more: Mapping[str, str] | None = None) -> Iterator[int]:
-    """Run a process until it is not needed any more, which begins when it listens on `port`; gives its id.
+    """Run a process, from when it listens on `port` to the end of the block; yields its id.
 
     Its environment is `environment()`, and `more`.
     """
@@ -52,7 +49,7 @@ def running(command: Sequence[str], port: int, more: Mapping[str, str] | None = 
 
 
 def build(name: str) -> str:
-    """Compile `name`.c, unless that is done; gives the path of the program."""
+    """Compile `name`.c, unless the program is up to date; returns its path."""
     source, program = HERE / f"{name}.c", BUILD / name
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         BUILD.mkdir(exist_ok=True)
@@ -61,26 +58,26 @@ def build(name: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """What a measured process gets of ours: nothing that sends boto3, or a request, anywhere else."""
-    kept = {name: value for name, value in os.environ.items() if not _leads_astray(name)}
+    """The environment of a measured process: without settings for boto3 and rclone, and without proxies."""
+    kept = {name: value for name, value in os.environ.items() if not _redirects_requests(name)}
     nowhere = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
     return {**kept, **nowhere, "PYTHONPATH": str(HERE.parent)}
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, with all its threads. See proc_pid_stat(5)."""
+    """User and system time of a process with all its threads. See proc_pid_stat(5)."""
     # The name of the program comes first, in parentheses, and may have spaces.
     fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def peak_rss(pid: int) -> int:
-    """The most bytes of a process that were ever in memory at once. See proc_pid_status(5)."""
+    """The peak of a process's resident memory, in bytes. See proc_pid_status(5)."""
     return _status(pid, "VmHWM")
 
 
 def rss(pid: int) -> int:
-    """The bytes of a process that are in memory now. See proc_pid_status(5)."""
+    """The resident memory of a process, in bytes. See proc_pid_status(5)."""
     return _status(pid, "VmRSS")
 
 
@@ -89,7 +86,7 @@ def _status(pid: int, name: str) -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
 
 
-def _leads_astray(name: str) -> bool:
+def _redirects_requests(name: str) -> bool:
     return name.startswith(("AWS_", "RCLONE_")) or name.lower().endswith("_proxy")
 
 

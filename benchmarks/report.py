@@ -1,4 +1,4 @@
-"""The table that comes of the samples: medians, ratios and bars; as JSON and as Markdown that reads as plain text."""
+"""Makes the table from samples: medians, ratios and bars, as JSON and as Markdown that is readable as plain text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLACES = {
 
 
 def result(row: Row, samples: Samples) -> dict[str, Any]:
-    """All that is known of a row, as JSON has it."""
+    """The JSON document of a row."""
     medians = {figure: _medians(row, figure, samples) for figure in row.figures}
     bars = [bar for bar in row.bars if {"storaged", bar.peer or "storaged"} <= set(samples)]
     return {
@@ -38,7 +38,7 @@ def result(row: Row, samples: Samples) -> dict[str, Any]:
 
 
 def markdown(results: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """A table for each place, by lines; a cell is a median and, of a peer, the ratio of storaged's to it."""
+    """The lines of a table for each place. A cell is a median and, for a peer, the ratio of storaged's median to it."""
     results = list(results)
     for place, title in PLACES.items():
         rows = [row for row in results if row["place"] == place]
@@ -60,7 +60,7 @@ def _medians(row: Row, figure: str, samples: Samples) -> dict[str, float]:
 def _against(bar: Bar, medians: Mapping[str, float]) -> dict[str, Any]:
     value = medians["storaged"]
     if bar.peer is not None:
-        # A client that took less than a tick of CPU took a tick.
+        # CPU time is counted in ticks, so that a peer's may be 0.
         value /= max(medians[bar.peer], 1e-9)
     more = FIGURES[bar.figure].more_is_better
     reached = value >= bar.value if more else value <= bar.value
@@ -99,6 +99,6 @@ def _verdict(bar: Mapping[str, Any]) -> str:
 
 
 def number(value: float) -> str:
-    """As many digits as say something."""
+    """A number with as many digits as are significant."""
     digits = 2 if value < 10 else 1 if value < 100 else 0
     return f"{value:,.{digits}f}"

@@ -1,8 +1,7 @@
-"""The rows of the table, as data: what is done, by whom, what is read from it, and what storaged is to reach.
+"""The rows of the table, as data: loads, peers, figures, and the bars that storaged is to reach.
 
-A speed is of one machine, so most bars are ratios: what storaged must reach, by what a peer reached, both on the
-machine of REFERENCE. Beside boto3 without a gateway, it must not lose. Memory, a network's pace and the length of a
-list are no ratios; their bars are LIMITS.
+A speed is that of one machine, so that most bars are ratios of storaged to a peer, from the figures of REFERENCE. The
+bar for boto3 without a gateway is 1. Memory, the pace of a slow network and lists have absolute bars, in LIMITS.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ KiB = 1 << 10
 LARGE = ("GB/s", "CPU-s/GiB")
 SMALL = ("requests/s", "CPU µs", "p99 ms")
 
-#: The nginx that REFERENCE has for small objects; with large buffers it is twice as fast at 100 KiB.
+#: The nginx of REFERENCE for small objects. With large buffers it is twice as fast at 100 KiB.
 NGINX = "nginx, its own buffers"
 
-#: Storaged with `verify_reads = false`: what verifying costs a GET.
+#: Storaged with `verify_reads = false`, which shows what the verification of a GET costs.
 UNVERIFIED = "storaged, unverified"
 
-#: The figures of each row on one machine, in its order: the target of storaged, and what peers reached.
+#: The figures of each row on one machine, in the row's order: the target of storaged, and what peers reached.
 REFERENCE: Mapping[str, Mapping[str, Sequence[float]]] = {
     "put": {"storaged": (1.6, 0.55), "rclone": (0.25, 6.7), "nginx": (2.05, 0.38)},
     "put-4": {"storaged": (3.3, 0.55), "rclone": (0.6, 6.3), "nginx": (3.4, 0.55)},
@@ -35,13 +34,13 @@ REFERENCE: Mapping[str, Mapping[str, Sequence[float]]] = {
     "get-4k": {"storaged": (10000, 100, 4), "rclone": (4840, 312, 12), NGINX: (34080, 25, 1)},
     "put-100k": {"storaged": (6500, 150, 6), "rclone": (1120, 1520, 30), NGINX: (6690, 141, 4)},
     "get-100k": {"storaged": (6500, 150, 5), "rclone": (3890, 375, 14), NGINX: (7460, 126, 4)},
-    # These two are said as ratios.
+    # The embedded bucket's are ratios already.
     "embedded-put": {"storaged": (0.8,), "dd oflag=direct": (1,), "cp + fsync": (1,)},
     "embedded-put-4k": {"storaged": (5,), "fsync each": (1,)},
     "embedded-get": {"storaged": (0.8,), "nginx": (1,)},
 }
 
-#: By row and figure, what storaged is to reach whatever the peers do.
+#: Absolute bars of storaged, by row and figure.
 LIMITS: Mapping[str, Mapping[str, float]] = {
     "list": {"lists/s": 20},
     "memory": {"peak MiB": 200},
@@ -53,7 +52,7 @@ LIMITS: Mapping[str, Mapping[str, float]] = {
 
 @dataclass(frozen=True)
 class Bar:
-    """What storaged is to reach of a figure: as a ratio to a peer's, or absolutely when there is none."""
+    """The value that a figure of storaged is to reach: a ratio to that of a peer, or absolute if there is no peer."""
 
     figure: str
     value: float
@@ -62,7 +61,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its loads are done by each of the peers that PEERS has at the place."""
+    """A row of the table: each of its peers runs its loads at its place."""
 
     name: str
     title: str
@@ -91,7 +90,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is done: bytes of bodies, seconds of small requests, and keys of lists."""
+    """Sizes of the loads: bytes of bodies, seconds of small requests, and keys of lists."""
 
     large: int = GiB
     half: int = GiB // 2
@@ -101,16 +100,16 @@ class Sizes:
 
 
 FULL = Sizes()
-#: Little of everything: does it work?
+#: Sizes of --smoke, which only shows that everything works.
 SMOKE = Sizes(32 * MiB, 16 * MiB, 0.1, 1000, 5000)
-#: What is as another row, but for its numbers.
+#: Rows that differ from others in numbers only, which --smoke leaves out.
 ALIKE = {"put-4", "get-4", "put-100k", "get-100k"}
 
 EVERYBODY = ("storaged", "rclone", "nginx", "boto3")
 
 
 def all_rows(sizes: Sizes) -> list[Row]:
-    """The table."""
+    """All rows of the table."""
     return [*_large(sizes), *_small(sizes), *_others(sizes), *_far(sizes), *_embedded(sizes), *_tls(sizes)]
 
 
@@ -170,12 +169,12 @@ def _also(verb: str) -> list[str]:
 
 
 def _body(verb: str, size: int, connections: int = 1) -> Load:
-    # The cap on a body is higher under this prefix.
+    # The limit of a body is 4 GiB under this prefix.
     return Load(verb, f"_vectors/{size}-%d", size, connections)
 
 
 def _requests(verb: str, size: int, seconds: float) -> Load:
-    # Enough keys for many objects to be put; so few for a GET that they are soon there.
+    # PUTs get many keys; GETs get few, as these must be put before.
     return Load(verb, f"small/{size}-%d-%n", size, 16, 0, seconds, 1000 if verb == "put" else 16)
 
 

@@ -1,4 +1,4 @@
-"""Storaged, in each way it is measured, and rclone, which does the same: a fresh process for each measurement."""
+"""Starts storaged, in the ways it is measured, and rclone: a fresh process for each measurement."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ SCRIPTS = Path(sysconfig.get_path("scripts"))
 
 @contextmanager
 def storaged(place: Place) -> Iterator[Server]:
-    """It, in front of S3."""
+    """Storaged in front of S3."""
     with running(_command(place, s3_options(place)), place.port, place.s3.environment) as pid:
         yield Server(pid, place.port, storaged_path)
 
 
 @contextmanager
 def storaged_unverified(place: Place) -> Iterator[Server]:
-    """The same, with reads that are not verified."""
+    """Storaged in front of S3 with `verify_reads = false`."""
     with running(_command(place, s3_options(place, "verify_reads = false\n")), place.port, place.s3.environment) as pid:
         yield Server(pid, place.port, storaged_path)
 
 
 @contextmanager
 def storaged_with_tls(place: Place) -> Iterator[Server]:
-    """The same, for clients that come over TLS."""
+    """Storaged in front of S3 for clients that use TLS."""
     key, certificate = make_certificate(place.folder)
     bind = f"ssl:{place.port}:interface=127.0.0.1:privateKey={key}:certKey={certificate}"
     with running(_command(place, s3_options(place), bind), place.port) as pid:
@@ -39,17 +39,17 @@ def storaged_with_tls(place: Place) -> Iterator[Server]:
 
 @contextmanager
 def storaged_embedded(place: Place) -> Iterator[Server]:
-    """It, with its objects in `place.folder / "data"`."""
+    """Storaged on the embedded bucket in `place.folder / "data"`."""
     with running(_command(place, embedded_options(place)), place.port) as pid:
         yield Server(pid, place.port, storaged_path)
 
 
 @contextmanager
 def rclone(place: Place) -> Iterator[Server]:
-    """`rclone serve s3` in front of S3; without an --auth-key it takes anybody's requests.
+    """`rclone serve s3` in front of S3; without --auth-key it accepts unsigned requests.
 
-    By default it hashes all that it reads, if only to find that there is nothing to compare with: that alone would
-    make it half as fast on GETs.
+    --no-checksum: by default it hashes everything that it reads, though it has nothing to compare the hash with. This
+    would halve its speed for GETs.
     """
     config = place.folder / "rclone.conf"
     s3 = place.s3
@@ -77,14 +77,14 @@ def _command(place: Place, options: Sequence[str], bind: str = "") -> list[str]:
 
 
 def embedded_options(place: Place) -> list[str]:
-    """Write the configuration of a storaged whose objects are in `place.folder / "data"`; returns its options."""
+    """Write the configuration of a storaged on the embedded bucket; returns the options for it."""
     config = place.folder / "storaged.toml"
     config.write_text(_slots(place))
     return [f"--config={config}", f"--data={place.folder / 'data'}"]
 
 
 def s3_options(place: Place, settings: str = "") -> list[str]:
-    """Write the configuration and the secrets of a storaged in front of S3; returns the options that name them."""
+    """Write the configuration and secrets of a storaged in front of S3; returns the options for them."""
     config, secrets, s3 = place.folder / "storaged.toml", place.folder / "secrets.toml", place.s3
     where = f'[s3]\nbucket = "{BUCKET}"\nendpoint = "{s3.endpoint}"\nregion = "{s3.region}"\nuse_path_style = true\n'
     config.write_text(_slots(place) + where + settings)

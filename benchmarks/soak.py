@@ -1,8 +1,8 @@
-"""Minutes of everything at once, and what storaged takes for it: memory, open files and threads must not grow.
+"""Runs a mixed load for minutes and checks that memory, open files and threads of storaged do not grow.
 
-A mix of sizes (0 to 40 MiB), overwrites, deletes, bodies that break off and readers that are slow. Every read is held
-against a model of what must be there; at the end, all objects are. The exit status is 1 when one is lost or torn, when
-something is left over that nobody can see, or when what storaged takes is not flat from the second minute on.
+The load has bodies of 0 to 40 MiB, overwrites, deletes, bodies that break off and slow readers. Each read is compared
+with a model of what must be there, and at the end all objects are. The exit status is 1 if an object is lost or torn,
+if orphans are left, or if the usage grows after the second minute.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from tests.faults.places import Place, ceph, local, stop_on_signals
 #: More than there are put slots.
 CLIENTS = 8
 KEYS = [f"soak/key-{number:02}" for number in range(60)]
-#: Most seconds that a client waits between two requests.
+#: The longest pause of a client between two requests, in seconds.
 PAUSE = 0.2
-#: Seconds between two looks at the process.
-GLANCE = 2.0
-#: GiB that Ceph gets on the disk: what is overwritten stays there for a while.
-ROOM = 32
+#: Seconds between two samples.
+INTERVAL = 2.0
+#: Size of the Ceph cluster in GiB, as overwritten objects stay there for a while.
+CEPH_GIB = 32
 
-#: What may come on top of what there was in the second minute: a share, and so much of each. Pools start their
-#: threads, each of which may have a connection, when they first need them; what leaks, leaks with every request.
+#: The allowed growth since the second minute: a factor, and an amount of each figure. Thread pools start threads, each
+#: with a connection, when they first need them; a leak would grow with every request.
 GROWTH = 1.15
 SLACK = {"RSS MiB": 16.0, "open files": 16.0, "threads": 12.0}
 
 
 class Sample(NamedTuple):
-    """What the process takes at a time: seconds since the start, and figures by name."""
+    """The usage of the process: seconds since the start, and figures by name."""
 
     at: float
     figures: dict[str, float]
 
 
 def look(pid: int, at: float) -> Sample:
-    """What a process takes now. See proc(5)."""
+    """Read the usage of a process. See proc(5)."""
     process = Path(f"/proc/{pid}")
     status = dict(line.split(":", 1) for line in (process / "status").read_text("ascii").splitlines())
     files = sum(1 for _ in (process / "fd").iterdir())
@@ -63,7 +63,7 @@ def middle(samples: list[Sample], name: str, begin: float, end: float) -> float:
 
 
 def what_grew(samples: list[Sample], seconds: float) -> list[str]:
-    """What is not flat: the last third has more of it than the second minute, by more than is allowed."""
+    """The figures whose median in the last third exceeds that in the second minute by more than is allowed."""
     grown = []
     for name, slack in SLACK.items():
         before, after = middle(samples, name, 60, 120), middle(samples, name, seconds * 2 / 3, seconds)
@@ -73,7 +73,7 @@ def what_grew(samples: list[Sample], seconds: float) -> list[str]:
 
 
 def size(source: random.Random) -> int:
-    """Mostly small, a few very large; often just at a border."""
+    """A random size: mostly small, sometimes very large; often just at a limit."""
     kind = source.random()
     if kind < 0.55:
         return source.choice([0, 1, 64 * KiB, 64 * KiB + 1, source.randrange(64 * KiB)])
@@ -83,7 +83,7 @@ def size(source: random.Random) -> int:
 
 
 def one_thing(client: Client) -> None:
-    """One request, of some kind, for some key."""
+    """Make a random request for a random key."""
     key, kind = client.random.choice(KEYS), client.random.random()
     if kind < 0.40:
         client.read(key)
@@ -98,7 +98,7 @@ def one_thing(client: Client) -> None:
 
 
 def sampled(place: Place, seconds: float, tally: Tally) -> Iterator[Sample]:
-    """Look at the process for so many seconds, and print a row for each minute."""
+    """Sample the process for so many seconds, and print a row for each minute."""
     start = time.monotonic()
     print("minute" + "".join(f"{name:>14}" for name in [*SLACK, "requests"]), flush=True)
     minute: list[Sample] = []
@@ -108,12 +108,12 @@ def sampled(place: Place, seconds: float, tally: Tally) -> Iterator[Sample]:
             minute.clear()
         minute.append(look(place.daemon.process.pid, at))
         yield minute[-1]
-        time.sleep(GLANCE)
+        time.sleep(INTERVAL)
     _print_row(minute, tally)
 
 
 def soak(place: Place, seconds: float, seed: int, tally: Tally) -> list[str]:
-    """Let all clients work for so long; what grew."""
+    """Let all clients work for so many seconds; returns what grew."""
     stop = threading.Event()
     model = Model()
 
@@ -137,10 +137,10 @@ def soak(place: Place, seconds: float, seed: int, tally: Tally) -> list[str]:
 
 
 def main() -> int:
-    """Soak, print the figures, and say with the exit status whether all is well."""
+    """Run the load and print the figures; the exit status says whether all is well."""
     stop_on_signals()
     options = _options()
-    places: dict[str, AbstractContextManager[Place]] = {"local": local(), "ceph": ceph(ROOM, "bluestore")}
+    places: dict[str, AbstractContextManager[Place]] = {"local": local(), "ceph": ceph(CEPH_GIB, "bluestore")}
     tally = Tally()
     with places[options.engine] as place, place.daemon:
         grown = soak(place, options.minutes * 60, options.seed, tally)
@@ -159,7 +159,7 @@ def _options() -> Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10, help="at least three, as the second is compared [10]")
     parser.add_argument("--engine", choices=["local", "ceph"], default="local")
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="of keys, sizes and kinds")
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="seed of keys, sizes and kinds")
     options = parser.parse_args()
     if options.minutes < 3:
         parser.error(f"--minutes is {options.minutes:g}: expected at least 3")

@@ -1,11 +1,11 @@
-"""Counts the files of twisted_storaged that a request passes through: `walks.py [--list]`.
+"""Counts the files of twisted_storaged that typical requests enter, and lists them.
 
-A whole storaged runs in this process, and a client over a plain socket beside it. Every function that is called, in
-any thread, from the first byte of a request until its answer has been read, is noted by the file that it is in. The
-same request was made before, so that nothing is counted that only happens once.
+A complete storaged runs in this process, with a client on a plain socket. From the first byte of a request until its
+response has been read, the file of each function that is called is recorded, in all threads. The same request is made
+before, so that what happens only once is not counted.
 
-Each request is made and counted several times. What a machine is busy with decides whether a send is complete at once
-or a batch has one member, so the largest count is printed, and files that were not entered each time are marked.
+Each request is counted several times. Whether a send is complete at once, or a batch has one member, depends on timing;
+so the largest count is printed, and files that were not entered each time are marked.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from twisted_storaged.tap import Options, makeService
 
 PACKAGE = f"{HERE.parent / 'twisted_storaged'}/"
 
-#: How often a request is made before it is counted, and how often it is counted.
+#: How many times a request is made before it is counted, and how many times it is counted.
 WARM_UPS, COUNTS = 3, 7
-#: Reactor iterations after an answer in which what is left to do for its request is done.
+#: Reactor iterations after a response in which the daemon completes what is left to do for the request.
 ITERATIONS = 5
-#: Bytes of the body of a large PUT: a few parts take the same way as the many of 1 GiB.
+#: Bytes of the body of a large PUT, whose parts take the same path as the many of 1 GiB.
 LARGE_PUT = 64 * MiB
-#: Bytes of a GET that is spliced, too few for several ranges of it to be fetched at a time.
+#: Bytes of a spliced GET, too few to be fetched in several concurrent ranges.
 LARGE_GET = 16 * MiB
 
 
@@ -54,14 +54,14 @@ class Walk:
     """A request whose files are counted.
 
     Attributes:
-        name: what it is, for the table.
-        at_most: how many files it may enter.
-        options: makes the options of the storaged that gets it.
-        request: its head.
+        name: its name in the table.
+        at_most: the number of files that it may enter.
+        options: a function that gives the options of the storaged that serves it.
+        request: its request line and headers.
         body: bytes of its body.
-        status: of its answer.
-        closes: whether the answer ends the connection, so that each time takes a new one.
-        held: the head of another request, which is sent before; its body never is.
+        status: the expected status.
+        closes: whether the response ends the connection, so that each request takes a new one.
+        held: the headers of another request, which is sent before and whose body is never sent.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Walk:
 
 
 def put(key: str, size: int) -> bytes:
-    """The head of a PUT."""
+    """The request line and headers of a PUT."""
     return b"PUT /storage/put/%s HTTP/1.1\r\nHost: storaged\r\nContent-Length: %d\r\n\r\n" % (key.encode(), size)
 
 
@@ -108,19 +108,19 @@ WALKS = (
 
 
 class Recorder:
-    """Notes the files of the package whose functions are called, in all threads, while it is on."""
+    """Records the files of the package whose functions are called, in all threads."""
 
     def __init__(self) -> None:
         self._files: set[str] | None = None
 
     def install(self) -> None:
-        """Look at each call from now on, in this thread and in those that are started later."""
+        """Trace all calls in this thread and in those that are started later."""
         threading.setprofile(self._called)
         sys.setprofile(self._called)
 
     @contextmanager
     def recording(self) -> Iterator[set[str]]:
-        """Collect files, relative to the package."""
+        """Yield a set that collects files, relative to the package, until the end of the block."""
         files: set[str] = set()
         self._files = files
         yield files
@@ -135,21 +135,21 @@ class Recorder:
 
 
 class Client:
-    """Makes requests over one plain connection; used in a thread beside the reactor's."""
+    """A client with one connection, for use in another thread than the reactor's."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=60)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, head: bytes, body: int = 0) -> None:
-        """Send a request, head and first bytes of a body in one."""
+        """Send a request, its headers and the first bytes of its body together."""
         piece = bytes(min(body, MiB))
         self._socket.sendall(head + piece)
         for _ in range(body // MiB - 1):
             self._socket.sendall(piece)
 
     def receive(self) -> int:
-        """Read an answer to its end; returns its status."""
+        """Read a response completely; returns its status."""
         received = b""
         while b"\r\n\r\n" not in received:
             received += self._some()
@@ -167,15 +167,15 @@ class Client:
     def _some(self) -> bytes:
         data = self._socket.recv(MiB)
         if not data:
-            raise CannotMeasure("storaged closed the connection before its answer ended")
+            raise CannotMeasure("storaged closed the connection before the end of its response")
         return data
 
 
 def main() -> None:
-    """Count what there is to count, print it, and end with status 1 where a request entered too many files."""
+    """Count and print; the exit status is 1 if a request entered too many files."""
     stop_on_signals()
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--port", type=int, default=21000, help="the first of as many that are free as there are walks")
+    parser.add_argument("--port", type=int, default=21000, help="the first of as many free ports as there are walks")
     options = parser.parse_args()
     recorder = Recorder()
     recorder.install()
@@ -188,13 +188,13 @@ def main() -> None:
 
 
 def _count_all(places: list[Place], recorder: Recorder) -> list[list[set[str]]]:
-    """The files of each walk, each time that it was counted."""
+    """The files of each walk, for each time it was counted."""
     counts: list[list[set[str]]] = []
     services = []
     for walk, place in zip(WALKS, places, strict=True):
         place.folder.mkdir()
         services.append(_service(walk, place))
-    # Made before, as making the first service installs the daemon's own reactor.
+    # Imported only now, as makeService has installed the daemon's own reactor.
     from twisted.internet import reactor as installed  # noqa: PLC0415
 
     reactor: Any = installed
@@ -211,7 +211,7 @@ def _count_all(places: list[Place], recorder: Recorder) -> list[list[set[str]]]:
     reactor.callWhenRunning(lambda: threading.Thread(target=count).start())
     reactor.run()
     if len(counts) < len(WALKS):
-        raise CannotMeasure("not all could be counted")
+        raise CannotMeasure("not all requests could be counted")
     return counts
 
 
@@ -222,7 +222,7 @@ def _service(walk: Walk, place: Place) -> Service:
 
 
 def _count(walk: Walk, port: int, recorder: Recorder, reactor: Any) -> list[set[str]]:
-    """Make the request again and again; called in a thread beside the reactor's."""
+    """Make a request repeatedly, in another thread than the reactor's; returns the files of each counted time."""
     counted = []
     with closing(Client(port)) as holder, closing(Client(port)) as kept:
         holder.send(walk.held)
@@ -236,7 +236,7 @@ def _count(walk: Walk, port: int, recorder: Recorder, reactor: Any) -> list[set[
                     client.close()
                 _iterate(reactor)
             if status != walk.status:
-                raise CannotMeasure(f"{walk.name}: the answer was {status}")
+                raise CannotMeasure(f"{walk.name}: the status was {status}")
             counted.append(files)
     return counted[WARM_UPS:]
 
