@@ -1,4 +1,4 @@
-"""A storaged in a process of its own, which the example may kill. What it stores and serves is not known here."""
+"""Runs a storaged in a process of its own, which an example can kill and restart."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectError
 from twisted.internet.task import deferLater
 
-#: Seconds between two looks at the process.
-GLANCE = 0.05
-#: Seconds that it may take to start; and to stop, which includes its drain.
+#: Seconds between two checks of the process.
+INTERVAL = 0.05
+#: Seconds that the start may take; and the stop, in which requests under way are completed.
 START_LIMIT = 30
 STOP_LIMIT = 30
 
 
 class DaemonFailed(Exception):
-    """The daemon did not start, or did not stop in order. The text has the end of its log."""
+    """The daemon did not start, or did not stop with status 0. str() has the end of its log."""
 
 
 class Daemon:
-    """`twistd -n storaged` on `port` of this machine, with `options` of its own; its log goes to the file `log`."""
+    """A process of `twistd -n storaged` on `port` of this machine with `options`; it logs to the file `log`."""
 
     def __init__(self, reactor: Any, port: int, options: Sequence[str], log: Path) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -39,10 +39,10 @@ class Daemon:
         self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:
-        """Start it, unless it runs, and wait until it answers.
+        """Start the daemon, unless it runs, and wait until it answers.
 
         Raises:
-            DaemonFailed: it ended instead, or did not answer in time; or somebody else does.
+            DaemonFailed: it ended, or did not answer in time; or another server answers on the port.
         """
         process = self._process
         if process is None or process.poll() is not None:
@@ -51,30 +51,30 @@ class Daemon:
         while not await self._answers():
             if process.poll() is not None or self._reactor.seconds() > give_up:
                 raise self.failed("did not start")
-            await self.sleep(GLANCE)
+            await self.sleep(INTERVAL)
 
     async def kill(self) -> None:
-        """End it with SIGKILL: no handler runs, nothing is flushed, nobody says good-bye."""
+        """End the daemon with SIGKILL: no handler runs, and nothing is flushed."""
         process = self._process
         assert process is not None
         process.kill()
         await self._ended(process)
 
     async def stop(self) -> None:
-        """End it with SIGTERM, if it runs.
+        """End the daemon with SIGTERM, if it runs.
 
         Raises:
-            DaemonFailed: it ended with another status than 0, or had to be killed.
+            DaemonFailed: its exit status was not 0, or it had to be killed.
         """
         process = self._process
         if process is None or process.poll() is not None:
             return
         process.terminate()
         if await self._ended(process) != 0:
-            raise self.failed("did not stop in order")
+            raise self.failed("did not stop with status 0")
 
     def peak_rss(self) -> int:
-        """The most bytes that it ever had in memory at once, since it was started last. See proc_pid_status(5)."""
+        """The peak of its resident memory since the last start, in bytes. See proc_pid_status(5)."""
         assert self._process is not None
         lines = Path(f"/proc/{self._process.pid}/status").read_text("ascii").splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
@@ -84,19 +84,19 @@ class Daemon:
         return deferLater(self._reactor, seconds, lambda: None)
 
     def failed(self, what: str) -> DaemonFailed:
-        """The error that says what it did, and shows the end of its log."""
+        """An error with a description and the end of the log."""
         log = self._log.read_text("utf-8", "replace").splitlines()
         return DaemonFailed("\n".join([f"{' '.join(self._command)} {what}:", *log[-20:]]))
 
     async def _spawn(self) -> subprocess.Popen[bytes]:
-        # Ours could not listen, and the example would take the other one for it.
+        # The daemon could not listen, and the example would talk to another server.
         if await self._answers():
-            raise DaemonFailed(f"{self.url} answers already: expected nobody there")
+            raise DaemonFailed(f"{self.url} answers already: expected a free port")
         return self._popen()
 
     def _popen(self) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
-            # A session of its own: Ctrl-C is for the example, which needs the daemon to clean up.
+            # A session of its own, so that Ctrl-C interrupts only the example, which then needs the daemon to clean up.
             return subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
@@ -114,12 +114,12 @@ class Daemon:
         while process.poll() is None:
             if self._reactor.seconds() > give_up:
                 process.kill()
-            await self.sleep(GLANCE)
+            await self.sleep(INTERVAL)
         return process.wait()
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
+    """A free TCP port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port

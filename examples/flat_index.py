@@ -1,7 +1,6 @@
-"""A vector index as one large file: a header and 200,000 records of an id, a vector of 768 dimensions, and its passage.
+"""A vector index as one large file: a header and 200,000 records of an id, a vector of 768 dimensions, and a passage.
 
-It is written and searched a piece at a time, so that it need not fit in memory. A search looks at all vectors, and is
-exact.
+It is written and searched in pieces, so that it need not fit in memory. A search compares all vectors, and is exact.
 """
 
 from __future__ import annotations
@@ -12,17 +11,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-#: Where the index is, below the bucket or a folder. Bodies under `_vectors/` may have 4 GiB.
+#: The key of the index, and its path below a folder. Bodies under `_vectors/` may have up to 4 GiB.
 PREFIX = "_vectors/heavy/"
 KEY = PREFIX + "passages.index"
 
 COUNT = 200_000
 DIMENSIONS = 768
-#: How many vectors are looked for, and how many neighbours of each.
+#: The number of queries, and of neighbours that are searched for each.
 QUERIES = 100
 NEIGHBOURS = 10
 
-#: Bytes of the passage that a vector stands for.
+#: Bytes of the passage of each vector.
 _PASSAGE = 592
 _RECORD = np.dtype([("id", "<u8"), ("vector", "<f4", (DIMENSIONS,)), ("passage", f"S{_PASSAGE}")])
 _HEADER = np.dtype([("magic", "S16"), ("count", "<u8"), ("dimensions", "<u8")])
@@ -48,7 +47,7 @@ def write(path: Path) -> None:
 
 
 def make_queries() -> Vectors:
-    """What is looked for: the same vectors each time, and none of the index."""
+    """The vectors to search for: the same ones each time, and none of the index."""
     return np.random.default_rng(_SEED + 1).standard_normal((QUERIES, DIMENSIONS), dtype=np.float32)
 
 
@@ -66,7 +65,7 @@ def nearest(path: Path, queries: Vectors) -> Neighbours:
 
 
 def recall(found: Neighbours, truth: Neighbours) -> float:
-    """Which share of the true neighbours was found."""
+    """The share of the true neighbours that were found."""
     pairs = zip(found[0].tolist(), truth[0].tolist(), strict=True)
     return sum(len(set(some) & set(true)) for some, true in pairs) / truth[0].size
 

@@ -1,7 +1,8 @@
-"""The whole job on real input: a year of flights and a vector index through a storaged that is killed on the way.
+"""Stores a year of flights and a vector index in a storaged that is killed on the way, and compares what it reads back.
 
-Stores them, kills the daemon with SIGKILL in the middle of a PUT, starts it again, reads everything back, and compares:
-the list, the bytes, an aggregate over the flights, the answers of the index. Ends with status 1 on any difference.
+It stores the files, kills the daemon with SIGKILL in the middle of a PUT, restarts it, reads everything back, and
+compares the list, the bytes, an aggregate over the flights, and search results of the index. The exit status is 1 if
+anything differs.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from twisted.web.client import RequestTransmissionFailed, ResponseFailed
 
 from twisted_storaged.client import StorageClient
 
-#: Seconds that a PUT gets before it is cut off.
+#: Seconds after which a PUT is cut off.
 CUT_AFTER = 0.3
 
 
 class Input:
-    """The flights, the index, and the files that they are; a file's path in `folder` is its key.
+    """The flights and the index, in memory and as files; the path of a file in `folder` is its key.
 
     Attributes:
-        sizes: of the files in bytes, by key, in key order.
+        sizes: the sizes of the files in bytes, by key, in key order.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,7 +49,7 @@ class Input:
 
 
 async def store_and_read_back(daemon: Daemon, given: Input, folder: Path) -> None:
-    """The job; it leaves the bucket as it found it."""
+    """Run the example; it removes what it stored."""
     client = StorageClient(daemon.url, treq)
     # Before anything is written or removed: what is there already is somebody else's.
     await check_list(client, {})
@@ -115,7 +116,7 @@ async def remove(client: StorageClient, keys: Iterable[str]) -> None:
 
 
 def compare_flights(given: Input, folder: Path) -> None:
-    """Ask the flights that were read back the same as the ones given."""
+    """Compare the flights that were read back, and their mean delays, with the original ones."""
     table = flights.read(folder / key for key in given.months)
     before, after = flights.mean_delays(given.table), flights.mean_delays(table)
     check(after == before, f"mean delays are {after}: expected {before}")
@@ -126,7 +127,7 @@ def compare_flights(given: Input, folder: Path) -> None:
 
 
 def compare_vectors(given: Input, folder: Path) -> None:
-    """Ask the index that was read back the same as the one that was built."""
+    """Compare the search results of the index that was read back with those of the original one."""
     neighbours, distances = vectors.nearest(vectors.read(folder), given.queries)
     check(np.array_equal(neighbours, given.answers[0]), "the index gives other neighbours")
     check(np.array_equal(distances, given.answers[1]), "the index gives other distances")

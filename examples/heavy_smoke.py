@@ -1,8 +1,8 @@
-"""One object of 700 MiB, a vector index, through a storaged that is killed: the same bytes, and the same answers.
+"""Stores a vector index of 700 MiB as one object in a storaged that is killed, and compares what it reads back.
 
-Writes the index, asks it, stores it as one object, kills the daemon with SIGKILL as soon as that was answered, starts
-it again, reads the object back, and asks again. Ends with status 1 on any difference. It prints how long it took, how
-fast it was, and how much memory the daemon had at most.
+It writes the index, searches it, stores it, kills the daemon with SIGKILL as soon as the PUT was answered, restarts it,
+reads the object back, and searches again. The exit status is 1 on any difference. It prints times, speeds, and the peak
+of the daemon's memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MiB = 1 << 20
 
 
 class Input:
-    """The index as a file, and what it answers."""
+    """The index as a file, and its search results."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,7 +37,7 @@ class Input:
 
 
 async def store_and_read_back(daemon: Daemon, given: Input, back: Path) -> None:
-    """The job; it leaves the bucket as it found it."""
+    """Run the example; it removes what it stored."""
     client = StorageClient(daemon.url, treq)
     await check_list(client, [])
     try:
@@ -49,7 +49,7 @@ async def store_and_read_back(daemon: Daemon, given: Input, back: Path) -> None:
         await read_back(daemon, client, given, back)
         compare(given, back)
     finally:
-        await daemon.start()  # what was interrupted may be the restart
+        await daemon.start()  # the restart may have been interrupted
         await client.delete(flat_index.KEY)
     await check_list(client, [])
 
@@ -63,7 +63,7 @@ async def store(daemon: Daemon, client: StorageClient, given: Input) -> None:
 
 
 async def read_back(daemon: Daemon, client: StorageClient, given: Input, back: Path) -> None:
-    """GET it into another file, and compare the bytes."""
+    """GET the index into another file, and compare the bytes."""
     with step("read back", given.size), FileWriter(back) as file:
         await client.get_to(flat_index.KEY, file)
     found(f"storaged had {daemon.peak_rss() / MiB:.0f} MiB of memory at most")
@@ -72,13 +72,13 @@ async def read_back(daemon: Daemon, client: StorageClient, given: Input, back: P
 
 
 async def check_list(client: StorageClient, expected: list[tuple[str, int]]) -> None:
-    """What is listed must be exactly these keys with these sizes."""
+    """Check that exactly these keys with these sizes are listed."""
     listed = [(item.key, item.size) for item in await client.list(flat_index.PREFIX)]
     check(listed == expected, f"{flat_index.PREFIX} lists {listed}: expected {expected}")
 
 
 def compare(given: Input, back: Path) -> None:
-    """Ask what was read back the same."""
+    """Repeat the searches with the file that was read back, and compare the results."""
     answers = flat_index.nearest(back, given.queries)
     share = flat_index.recall(answers, given.answers)
     check(share == 1, f"recall is {share}")

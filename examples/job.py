@@ -1,5 +1,4 @@
-"""What the examples have in common: their command line, the daemon they work with, and how they end, also when they are
-interrupted."""
+"""Shared by the examples: their command line, the daemon that they use, and clean-up, also after an interrupt."""
 
 from __future__ import annotations
 
@@ -17,12 +16,12 @@ from twisted.internet.task import deferLater, react
 from twisted_storaged.client import StorageFailed
 
 _Input = TypeVar("_Input")
-#: Works with a daemon that runs, on an input, and has a path where it may put what it reads back.
+#: A coroutine function that works with a running daemon, an input, and a path for what it reads back.
 Job = Callable[[Daemon, _Input, Path], Coroutine[Deferred[Any], Any, None]]
 
 
 def run_job(make_input: Callable[[Path], _Input], job: Job[_Input], description: str | None) -> None:
-    """Make an input at a path, do the job, and exit; with status 1, and a line that says why, when it failed."""
+    """Make an input at a path, run the job, and exit; if it fails, with status 1 and a line that says why."""
     options = _parse_options(description)
     react(_main, (lambda reactor: _with_daemon(reactor, options, make_input, job),))
 
@@ -30,7 +29,7 @@ def run_job(make_input: Callable[[Path], _Input], job: Job[_Input], description:
 async def _with_daemon(
     reactor: Any, options: argparse.Namespace, make_input: Callable[[Path], _Input], job: Job[_Input]
 ) -> None:
-    """Do the job with a daemon that runs for as long as it takes."""
+    """Run the job with a daemon, which is stopped afterwards."""
     with TemporaryDirectory(prefix="storaged-example-") as folder:
         given = make_input(Path(folder, "in"))
         bucket = _daemon_options(options) or [f"--data={folder}/bucket"]
@@ -45,20 +44,20 @@ async def _with_daemon(
 
 
 def _daemon_options(options: argparse.Namespace) -> list[str]:
-    """The options that are the daemon's."""
+    """The options that are passed on to the daemon."""
     return [f"--{name}={vars(options)[name]}" for name in ("config", "secrets") if vars(options)[name]]
 
 
 def _parse_options(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", help="the daemon's configuration, with [s3]; without one, a bucket in a new folder")
+    parser.add_argument("--config", help="the daemon's configuration, with [s3] [default: an embedded bucket]")
     parser.add_argument("--secrets", help="the daemon's secrets file")
     parser.add_argument("--port", type=int, default=0, help="the daemon's port [default: any free one]")
     return parser.parse_args()
 
 
 async def _main(reactor: Any, run: Callable[[Any], Coroutine[Deferred[Any], Any, None]]) -> None:
-    """Run; when interrupted, clean up first."""
+    """Run the example; an interrupt cancels it, and it cleans up first."""
     await deferLater(reactor, 0, lambda: None)  # from here on, signals stop the reactor, not the process
     work = Deferred.fromCoroutine(run(reactor))
 

@@ -1,7 +1,7 @@
 #!/bin/bash
-# on_ceph.sh [EXAMPLE [PORT]]    start a Ceph on this machine, make a bucket, run an example (flights_and_vectors.py) on
-# it, and stop all of it. Takes PORT..PORT+59 for Ceph (22100) and any free port for storaged. PYTHON (python) has what
-# the README asks for.
+# on_ceph.sh [EXAMPLE [PORT]]    Starts a Ceph cluster on this machine, creates a bucket, runs an example on it (default:
+# flights_and_vectors.py), and stops the cluster. Ceph uses the ports PORT..PORT+59 (default: 22100), storaged any free
+# port. PYTHON (default: python) names the interpreter, in which the extra `examples` must be installed.
 set -euo pipefail
 examples=$(cd "$(dirname "$0")" && pwd)
 engines=$examples/../tests/engines
@@ -14,7 +14,7 @@ if [ "${1:-}" != --inside ]; then
   exit
 fi
 
-# From here on with-engine.sh has told where Ceph is: S3_ENDPOINT, S3_ACCESS_KEY, S3_SECRET_KEY.
+# with-engine.sh has set S3_ENDPOINT, S3_REGION, S3_ACCESS_KEY and S3_SECRET_KEY.
 folder=$2
 cat > "$folder/storaged.toml" <<TOML
 [storaged]

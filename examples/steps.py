@@ -1,4 +1,4 @@
-"""What the example says on its way, and how it fails."""
+"""Prints the progress of an example, and defines its failure."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from contextlib import contextmanager
 
 
 class Difference(Exception):
-    """Something is other than it must be."""
+    """A result differs from the expected one; str() says how."""
 
 
 def check(same: bool, otherwise: str) -> None:
-    """Raise Difference, which says what is wrong, unless it is the same."""
+    """Raise Difference with the message `otherwise` unless `same`."""
     if not same:
         raise Difference(otherwise)
 
 
 @contextmanager
 def step(done: str, size: int = 0) -> Iterator[None]:
-    """Say what was done in the block and how long it took; with a size in bytes, also how fast it went."""
+    """Print what the block did and how long it took; with a size in bytes, also the speed."""
     start = time.perf_counter()
     yield
     seconds = time.perf_counter() - start
@@ -28,5 +28,5 @@ def step(done: str, size: int = 0) -> Iterator[None]:
 
 
 def found(what: str) -> None:
-    """Say what was found."""
+    """Print a result."""
     print(f"{'':10}{what}", flush=True)

@@ -1,4 +1,4 @@
-"""Bodies: the file that an object is read into, and the body of a PUT that never ends."""
+"""Bodies: a consumer that writes an object to a file, and the body of a PUT that never ends."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from zope.interface import implementer
 
 @implementer(IConsumer)
 class FileWriter:
-    """Writes what it gets to the file `path`, and closes it when the `with` block ends.
+    """A consumer that writes to the file `path`, and closes it when the `with` block ends.
 
-    A disk is faster than this daemon's network, so that nothing is ever paused.
+    It never pauses its producer, as the disk is faster than the connection.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,10 +31,10 @@ class FileWriter:
         self._file.close()
 
     def registerProducer(self, producer: object, streaming: bool) -> None:
-        """Somebody is about to write."""
+        """Do nothing: the producer is never paused."""
 
     def unregisterProducer(self) -> None:
-        """Nobody writes any more."""
+        """Do nothing: the `with` block closes the file."""
 
     def write(self, data: bytes) -> None:
         """Write some bytes."""
@@ -43,24 +43,24 @@ class FileWriter:
 
 @implementer(IBodyProducer)
 class HalfBody:
-    """Announces `length` bytes, writes the first half of them, all zeros, and leaves it at that."""
+    """A body that announces `length` bytes, writes the first half of them, all zeros, and never ends."""
 
     def __init__(self, length: int) -> None:
         self.length = length
 
     def startProducing(self, consumer: Any) -> Deferred[None]:
-        """Write the half. The Deferred never fires, as the body never ends."""
+        """Write the first half. The Deferred never fires, as the body never ends."""
         consumer.write(bytes(self.length // 2))
         return Deferred()
 
     def pauseProducing(self) -> None:
-        """Nothing comes anyway."""
+        """Do nothing: the half is written at once."""
 
     def resumeProducing(self) -> None:
-        """Nothing comes anyway."""
+        """Do nothing: the half is written at once."""
 
     def stopProducing(self) -> None:
-        """Nothing comes anyway."""
+        """Do nothing: the half is written at once."""
 
 
 def sha256(path: Path) -> str:

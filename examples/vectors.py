@@ -1,4 +1,4 @@
-"""The vector index: flights as vectors of 768 dimensions, in an HNSW graph that is one file; what is asked of it."""
+"""A vector index of flights: vectors of 768 dimensions in an HNSW graph, saved as one file."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-#: Where the index is, below the bucket or a folder.
+#: The key of the index, and its path below a folder.
 PREFIX = "_vectors/flights/"
 KEY = PREFIX + "2013.hnsw"
 
 COUNT = 20_000
 DIMENSIONS = 768
-#: How many vectors are looked for, and how many neighbours of each.
+#: The number of queries, and of neighbours that are searched for each.
 QUERIES = 200
 NEIGHBOURS = 10
 
-#: Of all that is random here: the sample, the projection, the levels of the graph.
+#: The seed of everything random: the sample, the projection, the levels of the graph.
 _SEED = 2013
-#: Links per vector; candidates kept while it is built, and while it is asked.
+#: Parameters of HNSW: links per vector, and the size of the candidate list while building and while searching.
 _LINKS = 16
 _BUILD_BREADTH = 100
 _SEARCH_BREADTH = 64
@@ -30,9 +30,9 @@ Vectors = NDArray[np.float32]
 
 
 def embed(flights: pd.DataFrame) -> Vectors:
-    """A sample of the flights as vectors of length 1: times, delays, distances, carrier and airports, projected.
+    """A sample of the flights as unit vectors: times, delays, distances, carrier and airports, randomly projected.
 
-    Random projections keep distances (Johnson and Lindenstrauss), so that neighbours are flights that are alike.
+    Random projections preserve distances (Johnson and Lindenstrauss), so that similar flights are neighbours.
     """
     sample = flights.sample(COUNT, random_state=_SEED)
     numbers = sample.select_dtypes("number").drop(columns="year").fillna(0)
@@ -45,7 +45,7 @@ def embed(flights: pd.DataFrame) -> Vectors:
 
 
 def build(vectors: Vectors) -> hnswlib.Index:
-    """The index of these vectors."""
+    """Build the index of these vectors."""
     index = hnswlib.Index(space="l2", dim=DIMENSIONS)
     index.init_index(len(vectors), M=_LINKS, ef_construction=_BUILD_BREADTH, random_seed=_SEED)
     index.add_items(vectors)
@@ -53,27 +53,27 @@ def build(vectors: Vectors) -> hnswlib.Index:
 
 
 def write(index: hnswlib.Index, folder: Path) -> None:
-    """Write the index below `folder`: one file, so that it is one object and can never be half there."""
+    """Write the index below `folder`, as one file: as one object, it is stored atomically."""
     (folder / PREFIX).mkdir(parents=True)
     index.save_index(str(folder / KEY))
 
 
 def read(folder: Path) -> hnswlib.Index:
-    """The index below `folder`."""
+    """Read the index below `folder`."""
     index = hnswlib.Index(space="l2", dim=DIMENSIONS)
     index.load_index(str(folder / KEY))
     return index
 
 
 def nearest(index: hnswlib.Index, queries: Vectors) -> tuple[NDArray[np.uint64], Vectors]:
-    """The neighbours of each query, and their distances."""
+    """Search for the neighbours of each query; returns their numbers and distances."""
     index.set_ef(_SEARCH_BREADTH)
     neighbours, distances = index.knn_query(queries, k=NEIGHBOURS)
     return neighbours, distances
 
 
 def recall(neighbours: NDArray[np.uint64], vectors: Vectors, queries: Vectors) -> float:
-    """Which share of the true neighbours was found; the true ones are those that a look at all vectors gives."""
+    """The share of the true neighbours that were found; an exact search over all vectors gives the true ones."""
     # The vectors have length 1: the larger their product, the nearer they are.
     truth = np.argpartition(-(queries @ vectors.T), NEIGHBOURS, axis=1)[:, :NEIGHBOURS]
     found = [len(set(some) & set(true)) for some, true in zip(neighbours.tolist(), truth.tolist(), strict=True)]
