@@ -25,7 +25,7 @@ from tests.faults.clients import Client, Gone, KiB, MiB, Tally, in_threads
 from tests.faults.model import Model
 from tests.faults.places import Place, ceph, local, stop_on_signals
 
-#: More than there are put slots.
+#: The number of clients: more than there are put slots.
 CLIENTS = 8
 KEYS = [f"soak/key-{number:02}" for number in range(60)]
 #: The longest pause of a client between two requests, in seconds.

@@ -1,8 +1,8 @@
-"""The option `--all`, and engines that are started once by each worker and shared.
+"""The option `--all`, and engines that each worker starts once and shares among tests.
 
-A plain `pytest` runs the core: what needs no more than the extra `test`, and no long load. With `--all`, tests run as
-well that need other engines (Ceph, Swift, rclone), data tools (DuckDB, pandas, polars, pyarrow), other programs (curl,
-strace, a C compiler), or long loads. The extra `integration` has what PyPI provides of that.
+A plain `pytest` runs the core: tests that need no more than the extra `test`, and no long load. `--all` adds tests that
+need other engines (Ceph, Swift, rclone), data tools (DuckDB, pandas, polars, pyarrow), other programs (curl, strace, a
+C compiler), or long loads. The extra `integration` has those of them that PyPI provides.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from tests.engines import Engine
 
 #: Every engine that the tests know.
 ENGINES = ["moto", "rclone", "swift", "ceph"]
-#: The same, and what differs from one of them in how it is built, not in what it does.
+#: With those that differ from one of them in how they are built, not in what they do.
 ALL_ENGINES = [*ENGINES, "swift-3"]
 
-
-#: Engines that are processes, or come from elsewhere than the extra `test`.
+#: Engines that need more than the extra `test`.
 EXTERNAL = {*ALL_ENGINES} - {"moto"}
-#: Modules that import what only the extra `integration` provides.
+#: Modules that import packages of the extra `integration`.
 IMPORT_MORE = {("integration", "test_data_tools.py"), ("integration", "test_docs.py")}
 
 
@@ -44,7 +43,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what is not of the core, without `--all`."""
+    """Without `--all`, deselect tests that are not in the core."""
     if config.getoption("--all"):
         return
     core = [item for item in items if not item.get_closest_marker("full") and not _needs_external_engine(item)]
@@ -60,7 +59,7 @@ def _needs_external_engine(item: pytest.Item) -> bool:
 
 
 class Engines:
-    """Starts an engine when it is first asked for."""
+    """Starts each engine when it is needed first."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder = folder
@@ -68,7 +67,7 @@ class Engines:
         self._running: dict[str, Engine] = {}
 
     def get(self, name: str) -> Engine:
-        """The engine of this name; skips the test where it is not installed."""
+        """The engine of this name, started if necessary; skips the test if it is not installed."""
         if name == "ceph" and not engines.has_ceph():
             pytest.skip("Ceph is not installed: apt-get install radosgw ceph-mon ceph-osd curl")
         if name not in self._running:

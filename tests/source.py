@@ -33,7 +33,7 @@ def imports(name: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.module is not None, f"{name} has a relative import"
             whole = {f"{node.module}.{alias.name}" for alias in node.names}
-            # What is imported from another's module is mostly no module; from a whole package it is.
+            # A name from a whole package may be a module; one from a module of another package is taken not to be.
             found |= whole if "." not in node.module else {one if one in modules() else node.module for one in whole}
     return found
 

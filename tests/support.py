@@ -41,11 +41,11 @@ from twisted_storaged.model import (
 from twisted_storaged.runtime.buffers import BufferPool, DeliveryBudget, FairShare
 from twisted_storaged.runtime.concurrency import deferred
 
-#: The reactor that pytest-twisted runs, as something with all its interfaces.
+#: The reactor that pytest-twisted runs, typed Any as it has many interfaces.
 reactor: Any = _reactor
 
 _state = TemporaryDirectory(prefix="storaged-")
-#: What all buckets of S3 in tests share; its folder goes when the tests end.
+#: Shared settings of all S3 buckets in tests; its folder is removed at the end.
 UPKEEP = Upkeep(Path(_state.name))
 
 _P = ParamSpec("_P")

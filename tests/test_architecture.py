@@ -1,4 +1,4 @@
-"""Which module may import which: down the floors only, in no circle, and what is foreign in its own place only."""
+"""Imports between modules go down the floors only and in no circle; foreign packages are used in their places only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests import source
 
-#: From the lowest. A part is a module or a folder of this name; it may import from itself, and from lower floors.
+#: From the lowest floor. A part is a module or folder of this name, which may import from itself and from lower floors.
 FLOORS = (
     "errors",
     "model runtime",
@@ -28,7 +28,7 @@ MAY_IMPORT_WEB = ("server", "api", "service", "client", "conformance")
 
 
 def test_imports() -> None:
-    """No import goes up, sideways or round in a circle, and what is foreign is imported and used in its place only."""
+    """No import goes sideways or up, or in a circle, and foreign packages are used in their places only."""
     assert {violation for name in source.modules() for violation in _violations(name)} == set()
 
 
@@ -38,7 +38,7 @@ def test_floors() -> None:
 
 
 def test_violations_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each kind of violation is one, also in a function, or for type checking only."""
+    """Each kind of violation is found, also in a function, or in an import for type checking only."""
     code = """
 from twisted import web
 from twisted_storaged import errors, model
@@ -87,7 +87,7 @@ def _part(name: str) -> str:
 
 @cache
 def _reachable(name: str) -> frozenset[str]:
-    """A module, and all that it imports, directly or through others."""
+    """A module and all modules that it imports, directly or indirectly."""
     found, left = {name}, [name]
     while left:
         new = {target for target in source.imports(left.pop()) if target in source.modules()} - found

@@ -1,4 +1,4 @@
-"""The configuration: its keys, and the settings that they become."""
+"""The configuration: how the keys of a file and the command line become settings."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from twisted_storaged.config_file import ConfigError, Credentials, Key, describe
 
 ENVIRON = {"HOME": "/home/me"}
 
-#: What an engine gives out as the secret of an access key.
+#: A secret as engines generate them.
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 
-#: A secret of the operator's own making, which does not look like one.
+#: A secret that an operator chose, which does not look like one.
 PASSWORD = "hunter2"
 
 
@@ -53,10 +53,10 @@ def load(tmp_path: Path, content: str, secrets: dict[str, Credentials] | None = 
 
 
 class WithoutAFileTests:
-    """Nobody configured anything."""
+    """Defaults without a configuration file."""
 
     def test_embedded_bucket_on_loopback(self) -> None:
-        """So it is for a first user."""
+        """Without a file, the daemon has an embedded bucket and listens on a loopback address."""
         config = load_config(Overrides(), {}, ENVIRON)
         assert config.endpoint == "tcp:3211:interface=127.0.0.1"
         assert config.put_slots == 4
@@ -72,45 +72,45 @@ class WithoutAFileTests:
         ],
     )
     def test_where_the_data_is(self, environ: dict[str, str], data: str) -> None:
-        """Systemd's word, else the user's."""
+        """The data folder is systemd's state directory, or else in the user's data folder."""
         assert load_config(Overrides(), {}, environ).buckets == {"primary": LocalSettings(Path(data))}
 
     def test_the_command_line_goes_first(self) -> None:
-        """Before the environment."""
+        """Options of the command line take precedence over the environment."""
         config = load_config(Overrides(data=Path("/d"), bind="127.0.0.1:1"), {}, {"STATE_DIRECTORY": "/s"})
         assert config.buckets == {"primary": LocalSettings(Path("/d"))}
         assert config.endpoint == "tcp:1:interface=127.0.0.1"
 
 
 class UpkeepTests:
-    """The upload journal, and the time that S3 has."""
+    """The settings that all buckets of S3 share."""
 
     def test_the_journal_is_where_the_data_would_be(self) -> None:
-        """Looked at every hour; requests have two minutes."""
+        """By default, the journal is in the data folder, is checked every hour, and requests to S3 have two minutes."""
         upkeep = load_config(Overrides(), {}, ENVIRON).upkeep
         assert upkeep == Upkeep(Path("/home/me/.local/share/storaged"), reap_interval=3600, deadline=120)
         assert load_config(Overrides(data=Path("/d")), {}, ENVIRON).upkeep.state == Path("/d")
 
     def test_the_file_goes_first(self, tmp_path: Path) -> None:
-        """In whole seconds."""
+        """The file can set the folder of the journal, and times in seconds."""
         text = '[storaged]\nstate = "/s"\nreap_interval = 60\ns3_deadline = 5\nabandoned_after = 9\n[s3]\nbucket = "b"'
         assert load(tmp_path, text).upkeep == Upkeep(Path("/s"), reap_interval=60, deadline=5, abandoned_after=9)
 
 
 class FileTests:
-    """A file says so."""
+    """Settings from a file."""
 
     def test_storaged(self, tmp_path: Path) -> None:
-        """Our own section."""
+        """Keys of [storaged] become settings of the daemon."""
         config = load(tmp_path, '[storaged]\nbind = "unix:/run/s"\nput_slots = 9')
         assert (config.endpoint, config.put_slots) == ("unix:/run/s", 9)
 
     def test_sections_of_others_are_left_alone(self, tmp_path: Path) -> None:
-        """One file for all services of a host."""
+        """Unknown sections are ignored, as several services may share the file."""
         load(tmp_path, "[catalog]\nx = 1\n[[ingest.source]]\ny = 2")
 
     def test_s3(self, tmp_path: Path) -> None:
-        """The primary bucket."""
+        """The section [s3] defines the primary bucket."""
         config = load(
             tmp_path,
             """
@@ -136,17 +136,17 @@ class FileTests:
 
     @pytest.mark.parametrize(("line", "verify"), [("", None), ("'auto'", None), ("true", True), ("false", False)])
     def test_verify_reads(self, tmp_path: Path, line: str, verify: bool | None) -> None:
-        """Whole reads are verified, where it can be done cheaply, unless the file says otherwise."""
+        """`verify_reads` is automatic by default, and may be true or false."""
         text = f"verify_reads = {line}" if line else ""
         settings = load(tmp_path, f'[s3]\nbucket = "b"\n{text}').buckets["primary"]
         assert settings == S3Settings("b", verify_reads=verify)
 
     def test_what_s3_does_not_say_is_boto3s(self, tmp_path: Path) -> None:
-        """Region, credentials, style."""
+        """Region, credentials and URL style are left to boto3 if [s3] does not set them."""
         assert load(tmp_path, '[s3]\nbucket = "b"').buckets == {"primary": S3Settings("b")}
 
     def test_secrets_go_before_the_file(self, tmp_path: Path) -> None:
-        """Bucket by bucket."""
+        """Credentials of the secrets file take precedence over the configuration's, for each bucket."""
         text = """
         [s3]
         bucket = "b"
@@ -164,7 +164,7 @@ class FileTests:
         assert (primary.access_key_id, other.access_key_id) == ("new", "kept")
 
     def test_several_buckets_of_either_kind(self, tmp_path: Path) -> None:
-        """And policies that send prefixes to them."""
+        """A file may define several buckets of both kinds, and rules that assign prefixes to them."""
         config = load(
             tmp_path,
             """
@@ -188,7 +188,7 @@ class FileTests:
         assert config.policy.rule_for("fast/a").max_put == 256 << 20
 
     def test_caps(self, tmp_path: Path) -> None:
-        """New ones, and other ones."""
+        """Rules set limits for new prefixes, and change those of built-in rules."""
         config = load(
             tmp_path,
             """
@@ -203,13 +203,13 @@ class FileTests:
         assert [config.policy.rule_for(key).max_put for key in ("a", "small/a", "_vectors/a")] == [1 << 30, 10, 4 << 30]
 
     def test_a_primary_bucket_by_its_name(self, tmp_path: Path) -> None:
-        """[buckets.primary] is another way to say [s3]."""
+        """[buckets.primary] defines the primary bucket as [s3] does."""
         text = '[buckets.primary]\nkind = "local"\npath = "/x"'
         assert load(tmp_path, text).buckets == {"primary": LocalSettings(Path("/x"))}
 
 
 class ErrorsTests:
-    """What is refused before anything listens."""
+    """Mistakes in a configuration."""
 
     @pytest.mark.parametrize(
         ("content", "error"),
@@ -271,24 +271,24 @@ class ErrorsTests:
         ],
     )
     def test_names_the_place(self, tmp_path: Path, content: str, error: str) -> None:
-        """File, section, key, what stood there and what was expected."""
+        """An error names the file, the section, the key, its value, and what was expected."""
         with pytest.raises(ConfigError) as caught:
             load(tmp_path, content)
         assert str(caught.value).startswith(f"{tmp_path}/lakehouse.toml: {error}")
         assert "hunter2" not in str(caught.value)
 
     def test_a_network_address_on_the_command_line(self) -> None:
-        """Is refused as the file's would be."""
+        """A --bind to which other hosts can connect is refused."""
         with pytest.raises(ConfigError, match=r"--bind is '0.0.0.0:1': .*allow_network = true"):
             load_config(Overrides(bind="0.0.0.0:1"), {}, ENVIRON)
 
     def test_a_network_address_that_is_allowed(self, tmp_path: Path) -> None:
-        """By whoever says so in as many words."""
+        """`allow_network = true` allows such an address."""
         config = load(tmp_path, "[storaged]\nbind = '0.0.0.0:80'\nallow_network = true")
         assert config.endpoint == "tcp:80:interface=0.0.0.0"
 
     def test_data_beside_another_primary(self, tmp_path: Path) -> None:
-        """Two places for one bucket."""
+        """--data is refused if the file defines the primary bucket."""
         with pytest.raises(ConfigError, match="--data is '/d': expected none"):
             load(tmp_path, '[s3]\nbucket = "b"', data=Path("/d"))
 
@@ -323,14 +323,14 @@ scalars = st.sampled_from(SENSIBLE) | texts | st.integers() | st.floats() | st.b
 
 
 def shapes(leaves: st.SearchStrategy[Any], names: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
-    """Values with these leaves, and these names in tables."""
+    """A strategy for values with these leaves, and with these names in tables."""
     return st.recursive(
         leaves, lambda some: st.lists(some, max_size=3) | st.dictionaries(names, some, max_size=3), max_leaves=6
     )
 
 
 def documents(leaves: st.SearchStrategy[Any], names: st.SearchStrategy[str]) -> st.SearchStrategy[dict[str, Any]]:
-    """What an operator may write: sections in their places, or anything else there."""
+    """A strategy for documents: sections in their places, or anything else there."""
     values = shapes(leaves, names)
     section = st.dictionaries(names, values, max_size=5)
     places = {
@@ -348,14 +348,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def error_of(folder: Path, content: bytes) -> str:
-    """The error that a configuration file with this content leads to, if any."""
+    """The error of a configuration file with this content, or an empty string."""
     path = folder / "x.toml"
     path.write_bytes(content)
     return error_in(lambda: load_config(Overrides(config=path), {}, ENVIRON))
 
 
 def error_of_secrets(folder: Path, content: bytes) -> str:
-    """The error that a secrets file with this content leads to, if any."""
+    """The error of a secrets file with this content, or an empty string."""
     path = folder / "secrets.toml"
     path.touch(0o600)
     path.write_bytes(content)
@@ -363,7 +363,7 @@ def error_of_secrets(folder: Path, content: bytes) -> str:
 
 
 def error_in(reading: Callable[[], object]) -> str:
-    """The one line of the error, which carries no other error that could have more in it; nothing without an error."""
+    """The one line of the error, which has no context that could repeat a value; an empty string without an error."""
     error: ConfigError | None = None
     try:
         reading()
@@ -385,13 +385,13 @@ class AnyDocumentTests:
     @example(b"[storaged]\nput_slots = -0x" + b"f" * 5000)
     @example(b"[[policy]]\nprefix = ''\nmax_put = '" + b"9" * 5000 + b" B'")
     def test_any_bytes_are_sound_or_refused(self, folder: Path, content: bytes) -> None:
-        """A file is either taken or refused with a line that names it."""
+        """A file with any bytes is either accepted or refused with an error that names it."""
         for path, error in (("x", error_of(folder, content)), ("secrets", error_of_secrets(folder, content))):
             assert error == "" or error.startswith(f"{folder}/{path}.toml: ")
 
     @given(documents(scalars, st.sampled_from(KNOWN) | texts))
     def test_any_toml_is_sound_or_refused(self, folder: Path, values: dict[str, Any]) -> None:
-        """Values of any type in any place are either taken or refused with a line that names file and section."""
+        """Values of any type in any place are accepted, or refused with an error that names file and section."""
         content = document(values).encode("utf-8")
         error = error_of(folder, content)
         assert "is not TOML" not in error
@@ -490,12 +490,12 @@ class EndpointDescriptionTests:
         ],
     )
     def test_host_and_port_or_a_description(self, bind: str, description: str) -> None:
-        """`host:port` is translated; a description is taken as it is."""
+        """`host:port` becomes a description of an endpoint; a description is not changed."""
         assert endpoint_description(bind) == description
 
 
 class IsLocalTests:
-    """Without authentication, only this host may reach the daemon."""
+    """Which addresses other hosts cannot reach."""
 
     @pytest.mark.parametrize(
         "description",
@@ -557,13 +557,13 @@ class IsLocalTests:
     )
     @settings(max_examples=300)
     def test_twisted_reads_it_in_the_same_way(self, rest: str, kind: str) -> None:
-        """Whatever the description, Twisted listens on a loopback address if it is held to be local."""
+        """For any description that is taken to be local, Twisted listens on a loopback address."""
         if not is_local(kind + rest):
             return
         reactor = MemoryReactor()
         try:
             serverFromString(reactor, kind + rest).listen(Factory())
-        except (ValueError, TypeError, RuntimeError):  # the service says that it cannot listen
+        except (ValueError, TypeError, RuntimeError):  # the service reports that it cannot listen
             return
         for _, _, _, interface in reactor.tcpServers:
             assert interface in ("127.0.0.1", "localhost", "::1")
@@ -593,7 +593,7 @@ def annotated_keys() -> Iterator[tuple[str, str, str]]:
 
 
 class ReferenceTests:
-    """Each key is explained to the operator in the words of its definition."""
+    """The explanations of keys for the operator are those of their definitions."""
 
     @pytest.mark.parametrize("section", ANNOTATED)
     def test_annotated_file(self, section: str) -> None:

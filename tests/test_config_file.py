@@ -33,7 +33,7 @@ from twisted_storaged.config_file import (
 FILE = Path("x.toml")
 SOME = Meta(description="Something.")
 
-#: What an engine gives out as the secret of an access key; tests put it where it does not belong.
+#: A secret as engines generate them, which tests put in wrong places.
 SECRET = "wJalrXUtnFEMI7MDENGbPxRfiCYEXAMPLEKEY"
 
 

@@ -1,4 +1,4 @@
-"""The README and docs/: their code blocks run, and what they name exists."""
+"""The README and docs/: code blocks run, and files and modules that pages name exist."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from twisted_storaged.config_file import read_secrets
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 REPOSITORY = "https://github.com/storaged/storaged"
-#: Where the pages say that the daemon listens.
+#: The URL of the daemon in the pages.
 URL = "http://127.0.0.1:3211"
 
-#: What is done with the blocks of a language; `text` and Sphinx's directives are only shown.
+#: Languages of blocks that are run, and of blocks that are only shown; the others are parsed.
 RUN = {"bash", "python"}
 SHOWN = {"text", "{toctree}"}
 LANGUAGES = {"console", "toml", *RUN, *SHOWN}
@@ -123,7 +123,7 @@ class BlocksTests:
 
 
 class ReadmeTests:
-    """The README is one page, and reads the same elsewhere."""
+    """The README is one page, and renders the same elsewhere."""
 
     def test_is_one_page(self) -> None:
         """It has at most 120 lines."""
@@ -139,7 +139,7 @@ class ReadmeTests:
 
 
 class DocsTests:
-    """What the pages in docs/ say of the repository is so."""
+    """What the pages in docs/ say about the repository is true."""
 
     @pytest.mark.parametrize("page", PAGES, ids=name)
     def test_named_files_exist(self, page: Path) -> None:
@@ -198,7 +198,7 @@ class DocsTests:
 
 
 def exists(path: str) -> bool:
-    """Whether a path on the repository's site, without its address, is that of a file, or not of one at all."""
+    """Whether a path of the repository's site names an existing file, or none at all."""
     match = re.fullmatch(r"/(?:blob|raw|tree)/main/([^#]+)(?:#.*)?", path)
     return match is None or (ROOT / match[1]).exists()
 
@@ -213,7 +213,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 
 def parse(command: list[str]) -> None:
-    """Parse a command line of storaged with its own parser; others are left alone. Raises UsageError or SystemExit."""
+    """Parse a command line with storaged's own parser; ignore other programs. Raises UsageError or SystemExit."""
     program = Path(command[0]).name
     if program == "storaged":
         Options().parseOptions(command[1:])

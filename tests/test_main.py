@@ -1,4 +1,4 @@
-"""The command `storaged`: what it makes of its command line. tests/integration/test_serve.py runs the daemon."""
+"""The command line of `storaged`. tests/integration/test_serve.py runs the daemon."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class OptionsTests:
     )
     def test_usage_errors(self, arguments: list[str], error: str) -> None:
         """A command line that cannot be understood ends the process with status 1 and one line on stderr."""
-        # A SystemExit with a text prints that on stderr, and the status is 1.
+        # A SystemExit with a string prints it on stderr and exits with status 1.
         with pytest.raises(SystemExit) as ended:
             __main__.main(arguments)
         assert ended.value.code == f"storaged: {error} (see storaged --help)"

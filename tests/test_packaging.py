@@ -1,4 +1,4 @@
-"""What is built and installed, and what is in the files that operators copy."""
+"""The distributions, what an install adds, and the files that operators copy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from twisted_storaged import __version__
 from twisted_storaged.config import Overrides, load_config
 from twisted_storaged.config_file import read_secrets
 
-#: All that a checkout has, except for Git's own files.
+#: Everything in a checkout, except for Git's own files.
 SOURCES = (
     ".ci",
     "CHANGELOG.md",
@@ -39,12 +39,12 @@ SOURCES = (
     "twisted",
     "twisted_storaged",
 )
-#: Among them, what running things leaves behind.
+#: Files and folders that running tests or builds leaves in them.
 LEFTOVERS = ("__pycache__", "build", "_build", "dropin.cache")
 
 
 class Distributions(NamedTuple):
-    """What `python -m build` makes, and the files that it was made of."""
+    """What `python -m build` creates, and the files that it was created from."""
 
     sdist: Path
     wheel: Path
@@ -84,7 +84,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
 
 
 class SdistTests:
-    """What a distributor builds from."""
+    """The sdist, from which distributors build."""
 
     def test_has_all_of_a_checkout(self, distributions: Distributions) -> None:
         """Tests, docs, examples, benchmarks, news fragments and .ci/run are in the sdist, beside the packages."""
@@ -97,10 +97,10 @@ class SdistTests:
 
 
 class WheelTests:
-    """What pip installs."""
+    """The wheel, which pip installs."""
 
     def test_has_the_version(self, distributions: Distributions) -> None:
-        """The one version is that of the package."""
+        """The wheel has the version of the package."""
         assert distributions.wheel.name == f"storaged-{__version__}-py3-none-any.whl"
 
     def test_has_the_plugin(self, distributions: Distributions) -> None:
@@ -108,14 +108,14 @@ class WheelTests:
         assert "twisted/plugins/twisted_storaged_plugin.py" in distributions.wheel_names()
 
     def test_leaves_twisted_alone(self, distributions: Distributions) -> None:
-        """An __init__.py of ours would overwrite Twisted's at install, and remove it at uninstall."""
+        """The wheel has no __init__.py in twisted/, which would replace Twisted's, and be removed at uninstall."""
         names = [name for name in distributions.wheel_names() if name.startswith("twisted/")]
         assert names == ["twisted/plugins/twisted_storaged_plugin.py"]
         assert not (ROOT / "twisted" / "__init__.py").exists()
         assert not (ROOT / "twisted" / "plugins" / "__init__.py").exists()
 
     def test_has_every_module(self, distributions: Distributions) -> None:
-        """The wheel has all modules of the package, and the file that says that it is typed."""
+        """The wheel has all modules of the package, and py.typed."""
         modules = {str(path.relative_to(ROOT)) for path in (ROOT / "twisted_storaged").rglob("*.py")}
         assert modules | {"twisted_storaged/py.typed"} == {
             name for name in distributions.wheel_names() if name.startswith("twisted_storaged/")
@@ -125,14 +125,14 @@ class WheelTests:
 class Environment:
     """A virtual environment that has the packages of this one, except for storaged, which can be installed into it.
 
-    The packages are links, so that nothing is downloaded; Twisted is a copy, as an install adds a file to it.
+    The packages are links, so that nothing is downloaded. Twisted is a copy, as installing storaged adds files to it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=60)
         (site_packages,) = folder.glob("lib/python*/site-packages")
-        # twisted/test is not imported, and half of Twisted; the plugin is there where storaged is installed.
+        # twisted/test is half of Twisted, and not needed. The plugin is there if storaged is installed.
         ignored = shutil.ignore_patterns("__pycache__", "test", "dropin.cache", "twisted_storaged_plugin.py")
         for source in {Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")}:
             for path in source.iterdir():
@@ -161,11 +161,11 @@ class Environment:
 
 
 class InstallTests:
-    """An environment that the wheel is installed into."""
+    """An environment into which the wheel is installed."""
 
     @pytest.fixture
     def environment(self, tmp_path: Path, distributions: Distributions) -> Environment:
-        """With the wheel; pip finds all that it depends on in the environment, in versions that it takes."""
+        """The environment, in which pip finds suitable versions of all dependencies."""
         environment = Environment(tmp_path / "environment")
         environment.pip("install", "--no-index", str(distributions.wheel))
         return environment
@@ -188,13 +188,13 @@ class InstallTests:
 
 
 class DependenciesTests:
-    """pyproject.toml."""
+    """The dependencies in pyproject.toml."""
 
     PROJECT = tomli.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
     @pytest.mark.parametrize("requirement", [*map(Requirement, PROJECT["dependencies"])], ids=lambda it: it.name)
     def test_the_installed_versions_are_allowed(self, requirement: Requirement) -> None:
-        """The tests run with versions that the package allows; so what is allowed has been tried."""
+        """The tests run with versions that the package allows, so that these have been tested."""
         assert version(requirement.name) in requirement.specifier
 
     def test_twisted_has_an_upper_bound(self) -> None:
@@ -208,7 +208,7 @@ class DependenciesTests:
         assert f"{major + 1}.0.0" not in twisted.specifier
 
     def test_dev_has_all_extras(self) -> None:
-        """`pip install '.[dev]'` installs what any of the tests, benchmarks, examples and tools needs."""
+        """`pip install '.[dev]'` installs what tests, benchmarks, examples and tools need."""
         extras = {
             name: {extra for it in map(Requirement, needs) if it.name == "storaged" for extra in it.extras}
             for name, needs in self.PROJECT["optional-dependencies"].items()
@@ -217,16 +217,16 @@ class DependenciesTests:
 
 
 class ExamplesOfFilesTests:
-    """etc/."""
+    """The files in etc/."""
 
     def test_the_configuration_is_one(self) -> None:
-        """As it stands."""
+        """etc/storaged.toml is a valid configuration."""
         config = load_config(Overrides(config=ROOT / "etc" / "storaged.toml"), {}, {})
         assert set(config.buckets) == {"primary", "fast", "archive"}
         assert config.policy.rule_for("staging/x").bucket == "fast"
 
     def test_what_is_commented_out_is_known(self, tmp_path: Path) -> None:
-        """And is the default, where it says so."""
+        """Keys that are commented out in etc/storaged.toml exist, and show their defaults if the file says so."""
         text = (ROOT / "etc" / "storaged.toml").read_text("utf-8")
         path = tmp_path / "all.toml"
         lines = [
@@ -241,14 +241,14 @@ class ExamplesOfFilesTests:
         ]
 
     def test_the_secrets_are_some(self, tmp_path: Path) -> None:
-        """Once they are where others cannot read them."""
+        """etc/secrets.toml is a valid secrets file, once others cannot read it."""
         path = tmp_path / "secrets.toml"
         path.write_text((ROOT / "etc" / "secrets.toml").read_text("utf-8"), "utf-8")
         path.chmod(0o600)
         assert set(read_secrets(path)) == {"primary", "archive"}
 
     def test_the_unit_runs_what_there_is(self) -> None:
-        """With options that exist."""
+        """The command line of the systemd unit has only options that exist."""
         unit = (ROOT / "etc" / "storaged.service").read_text("utf-8")
         command = unit.partition("ExecStart=")[2].replace("\\\n", "").splitlines()[0]
         assert "twistd --nodaemon --pidfile= storaged " in command
@@ -259,9 +259,9 @@ class ExamplesOfFilesTests:
 
 
 class ReadmeTests:
-    """What a newcomer copies."""
+    """Commands of the README that a newcomer copies."""
 
     def test_says_how_to_run_and_to_test_in_one_line_each(self) -> None:
-        """`.ci/run` runs the second as it stands."""
+        """The README has one line that runs the daemon and one that runs the tests, which `.ci/run` takes from it."""
         lines = (ROOT / "README.md").read_text("utf-8").splitlines()
         assert sum(line.startswith("    python3 -m venv venv && ") for line in lines) == 2

@@ -16,7 +16,7 @@ from tests.faults.clients import Client, Gone, KiB, MiB, Tally, in_threads
 from tests.faults.model import Model
 from tests.faults.places import PLACES, Place, stop_on_signals
 
-#: More than there are put slots.
+#: The number of clients: more than there are put slots.
 CLIENTS = 6
 KEYS = [f"key-{number:02}" for number in range(20)]
 #: Seconds from the start of the writes to a kill, least and most.

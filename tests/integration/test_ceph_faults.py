@@ -19,9 +19,9 @@ from tests.integration.test_s3_faults import DATA, Behind, MiB
 
 pytestmark = pytest.mark.full
 
-#: Seconds that a fault lasts, and that S3 has for a request: a gateway is back in about two.
+#: Seconds that a fault lasts, and the time limit of a request to S3: a gateway restarts in about two.
 LASTS, DEADLINE = 0.5, 15
-#: More than all sockets on the way can hold.
+#: An object larger than all socket buffers between client and S3.
 LARGE = DATA * 4
 FAULTS = [
     ("kill", "start", ["osd.0"]),

@@ -123,7 +123,7 @@ class DescriptorTests:
             resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (before + 10, limits[1]))
             crowd = [stack.enter_context(connect(daemon)) for _ in range(30)]
             assert sum(self.is_refused(client) for client in crowd) >= 15
-            # A connection that was there before needs none; a large object needs some, and cannot have them.
+            # An open connection needs no descriptor; the file of a large object needs one.
             guest.send(head("GET", "/health"))
             assert guest.final_response().status == 200
             guest.send(head("PUT", "/storage/put/b", length(MiB)) + b"x" * MiB)

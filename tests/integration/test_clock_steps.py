@@ -18,11 +18,11 @@ from tests.faults.preload import Preload, needs_compiler
 pytestmark = [pytest.mark.full, needs_compiler]
 
 CLIENTS = 8
-#: Seconds by which the clock is off, one after the other, and how long each lasts at least. The last step is back, and
-#: no step forward follows that would end what waits for the clock.
+#: Offsets of the clock in seconds, and how long each lasts at least. The last step is backwards, as one forward would
+#: end what waits for the wall clock.
 STEPS = (0, 3600, 3585)
 STEP_SECONDS = 1.0
-#: An answer that takes longer than this was held up: the smallest step is 15 s.
+#: Seconds after which a response is late. The smallest step is 15 s.
 LATE = 5.0
 
 

@@ -14,7 +14,7 @@ from tests.engines import free_ports
 from tests.integration import wrong_server
 from tests.integration.test_daemon import ask
 
-#: Seconds; the wire contract has a minute in it.
+#: Time limit of the kit in seconds. The stall of a body takes a minute.
 LIMIT = 400
 
 

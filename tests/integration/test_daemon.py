@@ -218,7 +218,7 @@ class RefusalToStartTests:
         ended = subprocess.run(command, cwd=tmp_path, env=environ, timeout=60, capture_output=True, check=False)
         assert ended.returncode == 1
         assert b"StartError" in ended.stderr
-        # The parent ends when its child has told it, which then still has to write its log and tidy up.
+        # The parent ends when the child has reported the failure, before the child has written its log and cleaned up.
         wait_for(lambda: "is in use by another storaged" in (tmp_path / "log").read_text())
         wait_for(lambda: not (tmp_path / "pid").exists())
 
@@ -231,7 +231,7 @@ class AdmissionTests:
         clients = [daemon.connect() for _ in range(5)]
         for number, client in enumerate(clients):
             client.sendall(head(f"a{number}", 10) + b"x")
-            # In this order: the fifth is the one that is refused.
+            # Requests are served in order, so that this PUT has been admitted or refused before the next is sent.
             wait_for(lambda: ask(daemon, "GET", "/health")[0] == 200)
         refusal = clients[4].recv(1000)
         assert refusal.startswith(b"HTTP/1.1 503 ")

@@ -156,7 +156,7 @@ class QueryTests:
 
 
 def fsspec_file(store: Store) -> Any:
-    # The cache off: what is fetched is what is asked for.
+    # Without the cache, only what is read is downloaded.
     return HTTPFileSystem(skip_instance_cache=True, block_size=1 << 16).open(store.url(PARQUET))
 
 

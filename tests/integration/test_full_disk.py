@@ -10,7 +10,7 @@ import pytest
 
 from tests.daemon import Daemon
 
-#: Mounts 8 MiB at the first argument, and becomes the rest. unshare(1) gives a user namespace to who is not root.
+#: Mounts a tmpfs of 8 MiB at the first argument, and executes the rest. unshare(1) makes that possible without root.
 SMALL_DISK = 'mount -t tmpfs -o size=8m tmpfs "$0" && exec "$@"'
 
 

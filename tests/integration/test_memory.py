@@ -84,5 +84,5 @@ class MemoryTests:
             entries = 0
             while data := response.read(MiB):
                 entries += data.count(b"/" if query else b"{")
-            assert entries - (not query and not headers) == KEYS  # the document is in braces itself
+            assert entries - (not query and not headers) == KEYS  # the JSON document itself has a brace
             assert daemon.peak_rss() - before < LIST_BUDGET

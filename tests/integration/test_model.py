@@ -21,7 +21,7 @@ from tests.daemon import Daemon
 from twisted_storaged.errors import RangeNotSatisfiable
 from twisted_storaged.model import ByteRange
 
-#: Engines that cannot do it in one step, by what is known of them; where storaged says otherwise, the test fails.
+#: Engines that do not check a condition and write in one atomic step; storaged must find out the same.
 CANNOT_CREATE = {"rclone", "swift"}
 CANNOT_SWAP = {"rclone", "swift", "ceph"}
 
@@ -64,14 +64,14 @@ def served(
     if request.param != "local":
         engine = all_engines.get(request.param)
         config += engine.toml(engine.new_bucket())
-        # What moto checks and then writes, in threads, is one step by chance; where nothing races, it is right.
+        # moto checks and writes in two steps, so that a probe's result is random; without races it is correct.
         config += 'conditional_writes = "all"\n' if request.param == "moto" else ""
     with Daemon(tmp_path_factory.mktemp("model"), config=config) as daemon:
         yield request.param, daemon.port
 
 
 KEYS = st.sampled_from(["a", "b", "dir/a", "dir/b/c", "é 😀"])
-#: A file of the embedded bucket; and two parts on S3, which takes longer and is tried less often.
+#: Bodies that the embedded bucket keeps in a file, and that S3 gets in two parts; the latter takes longer and is rarer.
 FILE, PARTS = b"x" * 70_000, b"part" * 1_500_000
 BODIES = st.integers(0, 19).flatmap(lambda n: st.just({0: PARTS, 1: FILE}[n]) if n < 2 else st.binary(max_size=20))
 RANGES = st.builds(ByteRange, st.none(), st.integers(0, 30)) | st.integers(0, 30).flatmap(
@@ -83,8 +83,7 @@ class StorageMachine(RuleBasedStateMachine):
     """A state machine of Hypothesis: a prefix of a bucket, and the dict that says what it must hold."""
 
     client: Client
-    #: What is put instead of PARTS, on an engine whose lists have another ETag for such an object than the PUT gave,
-    #: and on one that ignores its condition.
+    #: PARTS, or FILE on engines that list another ETag for a multipart upload than its PUT gave, or ignore conditions.
     parts: ClassVar[bytes] = PARTS
     etags: Bundle[str] = Bundle("etags")
 
@@ -125,7 +124,7 @@ class StorageMachine(RuleBasedStateMachine):
     def delete_if(self, key: str, etag: str) -> None:
         status, _, _ = self.ask("DELETE", key, If_Match=f'"{etag}"')
         if status == 204:
-            # Nothing is nothing, whatever it was: S3 does not say that there was none.
+            # S3 answers 204 as well if there is no object.
             assert self.etag(key) in (etag, None)
             self.objects.pop(key, None)
         else:

@@ -37,7 +37,7 @@ class OnEngine:
         try:
             found: list[dict[str, Any]] = self.s3.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])
         except self.s3.exceptions.NoSuchUpload:
-            return []  # rclone's way to say that there are none
+            return []  # rclone does not support the request, and has no uploads
         return found
 
     def keys(self) -> list[str]:

@@ -25,7 +25,7 @@ RESET = struct.pack("ii", 1, 0)
 
 GET_SMALL = "GET /storage/get/small"
 GET_LARGE = "GET /storage/get/large"
-#: Requests without a body, by what they ask for.
+#: Request lines of requests without a body.
 WITHOUT_BODY = [
     GET_SMALL,
     GET_LARGE,
@@ -36,13 +36,13 @@ WITHOUT_BODY = [
     "GET /storage/list?delimiter=/",
     "GET /health",
 ]
-#: Bytes of an answer that are read before the client leaves.
+#: Bytes of a response that are read before the client disconnects.
 READ = [0, 1, 1000, 300_000]
-#: Seconds that a client waits for bytes of an answer that may be shorter than it thinks.
+#: Seconds that a client waits for these bytes, as the response may be shorter.
 ENOUGH = 0.1
-#: Bodies that are sent, by how many of their bytes are.
+#: Bodies, and how many of their bytes are sent.
 BODIES = [(SMALL, 0), (SMALL, 1), (SMALL, 1000), (LARGE, 0), (LARGE, 1000), (LARGE, 5 * MiB + 1), (LARGE, len(LARGE))]
-#: What the log says of something that is not as it should be.
+#: Log lines of errors.
 ERROR = re.compile(r"#(error|critical)\]|Traceback|Unhandled")
 LISTED = (
     "<Contents><Key>k/%05d</Key><Size>1</Size><ETag>e</ETag>"
@@ -115,7 +115,7 @@ def unnoticed(daemon: Daemon) -> Iterator[None]:
     """Expect no error in the log, no descriptor left open, and that four PUTs and a GET are served as before."""
     before, seen = descriptors(daemon), len(daemon.log)
     yield
-    # Connections to S3 are kept, up to as many as were needed at a time.
+    # The pool keeps some connections to S3 open.
     wait_for(lambda: descriptors(daemon) <= before + 12)
     for number in range(4):
         wait_for(partial(is_stored, daemon, f"k/{number}"))

@@ -21,13 +21,13 @@ from tests.integration.test_daemon import ask, head, wait_for
 
 MiB = 1 << 20
 DATA = Random(1).randbytes(24 * MiB)
-#: Four parts.
+#: A body of four parts.
 PARTS = DATA[: 18 * MiB]
-#: Seconds that S3 has for a request.
+#: Time limit of a request to S3, in seconds.
 DEADLINE = 2
 SMALL, IN_THREAD, MULTIPART = DATA[:5], DATA[:MiB], DATA[: 12 * MiB]
 
-#: How a client learns that its connection broke.
+#: Errors of a client whose response breaks off.
 BROKEN = (http.client.IncompleteRead, ConnectionResetError)
 
 Made = Callable[..., "Behind"]
@@ -205,7 +205,7 @@ class HungTests:
             puts = [clients.submit(behind.put, f"{number}", MULTIPART) for number in range(4)]
             assert [put.result()[0] for put in puts] == [200] * 4
 
-    @pytest.mark.parametrize("made", ["ceph"], indirect=True)  # moto does not say when an upload was begun
+    @pytest.mark.parametrize("made", ["ceph"], indirect=True)  # moto does not report when an upload was created
     def test_an_upload_that_is_begun_late_is_not_left(self, made: Made) -> None:
         """An upload that S3 begins after the PUT has timed out is aborted, though its id was never received."""
         behind = made(deadline=DEADLINE, reap_interval=1)
@@ -360,7 +360,7 @@ class KillTests:
                 wait_for(lambda: behind.proxy.count(b"PUT ") > 10)
                 behind.daemon.kill()
             else:
-                # Ceph does not keep conditions where it keeps versions.
+                # Ceph does not check conditions in a bucket with versioning.
                 assert client.recv(1000).startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 501 "))
 
         def left() -> set[str]:

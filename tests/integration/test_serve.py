@@ -48,7 +48,7 @@ class ServeTests:
         """It stays in the foreground: neither a pid file nor a log file is written where it runs."""
         with ServedDaemon(tmp_path) as daemon:
             assert {path.name for path in tmp_path.iterdir()} == {"data", "secrets.toml", "storaged.log"}
-            # On the reactor of storaged; any other would be warned of.
+            # Reactors other than storaged's cause this warning.
             assert "uses the wall clock" not in daemon.log
 
     def test_a_taken_port(self, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class Trace:
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    # -D: strace is the daemon's grandchild, and the daemon ours.
+    # -D: strace detaches, so that the process that is started is the daemon.
     strace = ["strace", "-D", "-f", "-y", "-s", "40", "-e", f"trace={TRACED}", "-o", str(tmp_path / "trace")]
     with Daemon(tmp_path, launcher=strace) as daemon:
         yield daemon

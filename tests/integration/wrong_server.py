@@ -27,7 +27,7 @@ class Handler(BaseHTTPRequestHandler):
             # Wrong: no Retry-After, and the connection is closed with the body unread, which resets it.
             self.answer(413, b"payload too large\n", close=True)
         else:
-            # Wrong: however many others are under way; and half a body is as good as a whole one.
+            # Wrong: there is no limit of concurrent PUTs, and an incomplete body is stored.
             self.objects[key] = self.body()
             document = {"status": "ok", "key": key, "size": len(self.objects[key]), "etag": self.etag(key)}
             self.answer(200, json.dumps(document).encode(), "application/json")
@@ -45,11 +45,11 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_DELETE(self) -> None:
-        # Wrong: 404 where there was nothing.
+        # Wrong: 404 for a missing object.
         self.answer(204 if self.objects.pop(self.key(), None) is not None else 404, b"")
 
     def list(self, prefix: str) -> None:
-        # Wrong: in the order in which they came.
+        # Wrong: in the order of insertion.
         entries = [
             {"key": key, "size": len(data), "etag": self.etag(key), "last_modified": "2026-01-01T00:00:00Z"}
             for key, data in list(self.objects.items())
@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, json.dumps({"prefix": prefix, "objects": entries}).encode(), "application/json")
 
     def key(self) -> str:
-        # Wrong: decoded twice.
+        # Wrong: percent-decoded twice.
         return unquote(unquote("/".join(self.path.partition("?")[0].split("/")[3:])))
 
     def body(self) -> bytes:
