@@ -1,1 +1,1 @@
-"""What is served: the resource tree, the handlers of the verb paths, their requests and responses."""
+"""What is served: the resource tree and its handlers, conditions, lists, and responses."""

@@ -241,7 +241,10 @@ class ResponseParser:
         elif self._last_came:
             self.ended = not line
         else:
-            self._left = _chunk_size(line)
+            match = _CHUNK_SIZE.fullmatch(line)
+            if match is None:
+                raise ConnectionFailed(f"not the size of a chunk: {line[:100]!r}")
+            self._left = int(match[1], 16)
             self._chunk_ends, self._last_came = self._left > 0, self._left == 0
 
 
@@ -270,13 +273,6 @@ def _parse_head(head: bytes) -> tuple[str, int, dict[str, str]]:
             raise ConnectionFailed("the response has two values of Content-Length")
         headers[name] = value
     return version, int(rest[:3]), headers
-
-
-def _chunk_size(line: bytes) -> int:
-    match = _CHUNK_SIZE.fullmatch(line)
-    if match is None:
-        raise ConnectionFailed(f"not the size of a chunk: {line[:100]!r}")
-    return int(match[1], 16)
 
 
 #: The largest plain head, in bytes and in fields.
