@@ -53,7 +53,8 @@ def measure(client: Any, load: Load) -> Sample:
         times = [*chain.from_iterable(pool.map(requests, range(load.connections)))]
     seconds = time.monotonic() - start
     moved = 0 if load.verb == "list" else len(times) * load.size
-    return Sample(seconds, len(times), moved, _p99(times) * 1e3, cpu_seconds(own) - cpu, peak_rss(own))
+    p99 = quantiles(times, n=100)[98] if len(times) > 1 else times[0]
+    return Sample(seconds, len(times), moved, p99 * 1e3, cpu_seconds(own) - cpu, peak_rss(own))
 
 
 def upload(client: Any, load: Load, key: str) -> None:
@@ -105,10 +106,6 @@ def _one_after_the_other(client: Any, load: Load, request: Request, connection: 
         request(client, load, load.key_of(connection, len(times)))
         times.append(time.monotonic() - start)
     return times
-
-
-def _p99(times: list[float]) -> float:
-    return quantiles(times, n=100)[98] if len(times) > 1 else times[0]
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ def main() -> None:
     with _s3(options) as s3:
         measuring = Measuring(s3, options.port + 1, options.data)
         for row in rows:
-            results.append(result(row, measuring.row(row, _peers(row, options), options.runs)))
+            peers = [peer for peer in row.peers if not options.s3 or peer in ANY_S3]
+            results.append(result(row, measuring.row(row, peers, options.runs)))
             _write(results, options)
     print("\n".join(markdown(results)))
     if measuring.failures:
@@ -64,10 +65,6 @@ def _rows(options: Namespace) -> list[Row]:
     if not set(wanted) <= set(names):
         raise CannotMeasure(f"--only: expected some of these rows: {','.join(names)}")
     return [row for row in rows if row.name in wanted]
-
-
-def _peers(row: Row, options: Namespace) -> list[str]:
-    return [peer for peer in row.peers if not options.s3 or peer in ANY_S3]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bare import make_client, put_object, upload
-from loads import BUCKET, Load, Sample
+from loads import BUCKET, Sample
 from peers import PEERS
 from place import S3, Place
 from processes import CannotMeasure
@@ -51,8 +51,11 @@ class Measuring:
         """Put the objects that the row reads: the S3 has only what was put, and rclone looks for it in a list."""
         for load in row.loads:
             if load.verb == "get":
-                missing = [key for key in load.all_keys() if key not in self._there]
-                self._put(load, missing)
+                put = put_object if load.seconds else upload
+                for key in load.all_keys():
+                    if key not in self._there:
+                        put(self._client, load, key)
+                        self._there.add(key)
 
     def _take_turn(self, row: Row, peer: str, taken: list[Sample]) -> None:
         try:
@@ -67,9 +70,3 @@ class Measuring:
         slots = MANY_SLOTS if any(load.connections > SLOTS for load in row.loads) else SLOTS
         with TemporaryDirectory(prefix="storaged-bench-", dir=self._data) as folder:
             return PEERS[row.place][peer](Place(Path(folder), self._port, self._s3, slots), row.loads)
-
-    def _put(self, load: Load, keys: Iterable[str]) -> None:
-        put = put_object if load.seconds else upload
-        for key in keys:
-            put(self._client, load, key)
-            self._there.add(key)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import sys
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from crowds import CROWDS, KEY, Crowd
-from loads import Load, MiB, Server, bclient
+from loads import Load, MiB, bclient
 from place import S3, Place, s3_sink
 from processes import build, peak_rss, rss, running, stop_on_signals
 from servers import storaged, storaged_embedded
@@ -126,12 +126,11 @@ def _peaks(kind: str, size: int, options: Namespace) -> list[int]:
     loads = [Load(verb, "_vectors/large-%d", size, CLIENTS) for verb in ("put", "get")]
     with TemporaryDirectory(prefix="storaged-bench-", dir=options.data) as folder, s3_sink(options.port) as s3:
         place = Place(Path(folder), options.port + 1, s3)
-        return [_peak(DAEMONS[kind], place, load) for load in loads]
-
-
-def _peak(daemon: Callable[[Place], AbstractContextManager[Server]], place: Place, load: Load) -> int:
-    with daemon(place) as server:
-        return server.measure(load).peak or 0
+        peaks = []
+        for load in loads:
+            with DAEMONS[kind](place) as server:
+                peaks.append(server.measure(load).peak or 0)
+        return peaks
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ async def _with_daemon(
     """Run the job with a daemon, which is stopped afterwards."""
     with TemporaryDirectory(prefix="storaged-example-") as folder:
         given = make_input(Path(folder, "in"))
-        bucket = _daemon_options(options) or [f"--data={folder}/bucket"]
+        given_options = [f"--{name}={vars(options)[name]}" for name in ("config", "secrets") if vars(options)[name]]
+        bucket = given_options or [f"--data={folder}/bucket"]
         daemon = Daemon(reactor, options.port or free_port(), bucket, Path(folder, "log"))
         try:
             await daemon.start()
@@ -41,11 +42,6 @@ async def _with_daemon(
             raise daemon.failed(f"answered {error}") from error
         finally:
             await daemon.stop()
-
-
-def _daemon_options(options: argparse.Namespace) -> list[str]:
-    """The options that are passed on to the daemon."""
-    return [f"--{name}={vars(options)[name]}" for name in ("config", "secrets") if vars(options)[name]]
 
 
 def _parse_options(description: str | None) -> argparse.Namespace:

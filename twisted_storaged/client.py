@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -109,7 +108,10 @@ class StorageClient:
     async def list(self, prefix: str = "") -> list[ListedObject]:
         """List the objects whose keys start with `prefix`, in the order of the bytes of their keys."""
         response = await self._request("GET", f"/list?prefix={quote(prefix, safe='')}")
-        return [_parse_entry(item) for item in json.loads(await _collect(response))["objects"]]
+        return [
+            ListedObject(item["key"], item["size"], item["etag"], datetime.fromisoformat(item["last_modified"]))
+            for item in json.loads(await _collect(response))["objects"]
+        ]
 
     @deferred
     async def delete(self, key: str) -> None:
@@ -117,6 +119,7 @@ class StorageClient:
         await _collect(await self._request("DELETE", f"/delete/{_quoted(key)}"))
 
     async def _request(self, method: str, path: str, **kwargs: Any) -> IResponse:
+        # Unbuffered: treq would otherwise collect the whole body in memory.
         response: IResponse = await self._treq.request(method, self._storage + path, unbuffered=True, **kwargs)
         if response.code < 300:
             return response
@@ -165,6 +168,7 @@ class _Delivery(protocol.Protocol):
         self._close()
 
     def dataReceived(self, data: bytes) -> None:
+        # A connection that is being closed may still deliver what it had received.
         if self._consumer is not None and not self._stopped:
             self._consumer.write(data)
 
@@ -187,6 +191,7 @@ class _Delivery(protocol.Protocol):
 
     def _close(self) -> None:
         """Close the connection in the middle of the response, at once if the transport can do that."""
+        # There is no transport yet if the Deferred is cancelled before `deliverBody`.
         if self.transport is not None:
             getattr(self.transport, "abortConnection", self.transport.stopProducing)()
 
@@ -232,7 +237,3 @@ def _parse_retry_after(retry_after: str, now: float) -> int | None:
 
 def _quoted(key: str) -> str:
     return quote(key, safe="/")
-
-
-def _parse_entry(item: Mapping[str, Any]) -> ListedObject:
-    return ListedObject(item["key"], item["size"], item["etag"], datetime.fromisoformat(item["last_modified"]))

@@ -216,6 +216,7 @@ def load_config(overrides: Overrides, secrets: Mapping[str, Credentials], enviro
     if PRIMARY not in buckets:
         buckets[PRIMARY] = LocalSettings(data)
     elif overrides.data is not None:
+        # Silently ignored, the option would let an operator believe that objects are in that folder.
         raise ConfigError(f"--data is {str(overrides.data)!r}: expected none, as {file} defines the primary bucket")
     return Config(endpoint, storaged.put_slots, _policy(document, file, buckets), buckets, upkeep)
 
@@ -225,6 +226,7 @@ def default_data(environ: Mapping[str, str]) -> Path:
 
     See systemd.exec(5), StateDirectory=, and the XDG Base Directory Specification.
     """
+    # systemd separates several folders with colons.
     state = environ.get("STATE_DIRECTORY", "").split(":")[0]
     if state:
         return Path(state)
@@ -259,6 +261,7 @@ def _buckets(
 
 
 def _bucket(section: Section, secret: Credentials | None) -> BucketSettings:
+    # The kind decides which other keys the section may have.
     if section.read_key(S3Section, "kind") == "local":
         return LocalSettings(Path(section.read(LocalSection).path))
     s3 = section.read(S3Section)
@@ -314,6 +317,7 @@ def endpoint_description(bind: str) -> str:
     https://docs.twisted.org/en/stable/core/howto/endpoints.html#servers
     """
     match = _HOST_PORT.fullmatch(bind)
+    # "tcp:3211" looks like a host and a port.
     if match is None or match["host"] in _DESCRIPTIONS:
         return bind
     host = match["host"].strip("[]")
@@ -331,6 +335,7 @@ def is_local(description: str) -> bool:
         return False
     named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     positional = [argument for argument in arguments if "=" not in argument]
+    # Without an interface, Twisted listens on all of them. The arguments of `ssl` have another order.
     interface = named.get("interface", positional[1] if kind != "ssl" and len(positional) > 1 else "")
     try:
         return interface == "localhost" or ip_address(interface).is_loopback

@@ -126,6 +126,7 @@ class ListChecker:
             self._check_order(keys, page.prefixes)
         if page.token is not None:
             self._check_token(page.token)
+            # A page may be empty, but a list of empty pages might never end.
             self._empty = 0 if keys or page.prefixes else self._empty + 1
             if self._empty > EMPTY_PAGES:
                 raise BucketError(f"{self._empty} consecutive pages of a list are empty")
@@ -170,6 +171,7 @@ class Namespace:
             UnknownBucket: there is no bucket of this name.
             BucketError: a bucket failed.
         """
+        # Only buckets that can have such keys are asked, so that the others may even be unreachable.
         names = self._policy.buckets_under(query.prefix) if name is None else [name]
         lists = [_Pages(self._registry.get(one), query) for one in names]
         async with aclosing(lists[0].all() if len(lists) == 1 else _merge(lists, self._policy)) as pages:
@@ -224,6 +226,7 @@ class _Pages:
 
     def _fetch(self, wanted: int | None) -> Deferred[ListPage]:
         query = self._query
+        # The last page need not be longer than what is left of the limit.
         if wanted is not None and wanted < query.page_limit:
             query = replace(query, page_limit=wanted)
         return Deferred.fromCoroutine(self._next(query))
@@ -259,6 +262,7 @@ async def _merge(lists: list[_Pages], policy: Policy) -> AsyncGenerator[ListPage
 
 def _visible(entries: list[_Entry], policy: Policy) -> ListPage:
     """Make a page without the keys that, by the policy, belong to another bucket than the one which has them."""
+    # A bucket may hold keys of others, for example from before the policy was changed.
     objects = [entry.info for entry in entries if entry.info and policy.rule_for(entry.info.key).bucket == entry.bucket]
     prefixes = [(entry.name.decode("utf-8"), entry.bucket) for entry in entries if entry.info is None]
     shown = dict.fromkeys(prefix for prefix, bucket in prefixes if bucket in policy.buckets_under(prefix))

@@ -78,6 +78,7 @@ def contradictory_lengths(server: Server) -> str:
     for lengths in (["5", "6"], ["5, 6"], ["-5"], ["five"], ["0x5"]):
         with server.connect() as connection:
             connection.send(head("PUT", server.path("put", "bodies/two"), *map("Content-Length: {}".format, lengths)))
+            # The server may have refused the headers and closed the connection by now.
             with suppress(ConnectionError):
                 connection.send(b"hello!")
             _expect_no_success(connection, str(lengths))
@@ -89,6 +90,7 @@ def a_stalled_body_is_ended(server: Server) -> str:
     """A body of which no byte comes is ended with 408; one that is slow is not."""
     seconds = server.limits.stall
     outcomes: list[object] = []
+    # At the same time, as each takes as long as the stall.
     slow = threading.Thread(target=_put_slowly, args=(server, seconds + 2, outcomes))
     slow.start()
     try:
@@ -112,6 +114,7 @@ def _expect_old_object(
             if old is not None:
                 server.put("bodies/a", old)
             with begin(server, size) as connection:
+                # The part of the body that has arrived must not be visible, now or later.
                 expect("keys during the PUT", server.list_names("bodies/"), [] if old is None else ["a"])
                 end(connection)
             server.expect_all_slots_free()
@@ -150,6 +153,7 @@ def _expect_no_success(connection: Connection, what: str) -> None:
     try:
         response = connection.final_response()
     except NoResponse as error:
+        # The connection is still open: the server waits for more of the body.
         if isinstance(error.__cause__, TimeoutError):
             raise Violation(f"{what}: {error}") from error
     else:

@@ -110,6 +110,7 @@ def an_overwrite_during_a_read(server: Server) -> str:
     server.put("concurrent/read", old)
     with server.connect() as connection:
         connection.send(head("GET", server.path("get", "concurrent/read")))
+        # The first bytes of the old object are on their way before it is overwritten.
         connection.wait_for_response()
         server.put("concurrent/read", new)
         try:

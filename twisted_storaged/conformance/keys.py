@@ -115,6 +115,7 @@ def a_list_names_its_prefix(server: Server) -> str:
 
 def keys_are_in_the_order_of_their_bytes(server: Server) -> str:
     """Keys are listed in the order of their bytes."""
+    # Not in order, so that a server which lists keys in the order of insertion fails.
     for name in reversed(_ORDERED):
         server.put(f"lists/order/{name}", b"")
     expect("order", server.list_names("lists/order/"), list(_ORDERED))
@@ -135,6 +136,7 @@ def without_a_prefix_all_are_listed(server: Server) -> str:
     """Without a prefix, all keys are listed."""
     server.put("lists/all", b"")
     for path in ("/storage/list", "/storage/list?prefix="):
+        # The server may have other objects, whose keys are only checked for their order.
         keys = [item["key"] for item in json.loads(server.request("GET", path).body)["objects"]]
         expect(
             f"{path}: ours", [key for key in keys if key == f"{server.prefix}lists/all"], [server.prefix + "lists/all"]

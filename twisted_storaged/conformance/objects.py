@@ -54,11 +54,14 @@ def declared_bodies_come_back(server: Server) -> str:
 
 def chunked_bodies_come_back(server: Server) -> str:
     """Chunked bodies come back byte for byte."""
+    # A size of chunks that divides neither buffers nor parts.
+    step = 300_007
     for size in SIZES:
         body = content(size)
         with server.connect() as connection:
             connection.send(head("PUT", server.path("put", "puts/chunked"), CHUNKED))
-            connection.send(_in_chunks(body, 300_007))
+            chunks = [chunk(body[start : start + step]) for start in range(0, size, step)]
+            connection.send(b"".join([*chunks, chunk(b"")]))
             expect(f"PUT of {size}", connection.final_response().status, 200)
         expect_body(f"GET of {size}", server.get("puts/chunked").body, body)
     return f"{len(SIZES)} sizes up to {max(SIZES) // MiB} MiB"
@@ -177,8 +180,3 @@ def other_paths(server: Server) -> str:
     for path in ("/", "/storage", "/storage/", "/storage/copy/a", "/nothing", "/health/a"):
         expect(path, server.request("GET", path).status, 404)
     return "404"
-
-
-def _in_chunks(body: bytes, size: int) -> bytes:
-    pieces = [body[at : at + size] for at in range(0, len(body), size)]
-    return b"".join(chunk(piece) for piece in [*pieces, b""])

@@ -51,6 +51,7 @@ def a_chunked_body_over_the_cap(server: Server) -> str:
     """A chunked body over the cap is 413, and never visible."""
     whole, rest = divmod(server.limits.cap + 1, MiB)
     with server.connect() as connection:
+        # The server may respond and close the connection before everything is sent.
         with suppress(ConnectionError):
             connection.send(head("PUT", server.path("put", "refusals/chunked"), CHUNKED))
             for _ in range(whole):
@@ -114,6 +115,7 @@ def an_early_response_is_always_seen(server: Server) -> str:
 def a_refused_body_is_not_a_request(server: Server) -> str:
     """The body of a refused PUT is never taken for a request."""
     server.put("refusals/victim", b"x")
+    # A server that answers without reading or discarding the body would take it for pipelined requests.
     body = head("DELETE", server.path("delete", "refusals/victim"))
     with server.connect() as connection:
         connection.send(head("PUT", f"/storage/put/{server.prefix}a%00", length(len(body) * 1000)) + body * 10)
