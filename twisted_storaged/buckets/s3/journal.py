@@ -73,6 +73,7 @@ class Journal:
         self._uploads = state / "uploads"
         self._run = self._uploads / f"{time.time_ns():x}-{secrets.token_hex(4)}"
         self._lock: int | None = None
+        self._folder: int | None = None
         self._deferred: dict[Path, None] = {}
         self._warned: set[Path] = set()
 
@@ -91,6 +92,7 @@ class Journal:
             # Only now, as a run that nobody holds is one that has ended.
             hidden.rename(self._run)
             sync_folder(self._uploads)
+            self._folder = os.open(self._run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise StartError(f"the upload journal cannot be kept in {self._uploads}: {error}") from error
 
@@ -100,6 +102,9 @@ class Journal:
             _forget_if_empty(self._run)
             os.close(self._lock)
             self._lock = None
+        if self._folder is not None:
+            os.close(self._folder)
+            self._folder = None
 
     def begin(self, bucket: str, key: str, kind: str = UPLOAD) -> JournalEntry:
         """Note that an upload is about to be created, or a probe to be made, durably.
@@ -107,11 +112,12 @@ class Journal:
         Raises:
             OSError: the disk failed; then it must not be.
         """
+        assert self._folder is not None
         entry = JournalEntry(self._run / secrets.token_hex(8), bucket, key, time.time(), kind=kind)
         fields = {"bucket": bucket, "key": key, "began": entry.began}
         try:
             _append(entry.path, fields if kind == UPLOAD else {**fields, "kind": kind})
-            sync_folder(self._run)
+            os.fsync(self._folder)  # of the folder, as that of a file does not make its name durable: fsync(2)
         except OSError:
             entry.path.unlink(missing_ok=True)
             raise
