@@ -20,7 +20,7 @@ from twisted.internet.testing import MemoryReactor
 
 from tests.daemon import ROOT
 from twisted_storaged.buckets.local.bucket import LocalSettings
-from twisted_storaged.buckets.s3.conditional import CAPABILITIES_BY_SETTING
+from twisted_storaged.buckets.s3.probe import CAPABILITIES_BY_SETTING
 from twisted_storaged.buckets.s3.session import S3Settings, Upkeep
 from twisted_storaged.config import (
     SECTIONS,

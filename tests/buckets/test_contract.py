@@ -20,8 +20,9 @@ from tests.conftest import ALL_ENGINES, Engines
 from tests.support import UPKEEP, Body, BytesBody, Consumer, MemoryBucket, entries, is_common_prefix, reactor
 from twisted_storaged.buckets.local.bucket import LocalBucket, LocalSettings
 from twisted_storaged.buckets.s3.bucket import S3Bucket
-from twisted_storaged.buckets.s3.conditional import (
-    CAPABILITIES_BY_SETTING,
+from twisted_storaged.buckets.s3.probe import CAPABILITIES_BY_SETTING
+from twisted_storaged.buckets.s3.session import ConditionalWrites
+from twisted_storaged.buckets.s3.writer import (
     COMPLETE_ABSENT,
     COMPLETE_SAME,
     DELETE_SAME,
@@ -29,7 +30,6 @@ from twisted_storaged.buckets.s3.conditional import (
     PUT_ABSENT,
     PUT_SAME,
 )
-from twisted_storaged.buckets.s3.session import ConditionalWrites
 from twisted_storaged.errors import (
     BodyLost,
     ConditionUnsupported,

@@ -17,8 +17,7 @@ from tests.engines.scripted import Answer
 from tests.support import Consumer, reactor
 from twisted_storaged.buckets.s3.read_ahead import ReadAhead
 from twisted_storaged.buckets.s3.reader import S3Reader
-from twisted_storaged.buckets.s3.response_body import StreamedBody
-from twisted_storaged.buckets.s3.response_sequence import ResponseSequence
+from twisted_storaged.buckets.s3.response_body import ResponseSequence, StreamedBody
 from twisted_storaged.errors import BucketUnreachable, DamagedObject
 from twisted_storaged.interfaces import IObjectReader
 from twisted_storaged.protocol.http1 import ConnectionFailed, Response, ResponseParser

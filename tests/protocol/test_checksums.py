@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import Consumer
-from twisted_storaged.buckets.s3.response_sequence import VerifyingConsumer
+from twisted_storaged.buckets.s3.response_body import VerifyingConsumer
 from twisted_storaged.protocol.checksums import (
     CRC32C,
     MD5,

@@ -30,7 +30,7 @@ _DIGESTS = {f"{_OWN}{name}": name for name in ("sha-256", "sha-512")}
 #: What a read is verified by, for engines that keep no checksums or no part sizes: see `buckets.s3.verification`.
 CHECKSUM_NAME = f"{_OWN}crc32c"
 PART_SIZE_NAME = f"{_OWN}part-size"
-#: The id of the write that made the object, which identifies it after a lost reply: see `buckets.s3.proofs`.
+#: The id of the write that made the object, which identifies it after a lost reply: see `buckets.s3.responses`.
 WRITE_ID_NAME = f"{_OWN}write-id"
 #: Names that storaged adds, and clients do not get.
 _HIDDEN = {CHECKSUM_NAME, PART_SIZE_NAME, WRITE_ID_NAME}

@@ -22,12 +22,12 @@ from twisted.internet.defer import Deferred
 from tests.buckets.test_contract import METADATA, ODD_KEYS
 from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
 from tests.support import UPKEEP, BytesBody, Consumer, reactor, result, run_now
-from twisted_storaged.buckets.s3 import retries
+from twisted_storaged.buckets.s3 import responses
 from twisted_storaged.buckets.s3.bucket import S3Bucket
 from twisted_storaged.buckets.s3.client import IN_THREAD_FROM, DataPlane, crc32c
-from twisted_storaged.buckets.s3.conditional import condition_headers
-from twisted_storaged.buckets.s3.retries import RequestFailed, Retries
-from twisted_storaged.buckets.s3.session import S3Settings, current_credentials, make_client, make_data_plane
+from twisted_storaged.buckets.s3.responses import RequestFailed, Retries
+from twisted_storaged.buckets.s3.session import S3Settings, credential_source, make_client, make_data_plane
+from twisted_storaged.buckets.s3.writer import condition_headers
 from twisted_storaged.model import ByteRange, Condition, PutOptions
 from twisted_storaged.protocol.http1 import AmbiguousFailure, ConnectionFailed
 from twisted_storaged.protocol.metadata import metadata_headers_for_s3
@@ -252,7 +252,7 @@ class RetriesTests:
         self, pair: Pair, answer: Answer, tries: int, body: bytearray, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Those that may pass; the others fail at once, with S3's own word."""
-        monkeypatch.setattr(retries, "_pause", lambda _: 0.0)
+        monkeypatch.setattr(responses, "_pause", lambda _: 0.0)
         pair.endpoint.script = lambda _: answer
         with pytest.raises(RequestFailed, match=f"PutObject: {answer.status}"):
             await pair.objects.put_object("k", body)
@@ -275,7 +275,7 @@ class RetriesTests:
         self, pair: Pair, fault: Answer | None, again: bool, body: bytearray, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Then its refusal is not told as one."""
-        monkeypatch.setattr(retries, "_pause", lambda _: 0.0)
+        monkeypatch.setattr(responses, "_pause", lambda _: 0.0)
         answers = [Answer(412, ERROR % b"PreconditionFailed"), *([fault] if fault else [])]
         pair.endpoint.script = lambda call: answers.pop() if call.name == "PutObject" else None
         with pytest.raises(AmbiguousFailure if again else RequestFailed):
@@ -283,9 +283,9 @@ class RetriesTests:
 
     def test_pauses_grow_and_end(self) -> None:
         """With jitter, so that not all come back at once."""
-        assert all(0 <= retries._pause(tries) <= 2.0 ** (tries - 1) for tries in range(1, 6))
-        assert len({retries._pause(3) for _ in range(10)}) > 1
-        assert retries._pause(100) <= retries.LONGEST_PAUSE
+        assert all(0 <= responses._pause(tries) <= 2.0 ** (tries - 1) for tries in range(1, 6))
+        assert len({responses._pause(3) for _ in range(10)}) > 1
+        assert responses._pause(100) <= responses.LONGEST_PAUSE
 
 
 class KeysTests:
@@ -294,8 +294,8 @@ class KeysTests:
     def test_static_ones_need_no_thread(self) -> None:
         """They are there."""
         _, credentials = make_client(S3Settings("b", region="r", access_key_id="id", secret_access_key="s"), 120)
-        keys = current_credentials(credentials, None)  # type: ignore[arg-type]
-        assert result(_awaited(keys())) == Credentials("id", "s", None)
+        source = credential_source(credentials, None)  # type: ignore[arg-type]
+        assert result(_awaited(source.get()))[:3] == Credentials("id", "s", None)
 
     def test_those_that_expire_are_fetched_by_one(self) -> None:
         """As that is a request of its own."""
@@ -312,22 +312,35 @@ class KeysTests:
             calls.append(call.__name__)
             return run_now(call, *args, **kwargs)
 
-        keys = current_credentials(Expiring(), run)
-        assert result(_awaited(keys())) == Credentials("fresh", "s", "t")
+        source = credential_source(Expiring(), run)
+        assert result(_awaited(source.get())) == Credentials("fresh", "s", "t")
         assert calls == ["get_frozen_credentials"]
+
+    def test_those_that_do_not_expire_soon_need_no_thread(self) -> None:
+        """Temporary credentials with enough time left are used as they are, without a call in a thread."""
+
+        class Fresh:
+            def refresh_needed(self) -> bool:
+                return False
+
+            def get_frozen_credentials(self) -> Credentials:
+                return Credentials("fresh", "s", "t")
+
+        source = credential_source(Fresh(), None)  # type: ignore[arg-type]
+        assert result(_awaited(source.get())) == Credentials("fresh", "s", "t")
 
     def test_those_that_come_expired_are_a_failure(self) -> None:
         """Of the request, not of the daemon."""
 
         class Expired:
             def refresh_needed(self) -> bool:
-                return False
+                return True
 
             def get_frozen_credentials(self) -> Credentials:
                 raise RuntimeError("still expired")
 
         with pytest.raises(ConnectionFailed, match="still expired"):
-            result(_awaited(current_credentials(Expired(), run_now)()))
+            result(_awaited(credential_source(Expired(), run_now).get()))
 
     @pytest.mark.parametrize(
         "error",
@@ -348,7 +361,7 @@ class KeysTests:
                 raise error
 
         with pytest.raises(ConnectionFailed, match=r"no credentials for S3: .*the metadata service is away"):
-            result(_awaited(current_credentials(Failing(), run_now)()))
+            result(_awaited(credential_source(Failing(), run_now).get()))
 
 
 class TlsTests:

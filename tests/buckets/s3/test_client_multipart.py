@@ -9,10 +9,10 @@ import pytest_twisted
 
 from tests.buckets.s3.test_client import Pair, arguments_of, said
 from tests.engines.scripted import ERROR, Answer, scripted
-from twisted_storaged.buckets.s3 import retries
+from twisted_storaged.buckets.s3 import responses
 from twisted_storaged.buckets.s3.client import MultipartUploads, OpenUpload, Part
-from twisted_storaged.buckets.s3.conditional import condition_headers
-from twisted_storaged.buckets.s3.retries import RequestFailed
+from twisted_storaged.buckets.s3.responses import RequestFailed
+from twisted_storaged.buckets.s3.writer import condition_headers
 from twisted_storaged.model import Condition, PutOptions
 from twisted_storaged.protocol.http1 import ConnectionFailed
 from twisted_storaged.protocol.metadata import metadata_headers_for_s3
@@ -25,7 +25,7 @@ CREATED = b"<InitiateMultipartUploadResult><UploadId>%s</UploadId></InitiateMult
 
 @pytest.fixture
 def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
-    monkeypatch.setattr(retries, "_pause", lambda _: 0.0)
+    monkeypatch.setattr(responses, "_pause", lambda _: 0.0)
     with scripted() as (endpoint, engine):
         made = Pair(endpoint, engine.settings("bucket"))
         made.objects.start()

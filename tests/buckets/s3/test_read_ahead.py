@@ -13,10 +13,10 @@ from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
 from tests.support import UPKEEP, Consumer, reactor, result
 from twisted_storaged.buckets.s3 import read_ahead as readahead
 from twisted_storaged.buckets.s3 import reader as s3reader
-from twisted_storaged.buckets.s3 import response_sequence as s3front
+from twisted_storaged.buckets.s3 import response_body as s3front
 from twisted_storaged.buckets.s3.bucket import S3Bucket
 from twisted_storaged.buckets.s3.read_ahead import SEGMENT, ReadAhead, SegmentBudget, SegmentLease
-from twisted_storaged.buckets.s3.response_sequence import FAST_BYTES_PER_SECOND
+from twisted_storaged.buckets.s3.response_body import FAST_BYTES_PER_SECOND
 from twisted_storaged.errors import BucketError
 from twisted_storaged.runtime.concurrency import ConsumerGone
 

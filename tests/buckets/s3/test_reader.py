@@ -15,7 +15,7 @@ from tests.engines.scripted import ERROR, Answer, Call, Scripted
 from tests.support import Consumer, reactor
 from twisted_storaged.buckets.s3 import read_ahead as readahead
 from twisted_storaged.buckets.s3 import reader as s3reader
-from twisted_storaged.buckets.s3 import response_sequence as front
+from twisted_storaged.buckets.s3 import response_body as front
 from twisted_storaged.buckets.s3.bucket import S3Bucket
 from twisted_storaged.errors import BucketError, BucketUnreachable, RangeNotSatisfiable
 from twisted_storaged.model import ByteRange

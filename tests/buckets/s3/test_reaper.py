@@ -20,7 +20,7 @@ from twisted_storaged.buckets.s3.context import S3Context
 from twisted_storaged.buckets.s3.journal import PROBE, Journal, JournalEntry
 from twisted_storaged.buckets.s3.probe import new_probe_key
 from twisted_storaged.buckets.s3.reaper import SKEW, Reaper
-from twisted_storaged.buckets.s3.retries import RequestFailed
+from twisted_storaged.buckets.s3.responses import RequestFailed
 from twisted_storaged.protocol.http1 import ConnectionFailed, Response
 
 DEADLINE = 10.0

@@ -1,11 +1,31 @@
-"""What answers of S3, and the lack of one, are called in storage terms."""
+"""What S3's responses mean: errors of storage, another attempt, and proof that a write was carried out."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
+from email.utils import formatdate
 
-from twisted_storaged.buckets.s3.responses import info_of, opened, size_from_response, storage_errors
-from twisted_storaged.buckets.s3.retries import RequestFailed
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from tests.support import result
+from twisted_storaged.buckets.s3 import responses
+from twisted_storaged.buckets.s3.responses import (
+    SKEW,
+    AttemptState,
+    ConfirmApplied,
+    RequestFailed,
+    Retries,
+    info_of,
+    is_own,
+    new_write_id,
+    opened,
+    size_from_response,
+    storage_errors,
+    was_put_since,
+    was_there_before,
+)
 from twisted_storaged.errors import (
     BucketBusy,
     BucketError,
@@ -17,7 +37,184 @@ from twisted_storaged.errors import (
     WriteConflict,
 )
 from twisted_storaged.model import ByteRange
-from twisted_storaged.protocol.http1 import ConnectionFailed, Response, TimedOut
+from twisted_storaged.protocol.http1 import (
+    AmbiguousFailure,
+    ConnectionFailed,
+    NotConnected,
+    Response,
+    TimedOut,
+    UnexpectedResponse,
+)
+from twisted_storaged.protocol.metadata import WRITE_ID_NAME
+
+DEADLINE = 10.0
+NOW = 1_700_000_000
+SAID = {"content-length": "3", "etag": '"e"', "last-modified": "Tue, 14 Nov 2023 22:13:20 GMT"}
+DIGITS = "9" * 5000
+
+
+def answer(status: int, code: str = "") -> Response:
+    made = Response(status, {})
+    made.body = f"<Error><Code>{code}</Code></Error>".encode()
+    return made
+
+
+class Tries:
+    """Attempts that each take some seconds and end as told, the last way for ever."""
+
+    def __init__(self, *outcomes: Response | Exception, seconds: float = 0) -> None:
+        self.clock = Clock()
+        self.retries = Retries(self.clock, DEADLINE)
+        self.began: list[float] = []
+        self.asked: list[float] = []
+        self._outcomes = list(outcomes)
+        self._seconds = seconds
+
+    async def attempt(self, ends: float) -> Response:
+        assert ends == DEADLINE
+        self.began.append(self.clock.seconds())
+        self.clock.advance(self._seconds)
+        outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def run(self, landed: ConfirmApplied | None = None, decisive: bool = False) -> Deferred[Response]:
+        """Run them to the end, as fast as their pauses allow it."""
+        running = Deferred.fromCoroutine(self.retries.run("PutObject", self.attempt, landed, decisive))
+        while self.clock.getDelayedCalls():
+            self.clock.advance(self.clock.getDelayedCalls()[0].getTime() - self.clock.seconds())
+        return running
+
+    def looking(self, *found: Response | AttemptState) -> ConfirmApplied:
+        """Asks of that kind, which find this in turn."""
+        left = list(found)
+
+        async def landed(ends: float) -> Response | AttemptState:
+            assert ends == DEADLINE
+            self.asked.append(self.clock.seconds())
+            return left.pop(0)
+
+        return landed
+
+
+@pytest.fixture(autouse=True)
+def _whole_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(responses, "_pause", float)
+
+
+class DeadlineTests:
+    """All tries together."""
+
+    def test_is_over_for_all_tries(self) -> None:
+        """Not for each of them: the second one ends it, and nothing is asked any more."""
+        tries = Tries(ConnectionFailed("gone"), seconds=6)
+        with pytest.raises(TimedOut, match="PutObject: not done in 10 s"):
+            result(tries.run(tries.looking(AttemptState.UNKNOWN)))
+        assert (tries.began, tries.asked) == ([0, 7], [6])
+
+    def test_an_error_after_it_is_no_other_error(self) -> None:
+        """It is late, whatever it says."""
+        tries = Tries(answer(503, "SlowDown"), seconds=11)
+        with pytest.raises(TimedOut):
+            result(tries.run())
+
+    def test_an_answer_just_in_time_counts(self) -> None:
+        """It is what was asked for."""
+        assert result(Tries(answer(200), seconds=11).run()).status == 200
+
+    def test_no_pause_goes_beyond_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The last try begins when it is over, at the latest."""
+        monkeypatch.setattr(responses, "_pause", lambda _: 100.0)
+        tries = Tries(answer(503))
+        with pytest.raises(TimedOut):
+            result(tries.run())
+        assert tries.began == [0, DEADLINE]
+
+    def test_each_request_has_its_own(self) -> None:
+        """From when it begins."""
+        tries = Tries(answer(200))
+        tries.clock.advance(5)
+        assert tries.retries.ends() == 5 + DEADLINE
+
+
+class LandedTests:
+    """A request that must not be carried out twice."""
+
+    @pytest.mark.parametrize("lost", [ConnectionFailed("gone"), answer(500), answer(502), answer(504)])
+    def test_is_looked_for_before_it_is_sent_again(self, lost: Response | Exception) -> None:
+        """What is found is the answer."""
+        tries, found = Tries(lost), answer(200)
+        assert result(tries.run(tries.looking(found))) is found
+        assert len(tries.began) == 1
+
+    def test_is_sent_again_where_it_is_not_found(self) -> None:
+        """Each time anew."""
+        tries = Tries(ConnectionFailed("gone"), answer(503), answer(200))
+        assert result(tries.run(tries.looking(AttemptState.UNKNOWN, AttemptState.UNKNOWN))).again
+        assert (len(tries.began), len(tries.asked)) == (3, 2)
+
+    def test_is_looked_for_after_the_last_try_too(self) -> None:
+        """It may have been carried out then."""
+        tries, found = Tries(ConnectionFailed("gone")), answer(200)
+        assert result(tries.run(tries.looking(AttemptState.UNKNOWN, AttemptState.UNKNOWN, found))) is found
+
+    def test_is_not_looked_for_where_it_cannot_be(self) -> None:
+        """S3 said that it has not done it."""
+        tries = Tries(answer(503, "SlowDown"), answer(200))
+        assert not result(tries.run(tries.looking())).again
+
+
+class DecisiveTests:
+    """A request whose refusal may be the work of an earlier try."""
+
+    @pytest.mark.parametrize("lost", [ConnectionFailed("gone"), answer(500), UnexpectedResponse("hello")])
+    def test_a_refusal_after_a_lost_reply_is_undecided(self, lost: Response | Exception) -> None:
+        """Where nothing is known of the earlier try, and where it cannot be looked for."""
+        for landed in (lambda tries: tries.looking(AttemptState.UNKNOWN, AttemptState.UNKNOWN), lambda _: None):
+            tries = Tries(lost, answer(412))
+            with pytest.raises(AmbiguousFailure, match="a reply was lost") as raised:
+                result(tries.run(landed(tries), decisive=True))
+            assert isinstance(raised.value.failure, RequestFailed)
+
+    def test_a_refusal_counts_where_nothing_was_carried_out(self) -> None:
+        """As the look after it says; one before another try says nothing of that."""
+        tries = Tries(ConnectionFailed("gone"), answer(412))
+        with pytest.raises(RequestFailed):
+            result(tries.run(tries.looking(AttemptState.UNKNOWN, AttemptState.NOT_DONE), decisive=True))
+        tries = Tries(ConnectionFailed("gone"), answer(412))
+        with pytest.raises(AmbiguousFailure):
+            result(tries.run(tries.looking(AttemptState.NOT_DONE, AttemptState.UNKNOWN), decisive=True))
+
+    @pytest.mark.parametrize("passed", [NotConnected("refused"), answer(503, "SlowDown")])
+    def test_a_refusal_counts_where_no_reply_was_lost(self, passed: Response | Exception) -> None:
+        """Nothing was sent, or S3 said that it did nothing."""
+        tries = Tries(passed, answer(412))
+        with pytest.raises(RequestFailed):
+            result(tries.run(tries.looking(), decisive=True))
+
+
+class WhichTests:
+    """What is tried again."""
+
+    @pytest.mark.parametrize("code", ["RequestTimeTooSkewed", "ExpiredToken", "AccessDenied", "BadDigest"])
+    def test_errors_that_do_not_pass_are_not(self, code: str) -> None:
+        """They would be the same again."""
+        tries = Tries(answer(403, code))
+        with pytest.raises(RequestFailed, match=code):
+            result(tries.run())
+        assert len(tries.began) == 1
+
+    @pytest.mark.parametrize(
+        ("outcome", "kind"),
+        [(lambda: answer(503), RequestFailed), (lambda: ConnectionFailed("gone"), ConnectionFailed)],
+    )
+    def test_so_often_and_not_more(self, outcome: Callable[[], Response | Exception], kind: type[Exception]) -> None:
+        """Then it is the last error that counts."""
+        tries = Tries(outcome())
+        with pytest.raises(kind):
+            result(tries.run())
+        assert tries.began == [0, 1, 3]
 
 
 def refused(status: int, code: str = "") -> RequestFailed:
@@ -67,10 +264,6 @@ class StorageErrorsTests:
         assert type(caught.value) is expected
 
 
-SAID = {"content-length": "3", "etag": '"e"', "last-modified": "Tue, 14 Nov 2023 22:13:20 GMT"}
-DIGITS = "9" * 5000
-
-
 class NonsenseTests:
     """Heads that cannot be: trouble of S3's, and no defect of ours."""
 
@@ -96,3 +289,62 @@ class NonsenseTests:
         with pytest.raises(BucketError):
             opened(answer, "k", ByteRange(1, 2))
         assert size_from_response(Response(416, {"content-range": f"bytes */{DIGITS}"})) is None
+
+
+def found(age: float, etag: str = '"e"', **headers: str) -> Response:
+    """An answer to a look at an object that was put `age` seconds ago."""
+    dates = {"date": formatdate(NOW, usegmt=True), "last-modified": formatdate(NOW - age, usegmt=True)}
+    return Response(200, {**dates, "etag": etag, **headers})
+
+
+class OwnTests:
+    """Recognising what was put."""
+
+    def test_ids_differ(self) -> None:
+        """They are random."""
+        assert len({new_write_id() for _ in range(100)}) == 100
+
+    @pytest.mark.parametrize(
+        ("sent", "kept", "status", "expected"),
+        [
+            ("a", "a", 200, True),
+            ("a", "b", 200, False),
+            ("a", None, 200, False),
+            (None, None, 200, False),
+            ("a", "a", 404, False),
+        ],
+    )
+    def test_by_its_id(self, sent: str | None, kept: str | None, status: int, expected: bool) -> None:
+        """A write without an id recognises nothing, also where the object has none."""
+        headers = {} if kept is None else {WRITE_ID_NAME: kept}
+        assert is_own(Response(status, headers), {} if sent is None else {WRITE_ID_NAME: sent}) == expected
+
+
+class DatesTests:
+    """What an object's date says, beside when a write began."""
+
+    @pytest.mark.parametrize(
+        ("age", "before", "since"),
+        [
+            (60, True, False),
+            (5 + SKEW + 1, True, False),
+            (5 + SKEW, False, False),
+            (5, False, False),
+            (5 - SKEW, False, False),
+            (5 - SKEW - 1, False, True),
+            (0, False, True),
+        ],
+    )
+    def test_of_a_write_that_began_five_seconds_ago(self, age: float, before: bool, since: bool) -> None:
+        """Near to when it began, the dates say neither."""
+        assert (was_there_before(found(age), 5), was_put_since(found(age), 5)) == (before, since)
+
+    def test_of_an_object_in_parts(self) -> None:
+        """It may be dated to when its upload was created, long before it was there."""
+        assert not was_there_before(found(60, '"e-2"'), 5)
+
+    @pytest.mark.parametrize("headers", [{"date": "today"}, {"last-modified": ""}])
+    def test_that_cannot_be_read(self, headers: dict[str, str]) -> None:
+        """They say nothing."""
+        answer = found(60, **headers)
+        assert (was_there_before(answer, 5), was_put_since(answer, 1e9)) == (False, False)

@@ -16,7 +16,7 @@ from tests.engines.scripted import ERROR, Answer, Call
 from tests.support import Consumer
 from twisted_storaged.buckets.s3 import read_ahead as readahead
 from twisted_storaged.buckets.s3 import reader as s3reader
-from twisted_storaged.buckets.s3 import response_sequence as front
+from twisted_storaged.buckets.s3 import response_body as front
 from twisted_storaged.buckets.s3.bucket import S3Bucket
 from twisted_storaged.buckets.s3.reader import ReadSettings, S3Reader
 from twisted_storaged.buckets.s3.response_body import BufferedBody

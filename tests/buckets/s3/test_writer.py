@@ -15,7 +15,7 @@ import pytest_twisted
 from tests.buckets.conftest import OnScripted
 from tests.engines.scripted import ERROR, Answer, Call, Objects, Scripted
 from tests.support import UPKEEP, BytesBody
-from twisted_storaged.buckets.s3 import retries
+from twisted_storaged.buckets.s3 import responses
 from twisted_storaged.buckets.s3.bucket import S3Bucket
 from twisted_storaged.errors import BucketError, OutcomeUnknown, PreconditionFailed
 from twisted_storaged.model import Condition, ObjectInfo, PutOptions
@@ -52,7 +52,7 @@ LIES = [
 @pytest.fixture
 def made(on_scripted: OnScripted, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Scripted, S3Bucket]]:
     """An endpoint that keeps all conditions, and a bucket on it that does not wait between its tries."""
-    monkeypatch.setattr(retries, "_pause", lambda _: 0.0)
+    monkeypatch.setattr(responses, "_pause", lambda _: 0.0)
     endpoint, make_bucket = on_scripted
     before = journal()
     yield endpoint, make_bucket(conditional_writes="all")

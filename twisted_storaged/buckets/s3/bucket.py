@@ -17,23 +17,22 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from twisted_storaged.buckets.s3.client import FIRST_READ_SIZE, MultipartUploads
-from twisted_storaged.buckets.s3.conditional import (
-    CAPABILITIES_BY_SETTING,
-    NO_CAPABILITIES,
-    Capabilities,
-    ConditionalSupport,
-    condition_headers,
-)
 from twisted_storaged.buckets.s3.context import S3Context
 from twisted_storaged.buckets.s3.journal import Journal
-from twisted_storaged.buckets.s3.probe import Probe, new_probe_key
+from twisted_storaged.buckets.s3.probe import CAPABILITIES_BY_SETTING, ConditionalSupport, Probe, new_probe_key
 from twisted_storaged.buckets.s3.reader import READS, Body, ReadSettings, S3Reader
 from twisted_storaged.buckets.s3.reaper import Reaper
-from twisted_storaged.buckets.s3.responses import info_of, opened, size_from_response, storage_errors
-from twisted_storaged.buckets.s3.retries import RequestFailed, Retries
+from twisted_storaged.buckets.s3.responses import (
+    RequestFailed,
+    Retries,
+    info_of,
+    opened,
+    size_from_response,
+    storage_errors,
+)
 from twisted_storaged.buckets.s3.session import S3Settings, Upkeep, connect
 from twisted_storaged.buckets.s3.verification import Verifier
-from twisted_storaged.buckets.s3.writer import S3Upload
+from twisted_storaged.buckets.s3.writer import NO_CAPABILITIES, Capabilities, S3Upload, condition_headers
 from twisted_storaged.buckets.upload import BodyDigests, Uploader
 from twisted_storaged.errors import InvalidKey, ObjectNotFound, RangeNotSatisfiable, StartError
 from twisted_storaged.interfaces import IBucket, IObjectReader, IRequestBody
@@ -47,6 +46,7 @@ from twisted_storaged.model import (
     ObjectInfo,
     PutOptions,
 )
+from twisted_storaged.protocol.checksums import CHECKSUM_MODE
 from twisted_storaged.protocol.http1 import Response
 from twisted_storaged.protocol.s3_xml import list_parameters, parse_list, sorted_after
 from twisted_storaged.runtime.buffers import MIN_READ, BufferPool, FairShare, part_buffers
@@ -94,7 +94,8 @@ class S3Bucket:
             self._objects, self._upkeep.delivering, self._settings.get_resumes, self._upkeep.ahead
         )
         self._log.info("bucket {name} is {where}/{prefix}", name=self.name, where=where, prefix=self._settings.prefix)
-        self._verifier = Verifier(self._settings.verify_reads, self._objects)
+        verify = self._settings.verify_reads
+        self._verifier = None if verify is False else Verifier(verify is True, self._objects)
         self._objects.start()
         self._threads.start()
         self._reaper = Reaper(self._context, self._upkeep.abandoned_after)
@@ -136,7 +137,10 @@ class S3Bucket:
             return await self._open(s3_key, key, ByteRange(start, end - 1))
 
     async def _open(self, s3_key: str, key: str, wanted: ByteRange | None) -> S3Reader:
-        headers = self._verifier.headers if wanted is None else {"range": str(wanted)}
+        verifier = self._verifier if wanted is None else None  # the checksums of a whole object say nothing of a range
+        headers: Mapping[str, str] = {} if wanted is None else {"range": str(wanted)}
+        if verifier is not None:
+            headers = CHECKSUM_MODE
         with storage_errors():
             try:
                 response, body = await self._first_read(s3_key, headers)
@@ -147,8 +151,8 @@ class S3Bucket:
                 raise RangeNotSatisfiable((await self.head(key)).size if size is None else size) from error
         try:
             reader = S3Reader(s3_key, *opened(response, key, wanted), body, self._reading)
-            if wanted is None:
-                await self._verifier.verify(reader, response, s3_key)
+            if verifier is not None:
+                await verifier.verify(reader, response, s3_key)
             return reader
         except BaseException:
             body.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
@@ -17,15 +17,24 @@ from awscrt import checksums
 
 from twisted_storaged.buckets.s3.blocking import BlockingPool
 from twisted_storaged.buckets.s3.connection_pool import READ_SIZE, ConnectionPool, ReadOptions
-from twisted_storaged.buckets.s3.proofs import CHECKSUM, is_own, require_success, text, was_put_since, was_there_before
 from twisted_storaged.buckets.s3.response_body import BufferedBody, StreamedBody
-from twisted_storaged.buckets.s3.retries import AttemptState, ConfirmApplied, Retries
+from twisted_storaged.buckets.s3.responses import (
+    CHECKSUM,
+    AttemptState,
+    ConfirmApplied,
+    Retries,
+    children,
+    is_own,
+    require_success,
+    text,
+    was_put_since,
+    was_there_before,
+    xml_root,
+)
 from twisted_storaged.protocol.http1 import ConnectionFailed, Response, request_head
 from twisted_storaged.protocol.sigv4 import Credentials, Signer
 from twisted_storaged.runtime.buffers import Buffer
 from twisted_storaged.runtime.concurrency import Run
-
-# S3's data plane: the requests that carry objects, signed and sent. When to send one again is in `retries`.
 
 #: A body of more bytes than this is sent by a thread. Below, the thread costs more than it helps.
 IN_THREAD_FROM = 512 << 10
@@ -107,20 +116,41 @@ class Transports:
     run: Run
 
 
+@dataclass(frozen=True)
+class CredentialSource:
+    """The credentials that requests are signed with.
+
+    Attributes:
+        current: returns them, without blocking unless they expire soon.
+        refresh: fetches new ones in a thread if necessary, and returns them. Raises NotConnected.
+        expire_soon: whether they expire so soon that they must be refreshed; None if they never expire.
+    """
+
+    current: Callable[[], Credentials]
+    refresh: Callable[[], Awaitable[Credentials]]
+    expire_soon: Callable[[], bool] | None = None
+
+    async def get(self) -> Credentials:
+        """Valid credentials. Raises NotConnected."""
+        if self.expire_soon is not None and self.expire_soon():
+            return await self.refresh()
+        return self.current()
+
+
 class DataPlane:
-    """The requests of one bucket. Every one raises RequestFailed or ConnectionFailed, after the tries it has."""
+    """The requests to one bucket. Each raises RequestFailed or ConnectionFailed when its attempts have failed."""
 
     def __init__(
         self,
         location: Location,
         signer: Signer,
-        keys: Callable[[], Awaitable[Credentials]],
+        credentials: CredentialSource,
         transports: Transports,
         retries: Retries,
     ) -> None:
         self._location = location
         self._signer = signer
-        self._keys = keys
+        self._credentials = credentials
         self._to = transports
         self._retries = retries
 
@@ -128,7 +158,7 @@ class DataPlane:
         """Store an object, with its CRC-32C. https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html .
 
         `headers` are its metadata, and conditions. A try whose reply was lost is looked for, before there is another;
-        it is recognised by the write id among the metadata, if there is one: see `proofs`.
+        it is recognised by the write id among the metadata, if there is one: see `responses`.
         """
         call, began = (
             S3Request("PutObject", key, _NONE, {**headers, CHECKSUM: crc32c(body)}, body),
@@ -271,7 +301,7 @@ class DataPlane:
     async def _head(self, call: S3Request) -> bytes:
         method, path, query = call.method, self._location.path_of(call.key), call.query_text
         signed = {"host": self._location.host, **call.headers}
-        headers = self._signer.sign(method, path, query, signed, await self._keys())
+        headers = self._signer.sign(method, path, query, signed, await self._credentials.get())
         if method in ("PUT", "POST"):
             headers["content-length"] = str(len(call.body))
         return request_head(method, f"{path}?{query}" if query else path, headers)
@@ -286,10 +316,6 @@ def crc32c(body: Buffer) -> str:
     """The checksum as S3 wants it in a header: base64 of four bytes, big-endian."""
     return b64encode(checksums.crc32c(body).to_bytes(4, "big")).decode("ascii")
 
-
-# The calls around the parts of a multipart upload, and what they say in XML.
-#
-# https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
 
 _XMLNS = "http://s3.amazonaws.com/doc/2006-03-01/"
 
@@ -311,7 +337,10 @@ class OpenUpload(NamedTuple):
 
 
 class MultipartUploads:
-    """The multipart uploads of a bucket. Every call raises RequestFailed or ConnectionFailed."""
+    """The multipart uploads of a bucket. Every call raises RequestFailed or ConnectionFailed.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
+    """
 
     def __init__(self, objects: DataPlane) -> None:
         self._objects = objects
@@ -323,7 +352,7 @@ class MultipartUploads:
         """
         extra = {**headers, "x-amz-checksum-algorithm": "CRC32C"}
         response = await self._objects.ask(S3Request("CreateMultipartUpload", key, {"uploads": ""}, extra))
-        return text(_parsed(response), "UploadId"), response.again
+        return text(xml_root(response), "UploadId"), response.again
 
     async def complete(
         self,
@@ -340,7 +369,7 @@ class MultipartUploads:
         extra = {"content-type": "application/xml", **headers}
         call = S3Request("CompleteMultipartUpload", key, {"uploadId": upload_id}, extra, _completion(parts))
         response = await self._objects.ask(call, confirm_applied=confirm_applied)
-        return response.headers.get("etag") or (text(_parsed(response), "ETag") if response.body else "")
+        return response.headers.get("etag") or (text(xml_root(response), "ETag") if response.body else "")
 
     async def abort(self, key: str, upload_id: str) -> bool:
         """Forget one; whether S3 says, as it should, that there was one.
@@ -353,7 +382,7 @@ class MultipartUploads:
     async def has_parts(self, key: str, upload_id: str) -> bool:
         """Whether one has a part. https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListParts.html ."""
         response = await self._objects.ask(S3Request("ListParts", key, {"max-parts": "1", "uploadId": upload_id}))
-        return any(True for _ in _children(_parsed(response), "Part"))
+        return bool(children(xml_root(response), "Part"))
 
     async def of(self, key: str) -> list[OpenUpload]:
         """Those of a key that are open, up to a thousand.
@@ -362,8 +391,10 @@ class MultipartUploads:
         """
         response = await self._objects.ask(S3Request("ListMultipartUploads", "", {"prefix": key, "uploads": ""}))
         found = [
-            OpenUpload(text(item, "Key"), text(item, "UploadId"), _time(text(item, "Initiated")))
-            for item in _children(_parsed(response), "Upload")
+            OpenUpload(
+                text(item, "Key"), text(item, "UploadId"), datetime.fromisoformat(text(item, "Initiated")).timestamp()
+            )
+            for item in children(xml_root(response), "Upload")
         ]
         return [upload for upload in found if upload.key == key]
 
@@ -376,20 +407,3 @@ def _completion(parts: Sequence[Part]) -> bytes:
         for name, value in fields.items():
             ElementTree.SubElement(element, name).text = value
     return bytes(ElementTree.tostring(root, "utf-8"))
-
-
-def _parsed(response: Response) -> ElementTree.Element:
-    try:
-        # Blanks may come before it, while S3 is at work.
-        return ElementTree.fromstring(response.body.strip())  # noqa: S314 (from our S3, and expat refuses entity bombs)
-    except ElementTree.ParseError as error:
-        raise ConnectionFailed(f"not XML: {error}") from error
-
-
-def _children(root: ElementTree.Element, name: str) -> Iterator[ElementTree.Element]:
-    """The children of this name, in whatever namespace."""
-    return (child for child in root if child.tag.rpartition("}")[2] == name)
-
-
-def _time(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()

@@ -1,9 +1,14 @@
-"""Probing which conditional writes an engine checks and carries out in one step, and removing the probe's objects."""
+"""Which conditional writes an engine checks and carries out in one step: by its setting, or by a probe.
+
+A probe is needed because engines differ, and their documentation does not say how: some ignore conditions, some refuse
+writes whose condition holds, some check first and write later. So each condition is tried when it holds and when it
+does not, and in races of several writers, of whom at most one may win.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -15,51 +20,125 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_storaged.buckets.s3.client import DataPlane, Part, S3Request, crc32c
-from twisted_storaged.buckets.s3.conditional import (
+from twisted_storaged.buckets.s3.context import S3Context
+from twisted_storaged.buckets.s3.journal import PROBE, JournalEntry
+from twisted_storaged.buckets.s3.responses import RequestFailed, etag_of
+from twisted_storaged.buckets.s3.session import ConditionalWrites
+from twisted_storaged.buckets.s3.writer import (
     COMPLETE_ABSENT,
     COMPLETE_SAME,
     DELETE_SAME,
+    NO_CAPABILITIES,
     PUT_ABSENT,
     PUT_SAME,
     Capabilities,
     condition_headers,
+    conditional,
 )
-from twisted_storaged.buckets.s3.context import S3Context
-from twisted_storaged.buckets.s3.journal import PROBE, JournalEntry
-from twisted_storaged.buckets.s3.responses import etag_of
-from twisted_storaged.buckets.s3.retries import RequestFailed
+from twisted_storaged.errors import BucketError, BucketTimedOut, ConditionUnsupported
 from twisted_storaged.model import Condition
-from twisted_storaged.protocol.http1 import AmbiguousFailure, ConnectionFailed, UnexpectedResponse
-
-# The objects that conditional writes are tried on: what they are called, and how nothing is left of them, in a bucket
-# that keeps versions, too.
+from twisted_storaged.protocol.http1 import AmbiguousFailure, ConnectionFailed, TimedOut, UnexpectedResponse
 
 _T = TypeVar("_T")
 
-#: What their keys begin with, after the bucket's prefix.
+#: The capabilities that a setting of `conditional_writes` states; None if a probe finds them out.
+CAPABILITIES_BY_SETTING: Mapping[ConditionalWrites, Capabilities | None] = {
+    "auto": None,
+    "all": frozenset({PUT_ABSENT, PUT_SAME, COMPLETE_ABSENT, COMPLETE_SAME, DELETE_SAME}),
+    "put_object": frozenset({PUT_ABSENT, PUT_SAME}),
+    "none": NO_CAPABILITIES,
+}
+
+#: The keys of the objects that a probe writes begin with this, after the bucket's prefix.
 PROBE_KEY = ".storaged-probe-"
 
-#: Versions that are removed at once; and looks at what is left, of up to a thousand each: a probe makes some hundreds.
+#: Versions that are removed at the same time, and lists of up to a thousand: a probe makes some hundreds.
 _AT_ONCE = 8
 _LOOKS = 20
-#: Statuses by which an engine says that it has no versions, or that we may not know of any.
+#: Statuses for a list of versions from engines that have none, or do not let us see them.
 _NO_VERSIONS = {400, 403, 404, 405, 501}
 _IS_PROBE = re.compile(rf"{re.escape(PROBE_KEY)}[0-9a-f]{{32}}")
 
+#: Writers of one race, and races of one check: an engine that is not atomic has a single winner by chance, but not
+#: every time. The size of the bodies, in bytes, parts a check on arrival of the headers from the write by a while.
+RACERS = 8
+ROUNDS = 10
+BODY_SIZE = 128 << 10
+
+_log = Logger()
+
+#: How a write ended: carried out, refused because of its condition, or neither.
+WON, LOST, NEITHER = "won", "lost", "neither"
+
+_ABSENT = Condition()
+_OTHER = Condition("0" * 32)
+#: Statuses for a condition that did not hold (RFC 9110, 15.5.13), and for a write that another overtook or deleted.
+_LOST_STATUS = {404, 409, 412}
+#: Statuses that say nothing about conditions: the probe fails, and is repeated later.
+_BUSY_STATUS = {403, 429, 503, 504}
+
+#: The content of a write, and what makes the write on a condition.
+Write = tuple[bytes, Callable[[Condition], Coroutine[Any, Any, Any]]]
+New = Callable[[], Coroutine[Any, Any, Write]]
+
+
+class ConditionalSupport:
+    """The conditional writes that a bucket supports; found out when the first one is made, if not configured."""
+
+    def __init__(self, capabilities: Capabilities | None, probe: Callable[[], Awaitable[Capabilities]]) -> None:
+        """Support `capabilities`; if None, what `probe` returns. A failed probe is repeated for the next caller."""
+        self._capabilities = capabilities
+        self._probe = probe
+        self._waiting: list[Deferred[Capabilities]] = []
+
+    async def require(self, condition: Condition, *operations: str) -> Capabilities:
+        """All capabilities, if at least one of these operations supports this condition.
+
+        Raises:
+            ConditionUnsupported: none of them does.
+            BucketError: that could not be found out; BucketTimedOut, if not in time.
+        """
+        capabilities = self._capabilities if self._capabilities is not None else await self._shared_probe()
+        if not any(conditional(operation, condition) in capabilities for operation in operations):
+            raise ConditionUnsupported(f"not {' or '.join(str(conditional(name, condition)) for name in operations)}")
+        return capabilities
+
+    def _shared_probe(self) -> Deferred[Capabilities]:
+        """Share one probe among concurrent callers."""
+        waiter: Deferred[Capabilities] = Deferred()
+        self._waiting.append(waiter)
+        if len(self._waiting) == 1:
+            Deferred.fromCoroutine(self._find()).addBoth(self._tell)
+        return waiter
+
+    async def _find(self) -> Capabilities:
+        try:
+            self._capabilities = await self._probe()
+        except TimedOut as error:
+            raise BucketTimedOut(f"which conditional writes there are was not found out in time: {error}") from error
+        except Exception as error:
+            raise BucketError(f"which conditional writes there are could not be found out: {error}") from error
+        return self._capabilities
+
+    def _tell(self, found: Capabilities | Failure) -> None:
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            waiter.callback(found)
+
 
 def new_probe_key(prefix: str) -> str:
-    """A key that nobody has, in a bucket whose objects are under `prefix`."""
+    """A new random key in a bucket whose objects are under `prefix`."""
     return f"{prefix}{PROBE_KEY}{uuid4().hex}"
 
 
 def is_probe_key(key: str) -> bool:
-    """Whether an object of this key, in whatever bucket, is a probe's."""
+    """Whether a key, in any bucket and under any prefix, is a probe's."""
     at = key.rfind(PROBE_KEY)
     return at >= 0 and _IS_PROBE.fullmatch(key, at) is not None
 
 
 async def remove_probe(objects: DataPlane, key: str) -> None:
-    """Remove a probe's object, and all versions of it. Raises RequestFailed or ConnectionFailed."""
+    """Remove a probe's object and all its versions. Raises RequestFailed or ConnectionFailed."""
     try:
         await objects.delete_object(key)
     except RequestFailed as error:
@@ -76,7 +155,7 @@ async def remove_probe(objects: DataPlane, key: str) -> None:
 
 
 async def gather(coroutines: Sequence[Coroutine[Deferred[Any], Any, _T]]) -> list[_T]:
-    """What coroutines return that run at the same time. Raises what one raised, once all have ended."""
+    """Run coroutines concurrently, and return their results. Raises what one of them raised, once all have ended."""
     outcomes = await DeferredList([Deferred.fromCoroutine(one) for one in coroutines], consumeErrors=True)
     for _, result in outcomes:
         if isinstance(result, Failure):
@@ -93,7 +172,7 @@ async def _remove(objects: DataPlane, call: S3Request) -> None:
 
 
 async def _versions(objects: DataPlane, key: str) -> list[str]:
-    """The ids of the first versions and delete markers of an object; none where the engine does not tell of any.
+    """The ids of the first versions and delete markers of an object; none if the engine lists none.
 
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectVersions.html
     """
@@ -109,42 +188,13 @@ async def _versions(objects: DataPlane, key: str) -> list[str]:
         raise ConnectionFailed(f"not XML: {error}") from error
     space = root.tag[: root.tag.find("}") + 1]
     if root.tag != f"{space}ListVersionsResult":
-        return []  # it knows no versions, and gives a list of objects
+        return []  # an engine without versions, which lists objects instead
     entries = [*root.iterfind(f"{space}Version"), *root.iterfind(f"{space}DeleteMarker")]
     return [entry.findtext(f"{space}VersionId", "") for entry in entries if entry.findtext(f"{space}Key") == key]
 
 
-# Finding out which conditional writes an engine checks and carries out in one step.
-#
-# Engines differ, and documentation does not help: some ignore conditions, some refuse what holds, some look first and
-# write then. So each condition is tried where it holds and where it does not; and several writers who may not all
-# have it are sent off at once, more than once. What passes is claimed.
-
-#: Writers at once, and how often: an engine that is not atomic has one winner by chance, not every time. With as many
-#: bytes, what is looked at before the body is there is looked at long before the write.
-RACERS = 8
-ROUNDS = 10
-BODY_SIZE = 128 << 10
-
-_log = Logger()
-
-#: How a write ended: carried out, refused for its condition, or neither.
-WON, LOST, NEITHER = "won", "lost", "neither"
-
-_ABSENT = Condition()
-_OTHER = Condition("0" * 32)
-#: Statuses that say that a condition did not hold: RFC 9110, 15.5.13; and that somebody else was faster, or deleted it.
-_LOST_STATUS = {404, 409, 412}
-#: Statuses that say nothing of conditions: the probe is to be made again.
-_BUSY_STATUS = {403, 429, 503, 504}
-
-#: A write that is ready but for its condition, and what the object then is.
-Write = tuple[bytes, Callable[[Condition], Coroutine[Any, Any, Any]]]
-New = Callable[[], Coroutine[Any, Any, Write]]
-
-
 class Probe:
-    """Writes to a key of its own, and removes it again."""
+    """Tries conditional writes on a key of its own, and removes the object afterwards."""
 
     def __init__(self, context: S3Context, key: str) -> None:
         self._context = context
@@ -154,7 +204,7 @@ class Probe:
         self._uploads: dict[str, JournalEntry] = {}
 
     async def capabilities(self) -> Capabilities:
-        """What the engine can. Raises what the data plane and boto3 raise when that cannot be found out."""
+        """What the engine supports. Raises what the data plane raises if that cannot be found out."""
         checks: dict[Any, Callable[[], Awaitable[bool]]] = {
             PUT_ABSENT: partial(self._absent, self._new_put),
             PUT_SAME: partial(self._same, self._new_put),
@@ -169,14 +219,14 @@ class Probe:
             capabilities = frozenset([one for one, check in checks.items() if await check()])
             done = True
         finally:
-            # What failed may be carried out later than it is removed: then the reaper looks again.
+            # A write that failed may be carried out after the removal, so the entry stays for the reaper.
             await self._clean(entry, done)
         return capabilities
 
     async def _absent(self, new: New) -> bool:
-        """Who comes first has it, and nobody later. Of several who come at once, one has it."""
+        """Whether only the first write of an absent object wins, and exactly one of several at the same time."""
         await self._objects.delete_object(self._key)
-        # Engines that ignore conditions are not raced: rclone's lists go wrong when one key is written by several.
+        # No race if the engine ignores conditions: rclone's lists break when several clients write one key.
         if [await self._one(new, _ABSENT) for _ in range(2)] != [WON, LOST]:
             return False
         for _ in range(ROUNDS):
@@ -186,7 +236,7 @@ class Probe:
         return True
 
     async def _same(self, new: New) -> bool:
-        """Of several who saw the object that is there, one has it; nobody who saw another, or when it is gone."""
+        """Whether one of several writes with the right ETag wins, and none with another ETag or after a delete."""
         for _ in range(ROUNDS):
             same = Condition(await self._overwrite())
             if await self._one(new, _OTHER) != LOST or not await self._race(new, same):
@@ -195,7 +245,7 @@ class Probe:
         return await self._one(new, same) == LOST
 
     async def _delete_same(self) -> bool:
-        """A delete takes the object that it means, never one that was put meanwhile."""
+        """Whether a delete with an ETag removes only the object with that ETag, never one that was put meanwhile."""
         for _ in range(ROUNDS):
             same = Condition(await self._overwrite())
             if await self._outcome(self._delete(_OTHER)) != LOST:
@@ -208,7 +258,7 @@ class Probe:
         return [await self._outcome(self._delete(same)) for _ in range(2)] == [WON, LOST]
 
     async def _race(self, new: New, condition: Condition) -> bool:
-        """Whether one wins and all others lose, and the object is the winner's."""
+        """Whether one of several concurrent writes wins, all others lose, and the object is the winner's."""
         writes = await gather([new() for _ in range(RACERS)])
         outcomes = await self._together([write(condition) for _, write in writes])
         if sorted(outcomes) != [LOST] * (RACERS - 1) + [WON]:
@@ -231,7 +281,7 @@ class Probe:
                 raise
             return LOST if status in _LOST_STATUS else NEITHER
         except (AmbiguousFailure, UnexpectedResponse):
-            return NEITHER  # Swift gives a write no ETag that another has overtaken
+            return NEITHER  # Swift answers without an ETag if another write has overtaken this one
         return WON
 
     async def _new_put(self) -> Write:
@@ -268,14 +318,14 @@ class Probe:
         return upload_id
 
     async def _overwrite(self) -> str:
-        """Put something new, and give its ETag."""
+        """Put new content, and return its ETag."""
         return etag_of(await self._objects.put_object(self._key, _new_content()))
 
     async def _delete(self, condition: Condition) -> None:
         await self._objects.delete_object(self._key, condition_headers(condition))
 
     async def _content(self) -> bytes | None:
-        """What the object is now; None where there is none."""
+        """The current content of the object; None if there is no object."""
         try:
             return (await self._objects.read_object(self._key)).body
         except RequestFailed as error:
@@ -284,11 +334,11 @@ class Probe:
             return None
 
     async def _clean(self, probe: JournalEntry, done: bool) -> None:
-        """Leave nothing; what cannot be removed now is the reaper's, and does not make what was found out wrong."""
+        """Remove all traces. What cannot be removed now is left to the reaper, and does not fail the probe."""
         run, left = self._context.run, {probe.path: probe, **{entry.path: entry for entry in self._uploads.values()}}
         try:
             for upload_id, entry in self._uploads.items():
-                with suppress(RequestFailed):  # one that was completed and did not say so
+                with suppress(RequestFailed):  # it was completed, and the reply was lost
                     await self._multipart.abort(self._key, upload_id)
                 await run(entry.ended)
                 del left[entry.path]
@@ -297,7 +347,7 @@ class Probe:
                 await run(probe.ended)
                 del left[probe.path]
         except (RequestFailed, ConnectionFailed, OSError) as error:
-            _log.warn("the probe {key!r} is not removed yet: {error}", key=self._key, error=error)
+            _log.warn("probe object {key!r} is left to the reaper: {error}", key=self._key, error=error)
         finally:
             for entry in left.values():
                 self._context.journal.defer_to_reaper(entry)

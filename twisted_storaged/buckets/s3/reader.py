@@ -18,10 +18,8 @@ from zope.interface import implementer
 
 from twisted_storaged.buckets.s3.client import DataPlane
 from twisted_storaged.buckets.s3.read_ahead import FROM_SIZE, LEAD, SEGMENT, ReadAhead, SegmentBudget, SegmentLease
-from twisted_storaged.buckets.s3.response_body import BufferedBody, StreamedBody
-from twisted_storaged.buckets.s3.response_sequence import ResponseSequence, VerifyingConsumer
-from twisted_storaged.buckets.s3.responses import opened
-from twisted_storaged.buckets.s3.retries import RequestFailed
+from twisted_storaged.buckets.s3.response_body import BufferedBody, ResponseSequence, StreamedBody, VerifyingConsumer
+from twisted_storaged.buckets.s3.responses import RequestFailed, opened
 from twisted_storaged.errors import BucketError, BucketUnreachable, StorageError
 from twisted_storaged.interfaces import IObjectReader
 from twisted_storaged.model import ByteRange, ObjectInfo, Span

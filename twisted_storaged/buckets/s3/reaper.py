@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from twisted_storaged.buckets.s3.context import S3Context
 from twisted_storaged.buckets.s3.journal import PROBE, UPLOAD, JournalEntry
 from twisted_storaged.buckets.s3.probe import is_probe_key, remove_probe
-from twisted_storaged.buckets.s3.retries import RequestFailed
+from twisted_storaged.buckets.s3.responses import RequestFailed
 from twisted_storaged.protocol.http1 import ConnectionFailed
 from twisted_storaged.runtime.concurrency import deferred
 

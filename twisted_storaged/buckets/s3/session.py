@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,10 +18,10 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
 
 from twisted_storaged.buckets.s3.blocking import Address, BlockingPool
-from twisted_storaged.buckets.s3.client import DataPlane, Location, Transports
+from twisted_storaged.buckets.s3.client import CredentialSource, DataPlane, Location, Transports
 from twisted_storaged.buckets.s3.connection_pool import ConnectionPool
 from twisted_storaged.buckets.s3.read_ahead import SEGMENT, SegmentBudget
-from twisted_storaged.buckets.s3.retries import Retries
+from twisted_storaged.buckets.s3.responses import Retries
 from twisted_storaged.protocol.http1 import NotConnected
 from twisted_storaged.protocol.sigv4 import Credentials, Signer
 from twisted_storaged.runtime.buffers import DeliveryBudget
@@ -61,7 +60,7 @@ class S3Settings:
     use_path_style: bool | None = None
     access_key_id: str | None = None
     secret_access_key: str | None = field(default=None, repr=False)
-    #: Which conditional writes it may be asked for: see `s3conditions.CLAIMS`.
+    #: Which conditional writes it may be asked for: see `probe.CAPABILITIES_BY_SETTING`.
     conditional_writes: ConditionalWrites = "auto"
     #: How often a GET that broke off goes on where it was.
     get_resumes: int = 3
@@ -171,23 +170,23 @@ def make_data_plane(client: Any, credentials: Any, bucket: str, run: Run, retrie
         run,
     )
     location = Location(url.netloc, url.path.removesuffix(_ANY_KEY))
-    return DataPlane(location, Signer(region), current_credentials(credentials, run), transports, retries)
+    return DataPlane(location, Signer(region), credential_source(credentials, run), transports, retries)
 
 
-def current_credentials(credentials: Any, run: Run) -> Callable[[], Awaitable[Credentials]]:
-    """The keys as of now, from botocore's credentials. Where they must be fetched anew, a thread does that."""
-    get = credentials.get_frozen_credentials
-    needs_refresh = getattr(credentials, "refresh_needed", lambda: False)
+def credential_source(credentials: Any, run: Run) -> CredentialSource:
+    """Credentials of botocore, refreshed in a thread, as that may be a request to another service."""
+    frozen = credentials.get_frozen_credentials
 
-    async def keys() -> Credentials:
+    async def refresh() -> Credentials:
         try:
-            frozen = await run(get) if needs_refresh() else get()
+            refreshed: Credentials = await run(frozen)
         except (BotoCoreError, ClientError, RuntimeError) as error:
-            # RuntimeError is botocore's word for credentials that are expired when they come.
+            # botocore raises RuntimeError if new credentials have already expired.
             raise NotConnected(f"no credentials for S3: {type(error).__name__}: {error}") from error
-        return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+        return refreshed
 
-    return keys
+    # botocore's own functions, which return tuples with the fields of `Credentials`: each request calls them.
+    return CredentialSource(frozen, refresh, getattr(credentials, "refresh_needed", None))
 
 
 def _address(scheme: str, host: str, port: int | None) -> Address:

@@ -7,18 +7,17 @@ checksum is not known when S3 takes the metadata. The part size is what it takes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 
 from twisted.logger import Logger
 
 from twisted_storaged.buckets.s3.client import DataPlane, S3Request
 from twisted_storaged.buckets.s3.reader import S3Reader
-from twisted_storaged.buckets.s3.retries import RequestFailed
+from twisted_storaged.buckets.s3.responses import RequestFailed
 from twisted_storaged.errors import DamagedObject, UnverifiableObject
 from twisted_storaged.model import ObjectInfo
 from twisted_storaged.protocol.checksums import (
-    CHECKSUM_MODE,
     CRC32C,
     SHA256,
     ExpectedChecksum,
@@ -34,34 +33,30 @@ _log = Logger()
 
 
 class Verifier:
-    """Finds out what a whole read can be verified by.
+    """Finds out by what a whole read can be verified.
 
-    `verify` is `verify_reads` of the settings: None verifies what has a checksum of S3's or a CRC-32C of storaged's;
-    True goes by other digests, too, and refuses what has none of them; False verifies nothing.
-
-    Attributes:
-        headers: to be sent with a GET of a whole object.
+    Objects are verified by a checksum of S3's or a CRC-32C of storaged's. If verification is `required`, other digests
+    count, too, and objects that have none are refused.
     """
 
-    def __init__(self, verify: bool | None, objects: DataPlane) -> None:
-        self._verify = verify
+    def __init__(self, required: bool, objects: DataPlane) -> None:
+        self._required = required
         self._objects = objects
-        self.headers: Mapping[str, str] = {} if verify is False else CHECKSUM_MODE
 
     async def verify(self, reader: S3Reader, response: Response, s3_key: str) -> None:
-        """Have a reader verify the body of an answer, which is that to a GET of a whole object.
+        """Make a reader verify the body of `response`, which answers a GET with `CHECKSUM_MODE` of a whole object.
 
         Raises:
-            UnverifiableObject: there is nothing to verify it by, and reads must be verified.
-            DamagedObject: the body is here already, and is wrong.
+            UnverifiableObject: there is nothing to verify it by, and verification is required.
+            DamagedObject: the body came with the head, and is wrong.
         """
         info = reader.info
-        if self._verify is False or not info.size:
+        if not info.size:
             return
         verification = await self._verification_of(response, info, s3_key)
         if verification is not None:
             await reader.verify_by(verification, partial(self._judge, verification, info, s3_key))
-        elif self._verify:
+        elif self._required:
             raise UnverifiableObject(f"{info.key!r} ({info.etag}) has no checksum that it could be verified by")
 
     async def _judge(self, verification: Verification, info: ObjectInfo, s3_key: str, mismatch: str) -> None:
@@ -74,7 +69,7 @@ class Verifier:
             told = await self._told_part_size(info, s3_key)
             if told not in (None, info.size, verification.part_size):
                 why = f"its parts have {told} bytes, not {verification.part_size}"
-                if self._verify:
+                if self._required:
                     raise UnverifiableObject(f"{info.key!r} ({info.etag}) cannot be verified: {why}")
                 _log.warn("{key!r} ({etag}) was not verified: {why}", key=info.key, etag=info.etag, why=why)
                 return
@@ -95,7 +90,7 @@ class Verifier:
         """What is known, the best first; the first is what most reads go by, and the rest is then not looked for."""
         yield checksum_from_headers(response.headers)
         yield _noted_checksum(response, info)
-        if self._verify:
+        if self._required:
             sha256 = info.digests.get("sha-256")
             yield None if sha256 is None else ExpectedChecksum(SHA256, sha256, "sha-256 digest in its metadata")
             yield checksum_from_etag(response.headers)

@@ -12,17 +12,15 @@ import hashlib
 import re
 import time
 from contextlib import suppress
+from typing import Final, NamedTuple
 
 from twisted_storaged.buckets.s3.client import Part, crc32c
-from twisted_storaged.buckets.s3.conditional import Capabilities, condition_headers, conditional
 from twisted_storaged.buckets.s3.context import S3Context
 from twisted_storaged.buckets.s3.journal import JournalEntry
-from twisted_storaged.buckets.s3.proofs import is_own, new_write_id
-from twisted_storaged.buckets.s3.responses import etag_of
-from twisted_storaged.buckets.s3.retries import AttemptState, RequestFailed
+from twisted_storaged.buckets.s3.responses import AttemptState, RequestFailed, etag_of, is_own, new_write_id
 from twisted_storaged.buckets.s3.verification import noted_checksum
 from twisted_storaged.errors import ConditionUnsupported
-from twisted_storaged.model import ObjectInfo, PutOptions
+from twisted_storaged.model import Condition, ObjectInfo, PutOptions
 from twisted_storaged.protocol.http1 import AmbiguousFailure, ConnectionFailed, Response, TimedOut
 from twisted_storaged.protocol.metadata import (
     CHECKSUM_NAME,
@@ -34,6 +32,42 @@ from twisted_storaged.protocol.metadata import (
 from twisted_storaged.runtime.concurrency import deferred
 
 _MD5 = re.compile("[0-9a-f]{32}")
+
+
+class Conditional(NamedTuple):
+    """An operation of S3 and a header that makes it conditional.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
+    """
+
+    operation: str
+    header: str
+
+    def __str__(self) -> str:
+        return f"{self.operation} with {self.header}"
+
+
+PUT_ABSENT: Final = Conditional("PutObject", "if-none-match")
+PUT_SAME: Final = Conditional("PutObject", "if-match")
+COMPLETE_ABSENT: Final = Conditional("CompleteMultipartUpload", "if-none-match")
+COMPLETE_SAME: Final = Conditional("CompleteMultipartUpload", "if-match")
+DELETE_SAME: Final = Conditional("DeleteObject", "if-match")
+
+#: The conditional operations that an engine checks and carries out in one step.
+Capabilities = frozenset[Conditional]
+NO_CAPABILITIES: Capabilities = frozenset()
+
+
+def condition_headers(condition: Condition | None) -> dict[str, str]:
+    """The header that states a condition, if there is one. RFC 9110, 13.1.1 and 13.1.2."""
+    if condition is None:
+        return {}
+    return {"if-none-match": "*"} if condition.etag is None else {"if-match": f'"{condition.etag}"'}
+
+
+def conditional(operation: str, condition: Condition) -> Conditional:
+    """An operation with the header that states `condition`."""
+    return Conditional(operation, "if-none-match" if condition.etag is None else "if-match")
 
 
 class S3Upload:

@@ -1,9 +1,8 @@
-"""Conditional writes on S3: what is claimed, how that is found out, and what refusals mean."""
+"""Which conditional writes a bucket supports: by its setting, or by a probe of the engine."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 
 import pytest
 import pytest_twisted
@@ -16,8 +15,8 @@ from tests.engines.scripted import ERROR, Answer, Call, Scripted
 from tests.support import UPKEEP, Body, BytesBody, reactor, result
 from twisted_storaged.buckets.s3 import probe as s3probe
 from twisted_storaged.buckets.s3.bucket import S3Bucket
-from twisted_storaged.buckets.s3.conditional import (
-    CAPABILITIES_BY_SETTING,
+from twisted_storaged.buckets.s3.probe import CAPABILITIES_BY_SETTING, PROBE_KEY, ConditionalSupport
+from twisted_storaged.buckets.s3.writer import (
     COMPLETE_ABSENT,
     COMPLETE_SAME,
     DELETE_SAME,
@@ -25,16 +24,10 @@ from twisted_storaged.buckets.s3.conditional import (
     PUT_ABSENT,
     PUT_SAME,
     Capabilities,
-    ConditionalSupport,
 )
-from twisted_storaged.buckets.s3.probe import PROBE_KEY
 from twisted_storaged.errors import (
     BucketError,
     ConditionUnsupported,
-    ObjectNotFound,
-    OutcomeUnknown,
-    PreconditionFailed,
-    WriteConflict,
 )
 from twisted_storaged.model import Condition, ListQuery, ObjectInfo, PutOptions
 
@@ -240,104 +233,3 @@ class ClaimedTests:
         assert endpoint.calls == []
         await put(bucket, SMALL, ABSENT, chunked=True)
         assert endpoint.names() == ["PutObject"]
-
-
-BOTH = pytest.mark.parametrize(("data", "name"), [(SMALL, "PutObject"), (LARGE, "CompleteMultipartUpload")])
-
-
-def first(name: str, answer: Answer) -> Callable[[Call], Answer | None]:
-    left = [answer]
-    return lambda call: left.pop() if call.name == name and left else None
-
-
-class RefusalTests:
-    """What the engine says."""
-
-    @BOTH
-    @pytest_twisted.ensureDeferred
-    async def test_that_another_write_is_under_way(self, made: Made, data: bytes, name: str) -> None:
-        """The client may come again."""
-        endpoint, make = made
-        endpoint.script = first(name, Answer(409, ERROR % b"ConditionalRequestConflict"))
-        with pytest.raises(WriteConflict):
-            await put(make("all"), data, ABSENT)
-        assert (endpoint.objects, endpoint.uploads) == ({}, {})
-
-    @BOTH
-    @pytest_twisted.ensureDeferred
-    async def test_that_there_is_nothing_to_compare_with(self, made: Made, data: bytes, name: str) -> None:
-        """The condition does not hold."""
-        endpoint, make = made
-        with pytest.raises(PreconditionFailed):
-            await put(make("all"), data, Condition("etag"))
-        assert (endpoint.objects, endpoint.uploads) == ({}, {})
-
-    @pytest_twisted.ensureDeferred
-    async def test_that_there_is_no_such_upload(self, made: Made) -> None:
-        """Is trouble, and says nothing of conditions."""
-        endpoint, make = made
-        endpoint.script = first("CompleteMultipartUpload", Answer(404, ERROR % b"NoSuchUpload"))
-        with pytest.raises(BucketError, match="NoSuchUpload"):
-            await put(make("all"), LARGE, Condition("etag"))
-
-
-class LostReplyTests:
-    """A write that was carried out, and whose reply did not come: the next try is refused for it."""
-
-    @pytest.mark.parametrize("lost", [Answer(drop=True, do_it_first=True), Answer(500, do_it_first=True)])
-    @BOTH
-    @pytest_twisted.ensureDeferred
-    async def test_is_no_refusal(self, made: Made, data: bytes, name: str, lost: Answer) -> None:
-        """The engine is asked whose object it is."""
-        endpoint, make = made
-        bucket = make("all")
-        endpoint.script = first(name, lost)
-        info = await put(bucket, data, ABSENT)
-        assert endpoint.objects["k"] == (data, info.etag)
-        assert "HeadObject" in endpoint.names()
-        endpoint.script = first(name, lost)
-        again = await put(bucket, data + b"2", Condition(info.etag))
-        assert endpoint.objects["k"] == (data + b"2", again.etag)
-
-    @BOTH
-    @pytest_twisted.ensureDeferred
-    async def test_of_somebody_elses_object_it_is(self, made: Made, data: bytes, name: str) -> None:
-        """Though one try was lost."""
-        endpoint, make = made
-        endpoint.objects["k"] = b"other", "etag"
-        endpoint.script = first(name, Answer(drop=True))
-        with pytest.raises(PreconditionFailed):
-            await put(make("all"), data, ABSENT)
-
-    @BOTH
-    @pytest_twisted.ensureDeferred
-    async def test_the_same_bytes_are_no_proof(self, made: Made, data: bytes, name: str) -> None:
-        """Where no try was lost, the object is somebody else's, whatever it is."""
-        _, make = made
-        bucket = make("all")
-        await put(bucket, data, ABSENT)
-        with pytest.raises(PreconditionFailed):
-            await put(bucket, data, ABSENT)
-
-    @pytest_twisted.ensureDeferred
-    async def test_of_a_delete(self, made: Made) -> None:
-        """Nothing proves that it was this delete by which the object is gone; without a lost reply, it was not."""
-        endpoint, make = made
-        bucket = make("all")
-        endpoint.objects["k"] = b"x", "etag"
-        endpoint.script = first("DeleteObject", Answer(drop=True, do_it_first=True))
-        with pytest.raises(OutcomeUnknown):
-            await bucket.delete("k", Condition("etag"))
-        with pytest.raises(PreconditionFailed):
-            await bucket.delete("missing", Condition("etag"))
-
-    @pytest_twisted.ensureDeferred
-    async def test_on_a_connection_that_was_kept(self, made: Made) -> None:
-        """A request that is sent again because the connection was old counts as one that may have been carried out."""
-        endpoint, make = made
-        bucket = make("all")
-        with suppress(ObjectNotFound):
-            await bucket.head("k")  # now there is one
-        endpoint.script = first("PutObject", Answer(drop=True, do_it_first=True))
-        info = await put(bucket, SMALL, ABSENT)
-        assert info.etag == endpoint.objects["k"][1]

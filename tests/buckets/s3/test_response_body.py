@@ -8,7 +8,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from tests.support import Consumer, Producer, SpliceConsumer
-from twisted_storaged.buckets.s3.response_sequence import FAST_BYTES_PER_SECOND, TIMED_BYTES, ResponseSequence
+from twisted_storaged.buckets.s3.response_body import FAST_BYTES_PER_SECOND, TIMED_BYTES, ResponseSequence
 
 
 class FrontTests:
