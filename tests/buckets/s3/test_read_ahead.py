@@ -35,8 +35,8 @@ class Ranges:
         return await fetching
 
 
-def allowance(total: int) -> tuple[SegmentBudget, SegmentLease]:
-    """A budget of so many segments, and the allowance of its only user."""
+def lease(total: int) -> tuple[SegmentBudget, SegmentLease]:
+    """A budget of so many segments, and the lease of its only user."""
     budget = SegmentBudget(total, total)
     return budget, budget.enter(lambda _: None)
 
@@ -45,10 +45,10 @@ class ReadAheadTests:
     """The ranges."""
 
     def test_in_order_whatever_comes_first(self) -> None:
-        """Ranges are delivered in order, and the segments of the allowance bound those that are fetched or sent."""
+        """Ranges are delivered in order, and the segments of the lease bound those that are fetched or sent."""
         ranges, consumer = Ranges(), Consumer(paused=True)
         size = 10 + 3 * SEGMENT + 5
-        budget, allowed = allowance(2)
+        budget, allowed = lease(2)
         ahead = ReadAhead(ranges.fetch, 10, size, allowed)
         seen = ahead.begin()
         done = Deferred.fromCoroutine(ahead.deliver(consumer))
@@ -70,7 +70,7 @@ class ReadAheadTests:
     def test_a_full_consumer_stops_it(self) -> None:
         """No more is fetched for a consumer that is full than there are segments; all are free when it leaves."""
         ranges, consumer = Ranges(), Consumer(paused=True)
-        budget, allowed = allowance(3)
+        budget, allowed = lease(3)
         ahead = ReadAhead(ranges.fetch, 0, 100 * SEGMENT, allowed)
         ahead.begin()
         done = Deferred.fromCoroutine(ahead.deliver(consumer))
@@ -85,7 +85,7 @@ class ReadAheadTests:
     def test_a_failure_ends_it(self) -> None:
         """When one range fails, the delivery fails, and the fetches of the others are cancelled."""
         ranges, consumer = Ranges(), Consumer()
-        budget, allowed = allowance(3)
+        budget, allowed = lease(3)
         ahead = ReadAhead(ranges.fetch, 0, 100 * SEGMENT, allowed)
         ahead.begin().addErrback(lambda _: None)
         done = Deferred.fromCoroutine(ahead.deliver(consumer))
@@ -98,7 +98,7 @@ class ReadAheadTests:
     def test_a_consumer_that_leaves_cancels_the_fetches(self) -> None:
         """Also that of the range which is waited for: nothing is fetched for a client that is gone."""
         ranges, consumer = Ranges(), Consumer()
-        budget, allowed = allowance(2)
+        budget, allowed = lease(2)
         ahead = ReadAhead(ranges.fetch, 0, 100 * SEGMENT, allowed)
         ahead.begin().addErrback(lambda _: None)
         done = Deferred.fromCoroutine(ahead.deliver(consumer))
@@ -165,14 +165,14 @@ class SlowS3Tests:
         endpoint.script = lambda call: Answer(do_it_first=True, seconds_per_mib=0 if "range" in call.headers else 0.5)
         budget, most = bucket._reading.ahead, 0
         assert budget.has_room(12)
-        let_in = budget.let_in
+        admit = budget.admit
 
         def watch() -> None:
             nonlocal most
-            let_in()
+            admit()
             most = max(most, budget.reserved)
 
-        monkeypatch.setattr(budget, "let_in", watch)
+        monkeypatch.setattr(budget, "admit", watch)
         readers = [await bucket.get("k") for _ in range(16)]
         consumers = [Consumer() for _ in readers]
         for done in [reader.deliver(consumer) for reader, consumer in zip(readers, consumers, strict=True)]:

@@ -12,11 +12,11 @@ class SegmentBudgetTests:
 
     def test_one_alone_has_as_many_as_it_may(self) -> None:
         """One GET gets up to `most` segments, also where there are more."""
-        allowance = SegmentBudget(12, 10).enter(lambda _: None)
-        assert [allowance.take() for _ in range(12)] == [True] * 10 + [False] * 2
+        lease = SegmentBudget(12, 10).enter(lambda _: None)
+        assert [lease.take() for _ in range(12)] == [True] * 10 + [False] * 2
 
     def test_who_finds_no_room_waits_for_it(self) -> None:
-        """A GET is let in when LEAST segments are free, in the order in which they came."""
+        """A GET is admitted when MIN_SEGMENTS segments are free; GETs that wait are admitted in order."""
         budget, told = SegmentBudget(12, 10), []
         first = budget.enter(lambda _: told.append(1))
         assert [first.take() for _ in range(10)] == [True] * 10
@@ -50,7 +50,7 @@ class SegmentBudgetTests:
 
 
 class RandomGets:
-    """GETs that do with their allowances what chance says."""
+    """GETs that do with their leases what chance says."""
 
     def __init__(self, budget: SegmentBudget, source: random.Random) -> None:
         self.budget = budget
@@ -69,21 +69,21 @@ class RandomGets:
         if kind < 0.1 or not self._held:
             self._all.add(self.budget.enter(self._ready))
             return
-        allowance = self._source.choice(list(self._held))
+        lease = self._source.choice(list(self._held))
         if kind < 0.6:
-            self._held[allowance] += allowance.take()
-        elif kind < 0.9 and self._held[allowance]:
-            self._held[allowance] -= 1
-            allowance.give_back()
+            self._held[lease] += lease.take()
+        elif kind < 0.9 and self._held[lease]:
+            self._held[lease] -= 1
+            lease.give_back()
         else:
-            del self._held[allowance]
-            self._all.remove(allowance)
-            allowance.leave()
+            del self._held[lease]
+            self._all.remove(lease)
+            lease.leave()
 
     def leave(self) -> None:
         """Let all of them leave, those that wait included."""
-        for allowance in self._all:
-            allowance.leave()
+        for lease in self._all:
+            lease.leave()
 
-    def _ready(self, allowance: SegmentLease) -> None:
-        self._held[allowance] = 0
+    def _ready(self, lease: SegmentLease) -> None:
+        self._held[lease] = 0

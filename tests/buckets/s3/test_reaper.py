@@ -152,7 +152,7 @@ class KnownIdTests:
         made.crash()
         made.reap()
         assert (made.engine.ids(), begun.path.exists()) == (["somebody's"], False)
-        assert logged == ["an upload of 'k' that was left behind is aborted"]
+        assert logged == ["aborted an orphaned upload of 'k'"]
 
     def test_one_that_has_ended_meanwhile_is_forgotten(self, made: Made, logged: list[str]) -> None:
         """S3 knows no such upload."""
@@ -302,7 +302,7 @@ class ProbeTests:
         made.crash()
         made.reap()
         assert (made.engine.asked, made.engine.versions, begun.path.exists()) == ([key], [], False)
-        assert logged == [f"what was left behind of the probe {key!r} is removed"]
+        assert logged == [f"removed the orphaned probe object {key!r}"]
 
     def test_stays_where_it_cannot_be_removed(self, made: Made) -> None:
         """For the next time."""
@@ -359,7 +359,7 @@ class TimesTests:
         made.crash()
         made.engine.failing = ZeroDivisionError("oops")
         made.reaper.start(made.clock, 100)
-        assert logged == ["the reaper met a defect"]
+        assert logged == ["unexpected error while removing orphaned uploads"]
         made.engine.failing = None
         made.clock.advance(100)
         assert not begun.path.exists()

@@ -1,4 +1,4 @@
-"""Connections to S3 for threads: a large body goes out of its own memory in one call, with the GIL released."""
+"""Blocking connections to S3, used by threads: a large body is sent from its own memory with the GIL released."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from twisted_storaged.protocol.http1 import (
 from twisted_storaged.runtime.buffers import Buffer
 
 _READ = 1 << 16
-#: Bytes that are sent by one call over TLS, and must leave within one read timeout.
+#: Bytes of one send over TLS, which must be complete within one read timeout.
 _TLS_PIECE = 1 << 18
-#: Seconds that the answer of a peer which takes no more of a request has to come: it is on its way, if there is one.
+#: Seconds to wait for a response from a peer that takes no more of the request. If there is one, it is on its way.
 _REFUSAL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where S3 is; `tls` is how to talk to it over https, None for http."""
+    """Where S3 is; `tls` is the context for https, None for http."""
 
     host: str
     port: int
@@ -40,7 +40,7 @@ class Address:
 
 
 class BlockingPool:
-    """Connections that threads take and give back. A deque's ends are safe to use from several threads."""
+    """Connections that threads take and give back. The ends of a deque may be used by several threads."""
 
     def __init__(self, address: Address, connect_timeout: float, read_timeout: float) -> None:
         self._address = address
@@ -50,10 +50,10 @@ class BlockingPool:
         self._closed = False
 
     def ask(self, head: bytes, body: Buffer, until: float = inf) -> Response:
-        """Send a request and read its answer, blocking; until a time of the monotonic clock.
+        """Send a request and read its response, blocking, until a time of the monotonic clock.
 
         Raises:
-            ConnectionFailed: there was no answer.
+            ConnectionFailed: there was no response.
         """
         connection = self._take() or self._connect(min(self._connect_timeout, _left(until)))
         keep = False
@@ -67,12 +67,12 @@ class BlockingPool:
             else:
                 connection.close()
         if self._closed:
-            # It may have been given back after `close` had looked.
+            # The connection may have been given back after `close` had emptied the queue.
             self.close()
         return response
 
     def close(self) -> None:
-        """Close what is idle, and whatever is given back from now on."""
+        """Close idle connections now, and others when they are given back."""
         self._closed = True
         while self._idle:
             self._idle.pop().close()
@@ -82,7 +82,7 @@ class BlockingPool:
             connection = self._idle.pop()
             if not _is_readable(connection):
                 return connection
-            connection.close()  # bytes, or an end, that nobody asked for
+            connection.close()  # S3 has closed it, or sent something without a request
         return None
 
     def _connect(self, timeout: float) -> socket.socket:
@@ -98,11 +98,10 @@ class BlockingPool:
 
 
 class _Exchange:
-    """One request and its answer on one connection.
+    """One request and its response on one connection.
 
-    The peer is held to progress: each `read_timeout` it must take some of the request, or say something; how long all
-    of it takes is limited by `until` alone. What the peer answers before it has taken the whole request is read, too:
-    it is why the rest was not wanted.
+    The peer must make progress: in each `read_timeout` it must take some of the request, or send something. Only
+    `until` limits the whole. A response that comes before the whole request was sent is read, too, as it says why.
     """
 
     def __init__(self, connection: socket.socket, read_timeout: float, until: float) -> None:
@@ -112,10 +111,10 @@ class _Exchange:
         self._is_plain = not isinstance(connection, ssl.SSLSocket)
 
     def run(self, head: bytes, body: Buffer) -> tuple[Response, bool]:
-        """The answer, and whether another request may follow it on the connection.
+        """Make the request; returns the response, and whether another request may follow on the connection.
 
         Raises:
-            ConnectionFailed: there was no answer; TimedOut, if not in time.
+            ConnectionFailed: there was no response; TimedOut, if not in time.
             OSError: the same.
         """
         try:
@@ -127,25 +126,25 @@ class _Exchange:
         return self._read(self._read_timeout)
 
     def _send(self, data: Buffer) -> bool:
-        """Send all of it; or stop, and return False, when the peer says something before."""
+        """Send all of `data`; stop and return False if the peer sends something before."""
         left = memoryview(data)
         while left:
             if self._is_plain and not self._is_taking():
                 return False
             self._connection.settimeout(self._limit(self._read_timeout))
-            # Over TLS, one call returns when all of it has left, however long that takes.
+            # Over TLS, a send returns only when all of it was sent, so that no progress would be seen meanwhile.
             left = left[self._connection.send(left if self._is_plain else left[:_TLS_PIECE]) :]
         return True
 
     def _is_taking(self) -> bool:
-        """Wait until the peer takes more; False if it has said something."""
+        """Wait until the peer takes more; False if it has sent something."""
         events = _poll(self._connection, select.POLLIN | select.POLLOUT, self._limit(self._read_timeout))
         if not events:
             raise TimeoutError("S3 takes no more of the request")
         return not events & select.POLLIN
 
     def _refusal(self, failure: Exception) -> Response:
-        """What the peer has said, if that is an error. Raises `failure` if it has said nothing."""
+        """The response that the peer has sent early, which must be an error. Raises `failure` if there is none."""
         try:
             response, _ = self._read(_REFUSAL_SECONDS)
         except (OSError, ConnectionFailed):
@@ -172,7 +171,7 @@ class _Exchange:
             try:
                 return self._connection.recv(_READ)
             except TimeoutError:
-                # The request may still be leaving, out of the kernel's buffer.
+                # The peer makes progress if it takes the rest of the request from the kernel's buffer.
                 if _queued(self._connection) >= queued:
                     raise
 
@@ -181,7 +180,7 @@ class _Exchange:
 
 
 def _poll(connection: socket.socket, events: int, seconds: float) -> int:
-    """Wait for events; returns those that there are. Unlike select(2), this takes descriptors from 1,024 on."""
+    """Wait for events, and return those that occurred. Unlike select(2), this works for descriptors from 1,024 on."""
     poller = select.poll()
     poller.register(connection, events)
     return sum(found for _, found in poller.poll(seconds * 1000))
@@ -192,12 +191,12 @@ def _is_readable(connection: socket.socket) -> bool:
 
 
 def _queued(connection: socket.socket) -> int:
-    """Bytes that the peer has not acknowledged yet. See tcp(7), SIOCOUTQ."""
+    """Bytes in the send buffer, which the peer has not acknowledged yet. See tcp(7), SIOCOUTQ."""
     return int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 def _left(until: float) -> float:
-    """Seconds. Raises TimedOut when there are none."""
+    """Seconds until a time of the monotonic clock. Raises TimedOut if it has passed."""
     left = until - time.monotonic()
     if left <= 0:
         raise TimedOut("S3 took too long")

@@ -1,9 +1,8 @@
-"""S3Bucket: a bucket of AWS or of any engine that speaks S3.
+"""S3Bucket: a bucket of AWS or of any other engine with S3's API.
 
-Objects go through the thin data plane of `buckets.s3.client`; boto3 knows the configuration and the credentials, and
-makes the rare calls around a multipart upload. What is sent: payloads unsigned (hashing them with SHA-256 costs more
-than all the rest together), each with a CRC-32C that engines verify on arrival, in a header rather than a trailer,
-which not all engines understand.
+All requests are made by `client`; boto3 only provides endpoint and credentials. Payloads are not signed, since hashing
+them with SHA-256 costs more than everything else together. Each has a CRC-32C that engines verify on arrival, in a
+header, as not all engines understand trailers.
 """
 
 from __future__ import annotations
@@ -56,17 +55,17 @@ from twisted_storaged.runtime.concurrency import Threads, deferred
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 MIN_PART_SIZE = 5 << 20
 MAX_PARTS = 10_000
-#: Parts of one body in flight, for each of as many as there are slots; one alone may have more. With the part that is
-#: being filled and the one that waits, a PUT holds 30 MiB, or 50.
+#: Parts of one body in flight if all put slots are taken, and if there is only one PUT. With the part that is being
+#: filled and the one that waits, a PUT holds 30 to 50 MiB.
 WINDOW = 4
 WINDOW_ALONE = 8
-#: Threads beside the uploading ones: for hashing, for the journal, and for boto3 to refresh credentials.
+#: Threads in addition to the uploading ones: for hashing, the journal, and refreshing credentials.
 SPARE_THREADS = 4
 
 
 @implementer(IBucket)
 class S3Bucket:
-    """A bucket that S3 keeps; its objects are those under `settings.prefix`, which clients do not see."""
+    """The objects under `settings.prefix` of a bucket in S3; clients do not see the prefix."""
 
     _log = Logger()
 
@@ -132,13 +131,13 @@ class S3Bucket:
         try:
             return await self._open(s3_key, key, wanted)
         except RangeNotSatisfiable as error:
-            # Some engines say so of a range that only ends after the object does.
+            # Some engines refuse a range that begins within the object and ends after it.
             start, end = wanted.within(error.size) if wanted is not None else (0, 0)
             return await self._open(s3_key, key, ByteRange(start, end - 1))
 
     async def _open(self, s3_key: str, key: str, wanted: ByteRange | None) -> S3Reader:
-        verifier = self._verifier if wanted is None else None  # the checksums of a whole object say nothing of a range
         headers: Mapping[str, str] = {} if wanted is None else {"range": str(wanted)}
+        verifier = self._verifier if wanted is None else None  # the checksum of a whole object says nothing of a range
         if verifier is not None:
             headers = CHECKSUM_MODE
         with storage_errors():
@@ -159,7 +158,7 @@ class S3Bucket:
             raise
 
     async def _first_read(self, s3_key: str, headers: Mapping[str, str]) -> tuple[Response, Body]:
-        """Open an object, with as many of its first bytes as there is memory for."""
+        """Open an object; the first read is limited to the memory that is free."""
         portion = self._reading.delivering.join(READS)
         try:
             first = max(MIN_READ, min(FIRST_READ_SIZE, portion.next_size()))
@@ -183,7 +182,10 @@ class S3Bucket:
             with storage_errors(writes=True, conditional=True):
                 await self._objects.delete_object(s3_key, condition_headers(condition))
             return
-        with suppress(ObjectNotFound), storage_errors():  # S3 itself would not say so, some engines do
+        with (
+            suppress(ObjectNotFound),
+            storage_errors(),
+        ):  # S3 deletes nothing without an error, other engines answer 404
             await self._objects.delete_object(s3_key)
 
     @deferred
@@ -211,14 +213,14 @@ class S3Bucket:
 
 
 def _operations(length: int | None, part: int) -> Sequence[str]:
-    """What may carry out the write of a body of `length` bytes that is cut into parts of `part`."""
+    """The operations that may write a body of `length` bytes, if known, in parts of `part` bytes."""
     if length is None:
         return "PutObject", "CompleteMultipartUpload"
     return ("PutObject",) if length <= part else ("CompleteMultipartUpload",)
 
 
 def part_size(longest: int) -> int:
-    """The size of all parts but the last, in bytes, so that a body of `longest` bytes has no part 10,001."""
+    """Bytes of all parts but the last, so that a body of `longest` bytes has at most 10,000 parts."""
     needed = -(-longest // MAX_PARTS)
     whole_mebibytes = -(-needed >> 20) << 20
     return max(MIN_PART_SIZE, whole_mebibytes)

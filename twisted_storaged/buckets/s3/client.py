@@ -1,4 +1,4 @@
-"""The operations of S3: the requests that carry objects, and those of multipart uploads, signed and sent."""
+"""The operations of S3, as signed requests: those on objects, and those of multipart uploads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 from xml.etree import ElementTree
 
@@ -36,16 +36,16 @@ from twisted_storaged.protocol.sigv4 import Credentials, Signer
 from twisted_storaged.runtime.buffers import Buffer
 from twisted_storaged.runtime.concurrency import Run
 
-#: A body of more bytes than this is sent by a thread. Below, the thread costs more than it helps.
+#: Bodies of more bytes than this are sent by a thread; for smaller ones, it costs more than it saves.
 IN_THREAD_FROM = 512 << 10
-#: Bytes of an object that the first read may bring, with the head: a small object is here at once.
+#: Bytes of the first read of a GetObject response, so that a small object comes with its head.
 FIRST_READ_SIZE = 120 << 10
-#: Bytes of a range that one read may bring.
+#: Bytes of one read of a range that is collected in memory.
 RANGE_READ_SIZE = 256 << 10
-#: The headers that make a write conditional: whoever sends it twice must know.
+#: The headers that make a write conditional, so that repeating it may fail because of the first attempt.
 CONDITIONS = frozenset({"if-match", "if-none-match"})
 
-#: A key that is the same when it is encoded.
+#: Keys that need no encoding in a path.
 _PLAIN = re.compile(r"[A-Za-z0-9_./~-]*")
 _METHODS = {
     "AbortMultipartUpload": "DELETE",
@@ -56,13 +56,13 @@ _METHODS = {
     "PutObject": "PUT",
     "UploadPart": "PUT",
 }
-#: The operation that cannot be carried out twice, as the first time ends what it is about.
+#: The operation that cannot be repeated, as it ends the upload.
 _ENDS = "CompleteMultipartUpload"
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class S3Request(NamedTuple):
-    """A request: S3's name of the operation, a key (none for the bucket itself), and what goes with it."""
+    """A request: the operation by its name in S3, the key (empty for the bucket itself), query, headers and body."""
 
     operation: str
     key: str
@@ -72,36 +72,36 @@ class S3Request(NamedTuple):
 
     @property
     def method(self) -> str:
-        """The method of HTTP."""
+        """The HTTP method."""
         return _METHODS.get(self.operation, "GET")
 
     @property
     def query_text(self) -> str:
-        """The query as it is sent and signed."""
+        """The query, encoded and sorted, as it is sent and signed."""
         if not self.query:
             return ""
         return "&".join([f"{name}={quote(value, safe='')}" for name, value in sorted(self.query.items())])
 
     @property
     def conditional(self) -> bool:
-        """Whether a second try might meet what the first one did."""
+        """Whether it has a condition, so that a second attempt may fail because of the first."""
         return not self.headers.keys().isdisjoint(CONDITIONS)
 
     @property
     def decisive(self) -> bool:
-        """Whether a refusal says nothing of an earlier try, which may be what it is refused for."""
+        """Whether a refusal may be due to an earlier attempt that was carried out: see `Retries.run`."""
         return self.operation == _ENDS or (self.conditional and self.method in ("PUT", "DELETE"))
 
 
 @dataclass(frozen=True)
 class Location:
-    """How a bucket is addressed: the `host` header, and what comes before a key in the path ("/" or "/bucket/")."""
+    """How a bucket is addressed: the `host` header, and the path up to the key ("/" or "/bucket/")."""
 
     host: str
     root: str
 
     def path_of(self, key: str) -> str:
-        """The path of a key, encoded as S3 wants it; of the bucket itself, for no key."""
+        """The path of a key, encoded as S3 requires; of the bucket itself, if the key is empty."""
         if not key:
             return self.root.rstrip("/") or "/"
         return self.root + (key if _PLAIN.fullmatch(key) else quote(key, safe="/~"))
@@ -109,7 +109,7 @@ class Location:
 
 @dataclass(frozen=True)
 class Transports:
-    """The ways to S3: connections on the reactor; connections for threads, and what runs calls in those."""
+    """Connections on the reactor, connections for threads, and the function that runs calls in threads."""
 
     pool: ConnectionPool
     blocking: BlockingPool
@@ -138,7 +138,11 @@ class CredentialSource:
 
 
 class DataPlane:
-    """The requests to one bucket. Each raises RequestFailed or ConnectionFailed when its attempts have failed."""
+    """The requests to one bucket. Each raises RequestFailed or ConnectionFailed when its attempts have failed.
+
+    Attributes:
+        retries: repeats requests within their deadline.
+    """
 
     def __init__(
         self,
@@ -152,18 +156,17 @@ class DataPlane:
         self._signer = signer
         self._credentials = credentials
         self._to = transports
-        self._retries = retries
+        self.retries = retries
+        self._clock = retries.clock
 
     async def put_object(self, key: str, body: Buffer, headers: Mapping[str, str] = _NONE) -> Response:
         """Store an object, with its CRC-32C. https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html .
 
-        `headers` are its metadata, and conditions. A try whose reply was lost is looked for, before there is another;
-        it is recognised by the write id among the metadata, if there is one: see `responses`.
+        `headers` are its metadata and conditions. If a reply was lost, the object is looked up before another attempt,
+        and recognised by the write id in its metadata, if there is one: see `responses`.
         """
-        call, began = (
-            S3Request("PutObject", key, _NONE, {**headers, CHECKSUM: crc32c(body)}, body),
-            self.clock.seconds(),
-        )
+        call = S3Request("PutObject", key, _NONE, {**headers, CHECKSUM: crc32c(body)}, body)
+        began = self._clock.seconds()
 
         async def confirm_applied(ends: float) -> Response | AttemptState:
             found = await self.look(key, ends)
@@ -172,7 +175,7 @@ class DataPlane:
             if is_own(found, headers):
                 return found
             refuted = call.conditional and _refutes(found, headers)
-            long_ago = was_there_before(found, self.clock.seconds() - began)
+            long_ago = was_there_before(found, self._clock.seconds() - began)
             return AttemptState.NOT_DONE if refuted and long_ago else AttemptState.UNKNOWN
 
         return await self._send(call, confirm_applied)
@@ -187,8 +190,8 @@ class DataPlane:
     ) -> tuple[Response, StreamedBody | BufferedBody]:
         """Open an object. https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html .
 
-        The body comes when it is delivered; what goes wrong then is not tried again. `headers` are a range, and
-        conditions; `first` is how many bytes the first read may bring.
+        The body is read when it is delivered, without retries. `headers` are a range and conditions; `first` is the
+        size of the first read, in bytes.
         """
         body: StreamedBody | None = None
 
@@ -199,45 +202,45 @@ class DataPlane:
             response, body = await self._to.pool.open((head,), reading)
             return response
 
-        response = await self._retries.run("GetObject", attempt)
+        response = await self.retries.run("GetObject", attempt)
         # The caller must be the only owner of the body, and this frame might outlive the call in a traceback.
         opened, body = body, None
         return response, opened or BufferedBody(response.body)
 
     async def read_object(self, key: str, headers: Mapping[str, str] = _NONE) -> Response:
-        """Get an object, or a range of it, all at once."""
+        """Read an object, or a range of it, into memory."""
         return await self.ask(S3Request("GetObject", key, headers=headers), read_size=RANGE_READ_SIZE)
 
     async def head_object(self, key: str) -> Response:
-        """Look at an object. https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html ."""
+        """Get the metadata of an object. https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html ."""
         return await self.ask(S3Request("HeadObject", key))
 
     async def delete_object(self, key: str, headers: Mapping[str, str] = _NONE) -> Response:
         """Remove an object. https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObject.html .
 
-        Without a condition, a try whose reply was lost is looked for, before there is another, which might remove what
-        somebody has put meanwhile.
+        If a reply was lost and there is no condition, the object is looked up before another attempt, which might
+        delete an object that was put meanwhile.
         """
-        call, began = S3Request("DeleteObject", key, headers=headers), self.clock.seconds()
+        call, began = S3Request("DeleteObject", key, headers=headers), self._clock.seconds()
 
         async def confirm_applied(ends: float) -> Response | AttemptState:
             found = await self.look(key, ends)
             if found is None:
                 return AttemptState.UNKNOWN
             gone = found.status == 404
-            return found if gone or was_put_since(found, self.clock.seconds() - began) else AttemptState.UNKNOWN
+            return found if gone or was_put_since(found, self._clock.seconds() - began) else AttemptState.UNKNOWN
 
         return await self.ask(call, confirm_applied=None if call.conditional else confirm_applied)
 
     async def list_objects(self, query: Mapping[str, str]) -> Response:
         """List a page. https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html .
 
-        `query` is what that page names: `prefix`, `delimiter`, `continuation-token`, `max-keys`, `start-after`.
+        `query` has the parameters on that page: `prefix`, `delimiter`, `continuation-token`, `max-keys`, `start-after`.
         """
         return await self.ask(S3Request("ListObjectsV2", "", {"encoding-type": "url", "list-type": "2", **query}))
 
     async def look(self, key: str, ends: float) -> Response | None:
-        """Look at an object, once, until `ends`; None where S3 does not say."""
+        """Look up an object, without retries, until `ends`; None if S3 gives no clear answer."""
         head = await self._head(S3Request("HeadObject", key))
         try:
             response = await self._to.pool.ask((head,), ReadOptions(head_request=True, until=ends))
@@ -248,7 +251,7 @@ class DataPlane:
     async def ask(
         self, call: S3Request, read_size: int = READ_SIZE, confirm_applied: ConfirmApplied | None = None
     ) -> Response:
-        """Make a request whose body and answer are small."""
+        """Make a request whose body and response are small."""
         once = call.method in ("POST", "DELETE")
 
         async def attempt(ends: float) -> Response:
@@ -258,36 +261,22 @@ class DataPlane:
             require_success(call.operation, call.headers, response)
             return response
 
-        return await self._retries.run(call.operation, attempt, confirm_applied, call.decisive)
+        return await self.retries.run(call.operation, attempt, confirm_applied, call.decisive)
 
     def start(self) -> None:
-        """Begin to look at who is late."""
+        """Begin to check for silent connections."""
         self._to.pool.start()
 
     def stop(self) -> None:
-        """Close all connections that are idle, and give up those on the reactor that are not."""
+        """Close all connections, except those that threads are using, which are closed afterwards."""
         self._to.pool.stop()
         self._to.blocking.close()
-
-    @property
-    def clock(self) -> Any:
-        """The reactor, for who measures time."""
-        return self._retries.clock
-
-    @property
-    def deadline(self) -> float:
-        """Seconds that a request has, with all its tries."""
-        return self._retries.deadline
-
-    def ends(self) -> float:
-        """When a request that begins now must be over."""
-        return self._retries.ends()
 
     async def _send(self, call: S3Request, confirm_applied: ConfirmApplied | None = None) -> Response:
         async def attempt(ends: float) -> Response:
             head = await self._head(call)
             if len(call.body) > IN_THREAD_FROM:
-                until = time.monotonic() + ends - self.clock.seconds()
+                until = time.monotonic() + ends - self._clock.seconds()
                 response = await self._to.run(self._to.blocking.ask, head, call.body, until)
             else:
                 response = await self._to.pool.ask(
@@ -296,7 +285,7 @@ class DataPlane:
             require_success(call.operation, call.headers, response)
             return response
 
-        return await self._retries.run(call.operation, attempt, confirm_applied, call.decisive)
+        return await self.retries.run(call.operation, attempt, confirm_applied, call.decisive)
 
     async def _head(self, call: S3Request) -> bytes:
         method, path, query = call.method, self._location.path_of(call.key), call.query_text
@@ -308,12 +297,12 @@ class DataPlane:
 
 
 def _refutes(found: Response, headers: Mapping[str, str]) -> bool:
-    """Whether a condition does not hold for an object that is there."""
+    """Whether the condition in `headers` does not hold for the object that was found."""
     return headers.get("if-none-match") == "*" or headers.get("if-match") != found.headers.get("etag")
 
 
 def crc32c(body: Buffer) -> str:
-    """The checksum as S3 wants it in a header: base64 of four bytes, big-endian."""
+    """The CRC-32C as in S3's headers: base64 of four bytes, big-endian."""
     return b64encode(checksums.crc32c(body).to_bytes(4, "big")).decode("ascii")
 
 
@@ -321,7 +310,7 @@ _XMLNS = "http://s3.amazonaws.com/doc/2006-03-01/"
 
 
 class Part(NamedTuple):
-    """A part that was uploaded: its number, its ETag as S3 gave it, and its CRC-32C in base64."""
+    """An uploaded part: its number, its ETag as S3 returned it, and its CRC-32C in base64."""
 
     number: int
     etag: str
@@ -346,7 +335,9 @@ class MultipartUploads:
         self._objects = objects
 
     async def create(self, key: str, headers: Mapping[str, str]) -> tuple[str, bool]:
-        """Begin one, whose object will have these metadata: its id, and whether there may be another, of a lost reply.
+        """Create an upload; returns its id, and whether a lost reply may have created another one.
+
+        `headers` are the metadata of the object.
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_CreateMultipartUpload.html
         """
@@ -362,7 +353,7 @@ class MultipartUploads:
         headers: Mapping[str, str],
         confirm_applied: ConfirmApplied | None = None,
     ) -> str:
-        """Make the object of its parts, under the condition in `headers`; gives its ETag, if the engine does.
+        """Make the object of the parts, on the condition in `headers`; returns its ETag, or "" if the engine gave none.
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
         """
@@ -372,7 +363,7 @@ class MultipartUploads:
         return response.headers.get("etag") or (text(xml_root(response), "ETag") if response.body else "")
 
     async def abort(self, key: str, upload_id: str) -> bool:
-        """Forget one; whether S3 says, as it should, that there was one.
+        """Abort an upload and delete its parts; returns whether S3 answers 204, so that there was one.
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_AbortMultipartUpload.html
         """
@@ -380,12 +371,12 @@ class MultipartUploads:
         return response.status == 204
 
     async def has_parts(self, key: str, upload_id: str) -> bool:
-        """Whether one has a part. https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListParts.html ."""
+        """Whether an upload has a part. https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListParts.html ."""
         response = await self._objects.ask(S3Request("ListParts", key, {"max-parts": "1", "uploadId": upload_id}))
         return bool(children(xml_root(response), "Part"))
 
     async def of(self, key: str) -> list[OpenUpload]:
-        """Those of a key that are open, up to a thousand.
+        """The open uploads of a key, up to a thousand.
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListMultipartUploads.html
         """

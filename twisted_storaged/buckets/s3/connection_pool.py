@@ -1,4 +1,4 @@
-"""Connections to S3 on the reactor: one request at a time on each, reused for the next, closed when S3 is silent."""
+"""Connections to S3 on the reactor: one request at a time on each, reused for the next, closed if S3 is silent."""
 
 from __future__ import annotations
 
@@ -18,28 +18,27 @@ from twisted_storaged.protocol.http1 import BodyCollector, ConnectionFailed, Not
 from twisted_storaged.runtime.buffers import Buffer
 from twisted_storaged.runtime.write_buffer import FlushQueue, has_unsent, queued_bytes, send
 
-# Connections to S3 on the reactor: one request at a time on each, kept for the next.
-
-#: Bytes that one read of the socket may bring, where there is no large body.
+#: Bytes of one read of the socket, unless the response has a large body.
 READ_SIZE = 1 << 16
-
+#: Idle connections that are kept for later requests.
+KEEP_IDLE = 64
+#: Seconds between two checks for silent connections: one timer for all costs less than one for each.
+LOOK_EVERY = 1.0
 
 #: The head of a request, and its body, if it has one.
 Request = tuple[Buffer, ...]
-
-
-#: A response, and its body, where that is still to be read.
+#: A response, and its body, if that is still to be read.
 Opened = tuple[Response, StreamedBody | None]
 
 
 class ReadOptions(NamedTuple):
-    """How an answer is read.
+    """How a response is read.
 
     Attributes:
-        head_request: whether it has no body, whatever it says.
-        streamed: whether its body is read only when somebody wants it.
-        size: bytes that one read of the socket may bring.
-        until: when to give it up, by the pool's clock, unless it has begun to be streamed by then.
+        head_request: whether it answers a HEAD, so that it has no body.
+        streamed: whether its body is only read when it is delivered.
+        size: bytes of one read of the socket.
+        until: when to give up, by the pool's clock, unless the body is being streamed by then.
     """
 
     head_request: bool = False
@@ -49,7 +48,7 @@ class ReadOptions(NamedTuple):
 
 
 class ConnectionOwner(typing.Protocol):
-    """What a connection needs of its pool."""
+    """What a connection uses of its pool."""
 
     flush_queue: FlushQueue
 
@@ -64,11 +63,11 @@ class ConnectionOwner(typing.Protocol):
 
 
 class Connection(Protocol):
-    """One connection.
+    """One connection to S3.
 
     Attributes:
-        stale: whether it was kept from an earlier request and has not said a word since: S3 may have closed it.
-        deadline: when to give it up, by the pool's clock; None while it is not S3 that we wait for.
+        reused: whether it served an earlier request and has not received anything since, so that S3 may have closed it.
+        deadline: when to give it up, by the pool's clock; None while nothing is expected of S3.
     """
 
     transport: Any
@@ -110,7 +109,7 @@ class Connection(Protocol):
             send(self.transport, unsent)
 
     def touch(self) -> None:
-        """S3 has its full time again."""
+        """Restart the time in which S3 must send something."""
         self.deadline = min(self._pool.deadline(), self._until)
 
     def connectionMade(self) -> None:
@@ -119,7 +118,7 @@ class Connection(Protocol):
     def dataReceived(self, data: bytes) -> None:
         parser = self._parser
         if parser is None:
-            self.transport.abortConnection()  # nobody asked
+            self.transport.abortConnection()  # no request was made
             return
         self.reused = False
         try:
@@ -146,35 +145,35 @@ class Connection(Protocol):
         self._body.add(body)
         if parser.ended:
             response.body = self._body.joined()
-            # First, so that whoever waits for the answer finds this connection free.
+            # First, so that the caller finds this connection free for its next request.
             self.end()
             self._fire((response, None))
 
     def end(self) -> None:
-        """The answer is over: free for the next request, or closed."""
+        """End the response: give the connection back, or close it."""
         parser, self._parser = self._parser, None
         self._stream, self._body, self.deadline, self.reused = None, BodyCollector(), None, True
         self.transport.bufferSize = READ_SIZE
-        # An answer that came before the whole request had left: the rest would be taken for the next one.
+        # If S3 answered before the whole request was sent, it would take the rest for the next request.
         if parser is not None and parser.keep_alive and not has_unsent(self.transport):
             self._pool.give_back(self)
         else:
             self.transport.loseConnection()
 
     def reset_low_watermark(self) -> bool:
-        """Look whether S3 has sent a little that was not worth a look until now; returns whether that may be."""
+        """Set SO_RCVLOWAT to 1; True if it was higher, so that S3 may have sent something that was not reported."""
         return self._stream is not None and self._stream.reset_low_watermark()
 
     def is_sending(self, now: float) -> bool:
-        """Whether some of the request has left since this was asked last, and there is time for the rest.
+        """Whether some of the request was sent since the last call, and there is time for the rest.
 
-        S3 is held to progress, not to taking all of a body in the time in which it must say something.
+        S3 must make progress in each read timeout; it need not take a whole body in one.
         """
         before, self._queued = self._queued, queued_bytes(self.transport)
         return now < self._until and 0 < before > self._queued and (before < inf or self._queued > 0)
 
     def give_up(self, error: ConnectionFailed) -> None:
-        """End it in the middle."""
+        """Abort the connection, and fail the request with `error`."""
         self._fail(error)
         self.transport.abortConnection()
 
@@ -183,7 +182,7 @@ class Connection(Protocol):
         self._fail(ConnectionFailed(f"S3 closed the connection: {reason.getErrorMessage()}"))
 
     def _cancelled(self, _: Deferred[Opened]) -> None:
-        """Nobody wants the answer any more. The Deferred fails with CancelledError, which nobody tries again."""
+        """Give up, as the caller has. The Deferred fails with CancelledError, which is not retried."""
         self._waiting = None
         self.give_up(ConnectionFailed("the request was cancelled"))
 
@@ -199,13 +198,6 @@ class Connection(Protocol):
             stream.failed(Failure(error))
         self._fire(Failure(error))
 
-
-# The connections to one S3 endpoint on the reactor: made when needed, kept while idle, given up when S3 is silent.
-
-#: Connections that are kept for the next request.
-KEEP_IDLE = 64
-#: Seconds between two looks at who is late: one timer for all costs less than one for each.
-LOOK_EVERY = 1.0
 
 READ_WHOLE = ReadOptions()
 
@@ -227,32 +219,34 @@ class ConnectionPool:
         self._stopped = False
 
     async def ask(self, request: Request, reading: ReadOptions = READ_WHOLE, once: bool = False) -> Response:
-        """Send a request, and read its response with its body. Otherwise as `open`."""
+        """Send a request, and read the whole response; see `open`."""
         response, _ = await self.open(request, reading, once)
         return response
 
     async def open(self, request: Request, reading: ReadOptions, once: bool = False) -> Opened:
-        """Send a request on a free connection, or a new one; see `Connection.ask`. With `once`, never on both.
+        """Send a request on an idle connection, or a new one; see `Connection.ask`.
+
+        If an idle one turns out to be closed, the request is sent again on a new one, unless it must be sent `once`.
 
         Raises:
-            ConnectionFailed: there was no answer.
+            ConnectionFailed: there was no response.
         """
         connection = self._idle.pop() if self._idle else await self._connect()
         try:
             return await connection.ask(request, reading)
         except ConnectionFailed:
-            # S3 closes connections that were idle for long; that is not known until the next request is sent.
+            # S3 closes connections that were idle for long, which is only noticed with the next request.
             if once or not connection.reused:
                 raise
         connection = await self._connect()
         return await connection.ask(request, reading)
 
     def start(self) -> None:
-        """Begin to look at who is late."""
+        """Begin to check for silent connections."""
         self._looking.start(LOOK_EVERY, now=False)
 
     def stop(self) -> None:
-        """Close what is idle, and give up the rest; nothing is begun anew, as nobody would see that it is late."""
+        """Abort all connections, and make no new ones, since nothing checks whether they are silent any more."""
         self._stopped = True
         if self._looking.running:
             self._looking.stop()
@@ -282,11 +276,11 @@ class ConnectionPool:
         try:
             connection = cast(Connection, await self._endpoint.connect(self._factory))
         except ConnectingCancelledError:
-            raise CancelledError from None  # nobody wants the answer any more: that is no failure to be tried again
+            raise CancelledError from None  # the caller gave up, so this must not be retried
         except (ConnectError, DNSLookupError) as error:
             raise NotConnected(f"no connection to S3: {error}") from error
         if self._stopped:
-            # `stop` did not see it, and nobody would close it.
+            # `stop` was called meanwhile, and has not seen this connection.
             connection.transport.abortConnection()
             raise NotConnected("no connection to S3: storaged stops")
         self._open.add(connection)

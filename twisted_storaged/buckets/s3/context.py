@@ -1,4 +1,4 @@
-"""What all that works on one bucket of S3 shares: the ways to it, the threads, and the upload journal."""
+"""S3Context: what uploads, the probe and the reaper of one S3 bucket share."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from twisted_storaged.runtime.concurrency import Run
 
 @dataclass(frozen=True)
 class S3Context:
-    """The ways to one bucket.
+    """The operations, threads and journal of one bucket.
 
     Attributes:
-        run: makes blocking calls in a thread: hashing, and the journal's.
-        where: the bucket, as the journal names it.
+        run: makes blocking calls in a thread: hashing, and those of the journal.
+        where: the URL of the bucket, which identifies it in the journal.
     """
 
     objects: DataPlane

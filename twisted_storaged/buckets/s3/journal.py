@@ -1,13 +1,14 @@
-"""The upload journal: which multipart uploads, and which probes, were begun and have not ended, on disk, so that a
-crash leaves no parts that somebody pays for. Blocking.
+"""The upload journal: files that name the multipart uploads and probe objects that S3 may have. Blocking.
 
-    STATE/uploads/RUN/lock    held by the process whose run it is, for as long as it lives
-    STATE/uploads/RUN/NAME    one upload: a line of JSON before it is created, another once its id is known; or a probe
-    STATE/uploads-damaged/    files that were found among these, and are none of them
+After a crash, the reaper finds in it what to abort, so that S3 does not keep parts that cost money.
 
-An upload's file is on the disk before S3 hears of the upload, and goes when the upload has ended. A run that nobody
-holds any more is a crashed process's; what it left, and what a process could not abort itself, is for the reaper. A run
-whose lock is missing is nobody's to judge, and left alone.
+    STATE/uploads/RUN/lock    a lock that the process of this run holds until it ends
+    STATE/uploads/RUN/NAME    an entry: a line of JSON before the upload is created, another when its id is known
+    STATE/uploads-damaged/    files from the folders above that are no entries
+
+An entry is on disk before S3 is asked to create the upload, and is deleted when the upload has ended. Each process has
+one run. If the lock of a run is free, its process has ended, and its entries are orphaned. A run without a lock file is
+left alone, because its process may be alive.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from twisted.logger import Logger
 from twisted_storaged.errors import StartError
 from twisted_storaged.runtime.files import make_folder, sync_folder
 
-#: What an entry is of: an upload, or the object that conditional writes are tried on, with its versions.
+#: Kinds of entries: an upload, or the object of a probe, with all its versions.
 UPLOAD, PROBE = "upload", "probe"
 
 _LOCK = "lock"
@@ -35,19 +36,19 @@ _log = Logger()
 
 
 class DamagedEntry(Exception):
-    """A file in the journal that no journal has written."""
+    """A file in the journal is not an entry."""
 
 
 @dataclass(frozen=True)
 class JournalEntry:
-    """An upload, or a probe, that the journal names.
+    """One upload or probe in the journal.
 
     Attributes:
-        bucket: where it is, as the journal's user says it.
-        key: of the object, in that bucket.
-        began: seconds since the epoch, by our clock, just before it was created.
-        upload_id: S3's; None where the process ended before it was known, and for a probe.
-        kind: which of the two it is.
+        bucket: the bucket, as a URL.
+        key: the key of the object in that bucket.
+        began: seconds since the epoch, by our clock, just before the upload was created.
+        upload_id: S3's id of the upload; None if the process ended before it was known, and for a probe.
+        kind: UPLOAD or PROBE.
     """
 
     path: Path
@@ -58,16 +59,16 @@ class JournalEntry:
     kind: str = UPLOAD
 
     def created(self, upload_id: str) -> None:
-        """Note the id that S3 gave it, durably."""
+        """Add the id of the upload, durably."""
         _append(self.path, {"upload_id": upload_id})
 
     def ended(self) -> None:
-        """Forget it: it was completed, aborted or removed."""
+        """Delete the entry: the upload was completed or aborted, or the probe removed."""
         self.path.unlink(missing_ok=True)
 
 
 class Journal:
-    """The journal of this process, in a folder that others share."""
+    """The journal of this process, in a folder that it shares with others."""
 
     def __init__(self, state: Path) -> None:
         self._uploads = state / "uploads"
@@ -78,7 +79,7 @@ class Journal:
         self._warned: set[Path] = set()
 
     def open(self) -> None:
-        """Begin this run.
+        """Create the folder and the lock of this run.
 
         Raises:
             StartError: the folder cannot be used.
@@ -89,7 +90,7 @@ class Journal:
             make_folder(self._uploads)
             hidden.mkdir(mode=0o700)
             self._lock = _lock(hidden)
-            # Only now, as a run that nobody holds is one that has ended.
+            # Renamed when locked, because a run whose lock is free counts as ended.
             hidden.rename(self._run)
             sync_folder(self._uploads)
             self._folder = os.open(self._run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -97,7 +98,7 @@ class Journal:
             raise StartError(f"the upload journal cannot be kept in {self._uploads}: {error}") from error
 
     def close(self) -> None:
-        """End this run; what it could not end stays, for the next."""
+        """End this run. Entries that are left stay for the reaper of another."""
         if self._lock is not None:
             _forget_if_empty(self._run)
             os.close(self._lock)
@@ -107,10 +108,10 @@ class Journal:
             self._folder = None
 
     def begin(self, bucket: str, key: str, kind: str = UPLOAD) -> JournalEntry:
-        """Note that an upload is about to be created, or a probe to be made, durably.
+        """Add an entry, durably, for an upload that is about to be created, or a probe object.
 
         Raises:
-            OSError: the disk failed; then it must not be.
+            OSError: the disk failed; then the upload must not be created.
         """
         assert self._folder is not None
         entry = JournalEntry(self._run / secrets.token_hex(8), bucket, key, time.time(), kind=kind)
@@ -124,14 +125,14 @@ class Journal:
         return entry
 
     def defer_to_reaper(self, entry: JournalEntry) -> None:
-        """Leave an upload of this run, which could not be ended, to the reaper."""
+        """Leave an upload of this run that could not be ended to the reaper."""
         self._deferred[entry.path] = None
 
     def known(self, bucket: str, key: str) -> set[str] | None:
-        """The ids of all uploads that anybody has noted.
+        """The ids of all uploads in the journal, of all runs.
 
-        None where a process that lives may be about to note one more of `key`, so that an upload of that key which is
-        not among them may be its: it was asked for, and the answer is still to come, or to be noted.
+        None if a living process may be about to add the id of an upload of `key`: it has asked S3 for one, and the
+        response is yet to come or to be noted. Then any upload of that key may be the one.
         """
         found: set[str] = set()
         for run in self._runs():
@@ -149,7 +150,7 @@ class Journal:
         return found
 
     def orphaned(self, bucket: str) -> list[JournalEntry]:
-        """What is for the reaper of a bucket: what runs that have ended did not end, and what this one gave up."""
+        """The entries for a bucket's reaper: those of runs that have ended, and those of this run deferred to it."""
         return [entry for entry in (*self._own(), *self._others()) if entry.bucket == bucket]
 
     def _own(self) -> Iterator[JournalEntry]:
@@ -167,7 +168,7 @@ class Journal:
             except FileNotFoundError:
                 self._has_no_lock(run)
                 continue
-            except OSError:  # held by a process that lives
+            except OSError:  # its process is alive
                 continue
             try:
                 for path in _entries(run):
@@ -180,17 +181,17 @@ class Journal:
 
     def _has_no_lock(self, run: Path) -> None:
         try:
-            run.rmdir()  # all that can be left of one that was being forgotten
+            run.rmdir()  # succeeds if a process was about to remove the run, and only the folder is left
         except OSError:
             if run.exists() and run not in self._warned:
                 self._warned.add(run)
-                _log.warn("{run} of the upload journal has no lock: it is left alone, with what it names", run=run)
+                _log.warn("{run} of the upload journal has no lock file: its uploads are not aborted", run=run)
 
     def _runs(self) -> list[Path]:
         return sorted(self._uploads.glob("[!.]*"))
 
     def _may_live(self, run: Path, path: Path) -> bool:
-        """Whether the process that has this entry may still be at it."""
+        """Whether the process that made an entry may still work on its upload."""
         if run == self._run:
             return path not in self._deferred
         try:
@@ -200,7 +201,7 @@ class Journal:
         return False
 
     def _judged(self, path: Path) -> Iterator[JournalEntry]:
-        """The entry of a process that is not at it any more, if it is one. Trouble with one must not keep others."""
+        """Read an entry that no process works on, if it is one. An error with one must not keep the others."""
         try:
             if entry := _read(path):
                 yield entry
@@ -219,11 +220,14 @@ class Journal:
             path.rename(to)
         except OSError as trouble:
             _log.error(
-                "{path} is no entry of an upload journal: {error}; {trouble}", path=path, error=error, trouble=trouble
+                "{path} is not an entry of the upload journal: {error}; moving it failed: {trouble}",
+                path=path,
+                error=error,
+                trouble=trouble,
             )
         else:
             _log.error(
-                "{path} is no entry of an upload journal: {error}; it is now {to}", path=path, error=error, to=to
+                "{path} is not an entry of the upload journal: {error}; moved to {to}", path=path, error=error, to=to
             )
 
 
@@ -239,12 +243,12 @@ def _is_unknown(entry: JournalEntry, bucket: str, key: str) -> bool:
 
 
 def _read(path: Path) -> JournalEntry | None:
-    """An entry; None where there is none any more, or not even its first line is whole: S3 was not asked yet.
+    """Read an entry; None if there is no file, or not even a complete first line, so that S3 was not asked yet.
 
-    Where the second line is not what it should be, the id is unknown.
+    If the second line is not as it should be, the id counts as unknown.
 
     Raises:
-        DamagedEntry: it is none.
+        DamagedEntry: the file is not an entry.
     """
     try:
         data = path.read_bytes()
@@ -273,7 +277,7 @@ def _upload_id(line: bytes) -> str | None:
 
 
 def _append(path: Path, fields: dict[str, object]) -> None:
-    """Write a line, durably: all of it, or none."""
+    """Append a line, durably: all of it, or nothing."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         size = os.fstat(descriptor).st_size
@@ -300,7 +304,7 @@ def _lock(run: Path, flags: int = os.O_CREAT) -> int:
 
 
 def _lock_again(run: Path) -> int:
-    """Lock a run that was made by somebody else; a lock that is missing is not made, as its holder may live."""
+    """Lock the run of another process. A missing lock file is not created, as the process may be alive."""
     return _lock(run, flags=0)
 
 

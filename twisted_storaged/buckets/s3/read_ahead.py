@@ -1,4 +1,9 @@
-"""Reading much of an object from a slow S3: several ranges at a time, delivered in order, in bounded memory."""
+"""Read-ahead from a slow S3: several ranges of an object are fetched in parallel, and delivered in order.
+
+Real S3 gives one connection 80 to 100 MB/s, and allows any number of connections. So the first connection of a GET is
+timed, and if S3 rather than the client is slow, ranges further on are fetched in parallel. When the first range has
+come, the first connection is cut off where that begins; until then nothing depends on the ranges.
+"""
 
 from __future__ import annotations
 
@@ -11,61 +16,68 @@ from twisted.python.failure import Failure
 
 from twisted_storaged.runtime.concurrency import BackpressureGate, ConsumerGone
 
-# The memory for ranges of objects that are fetched ahead, as a number of segments that all GETs share.
-#
-# The bound holds at every moment, however GETs come and go: a segment is taken before it is fetched, and given back
-# when its last byte has been sent. A GET that was let in always has at least `LEAST` segments, so none waits for
-# another's client; one that finds no room is not let in until there is, and reads on one connection meanwhile.
-
-#: Segments of each GET that reads ahead: one is sent while another is fetched.
+#: The least segments of a GET that reads ahead: one is sent while another is fetched.
 MIN_SEGMENTS = 2
+#: Bytes of a span from which on read-ahead is worth it.
+FROM_SIZE = 64 << 20
+#: Bytes of one range; and bytes between the current position and the first range, which should come meanwhile.
+SEGMENT = 4 << 20
+LEAD = 16 << 20
+
+#: Fetches the bytes from one offset up to, but not including, another.
+Fetch = Callable[[int, int], Awaitable[bytes]]
 
 
 class SegmentBudget:
-    """At most `total` segments, at most `most` of which one GET may have."""
+    """The memory for ranges that are read ahead: `total` segments for all GETs, at most `most` for each.
+
+    The bound always holds, since a segment is taken before it is fetched, and given back when its last byte has been
+    sent. A GET that was admitted always has at least `MIN_SEGMENTS`, so it never waits for the client of another. One
+    that was not reads on one connection until there is room.
+    """
 
     def __init__(self, total: int, most: int) -> None:
-        """`total` is at least LEAST."""
+        """`total` must be at least `MIN_SEGMENTS`."""
         self._total = total
         self._most = most
-        self._inside: set[SegmentLease] = set()
+        self._admitted: set[SegmentLease] = set()
         self._waiting: deque[SegmentLease] = deque()
 
     @property
     def reserved(self) -> int:
-        """Segments that are in use, or set aside."""
-        return sum(allowance.reserved for allowance in self._inside)
+        """Segments that are in use or set aside for the GETs that were admitted."""
+        return sum(lease.reserved for lease in self._admitted)
 
     @property
     def share(self) -> int:
-        """Segments that one of those inside may have."""
-        return max(MIN_SEGMENTS, min(self._most, self._total // max(len(self._inside), 1)))
+        """Segments that each admitted GET may have."""
+        return max(MIN_SEGMENTS, min(self._most, self._total // max(len(self._admitted), 1)))
 
     def enter(self, ready: Callable[[SegmentLease], object]) -> SegmentLease:
-        """Let in one more; `ready` is called when there is room, at once or later. It must `leave` in any case."""
-        allowance = SegmentLease(self, ready)
-        self._waiting.append(allowance)
-        self.let_in()
-        return allowance
+        """Queue a GET; `ready` is called when it is admitted, now or later. It must `leave` in any case."""
+        lease = SegmentLease(self, ready)
+        self._waiting.append(lease)
+        self.admit()
+        return lease
 
     def has_room(self, count: int) -> bool:
-        """Whether so many segments more can be reserved."""
+        """Whether `count` more segments can be reserved."""
         return self.reserved + count <= self._total
 
-    def let_in(self) -> None:
-        """Let in who waits, as far as there is room."""
+    def admit(self) -> None:
+        """Admit GETs that wait, in order, as far as there is room."""
         while self._waiting and self.has_room(MIN_SEGMENTS):
-            allowance = self._waiting.popleft()
-            self._inside.add(allowance)
-            allowance.ready(allowance)
+            lease = self._waiting.popleft()
+            self._admitted.add(lease)
+            lease.ready(lease)
 
-    def forget(self, allowance: SegmentLease) -> None:
-        """One has left."""
-        if allowance in self._inside:
-            self._inside.remove(allowance)
-            self.let_in()
-        elif allowance in self._waiting:
-            self._waiting.remove(allowance)
+    def forget(self, lease: SegmentLease) -> None:
+        """Remove a GET, whether it was admitted or waits."""
+        if lease in self._admitted:
+            self._admitted.remove(lease)
+            self.admit()
+        elif lease in self._waiting:
+            self._waiting.remove(lease)
 
 
 class SegmentLease:
@@ -78,19 +90,19 @@ class SegmentLease:
 
     @property
     def reserved(self) -> int:
-        """Segments that nobody else may have."""
+        """Segments that are in use by this GET or set aside for it."""
         return max(self._held, MIN_SEGMENTS)
 
     def take(self) -> bool:
-        """Take one more, if that is allowed now. The first LEAST always are."""
+        """Take one more, if that is allowed now, as it always is for the first `MIN_SEGMENTS`."""
         allowed = self._held < MIN_SEGMENTS or (self._held < self._budget.share and self._budget.has_room(1))
         self._held += allowed
         return allowed
 
     def give_back(self) -> None:
-        """Give one back."""
+        """Give one segment back."""
         self._held -= 1
-        self._budget.let_in()
+        self._budget.admit()
 
     def leave(self) -> None:
         """Give all back, and take no more; may be called again."""
@@ -98,44 +110,30 @@ class SegmentLease:
         self._budget.forget(self)
 
 
-# Reading much of an object from a slow S3: several ranges at a time, delivered in order.
-#
-# Real S3 gives one connection 80 to 100 MB/s, and any number of them. So the first connection is timed, and where it
-# is S3 that is slow and not the client, ranges further on are fetched beside it. Once the first of them has come, the
-# first connection is cut off where they begin; until then nothing depends on them.
-
-#: Spans from this size on, in bytes, are worth it.
-FROM_SIZE = 64 << 20
-#: Bytes of one range, and how far on the first of them begins: by then it should have come.
-SEGMENT = 4 << 20
-LEAD = 16 << 20
-
-#: Fetches the bytes from one offset to before another.
-Fetch = Callable[[int, int], Awaitable[bytes]]
-
-
 class ReadAhead:
-    """The ranges of an object from `start` to before `end`, of which as many are fetched at a time as `allowance` has
-    segments for. It owns the allowance, and whatever is fetched, until it is closed."""
+    """Fetches an object from `start` up to `end` in ranges, as many in parallel as `lease` has segments.
 
-    def __init__(self, fetch: Fetch, start: int, end: int, allowance: SegmentLease) -> None:
+    It owns the lease and the ranges until it is closed.
+    """
+
+    def __init__(self, fetch: Fetch, start: int, end: int, lease: SegmentLease) -> None:
         self.start = start
         self._fetch = fetch
         self._next = start
         self._end = end
-        self._allowance = allowance
+        self._lease = lease
         self._ranges: deque[Deferred[bytes]] = deque()
 
     def begin(self) -> Deferred[bytes]:
-        """Fetch the first range; the Deferred says how that went, and is for looking only."""
-        self._allowance.take()
+        """Fetch the first range. The Deferred fires with a copy of its outcome; the range stays here."""
+        self._lease.take()
         self._fetch_next()
         seen: Deferred[bytes] = Deferred()
-        self._ranges[0].addBoth(_also, seen)
+        self._ranges[0].addBoth(_copy_to, seen)
         return seen
 
     async def deliver(self, consumer: IConsumer) -> None:
-        """Write all ranges to `consumer`, in order, as fast as it takes them, and close. Raises what a fetch raised."""
+        """Write all ranges to `consumer` in order, with back-pressure, and close. Raises what a fetch raised."""
         gate = _ClosingGate(self)
         consumer.registerProducer(gate, True)
         try:
@@ -144,7 +142,7 @@ class ReadAhead:
                 consumer.write(await self._ranges[0])
                 self._ranges.popleft()
                 await gate.opened()
-                self._allowance.give_back()
+                self._lease.give_back()
         except CancelledError:
             raise ConsumerGone from None
         finally:
@@ -152,15 +150,15 @@ class ReadAhead:
             self.close()
 
     def close(self) -> None:
-        """Cancel what is being fetched, and let go of what has come; may be called again."""
+        """Cancel the ranges that are being fetched, and drop those that have come; may be called again."""
         unwanted, self._ranges, self._next = self._ranges, deque(), self._end
         for fetching in unwanted:
             fetching.addErrback(lambda _: b"")
             fetching.cancel()
-        self._allowance.leave()
+        self._lease.leave()
 
     def _fill(self) -> None:
-        while self._next < self._end and self._allowance.take():
+        while self._next < self._end and self._lease.take():
             self._fetch_next()
 
     def _fetch_next(self) -> None:
@@ -170,7 +168,7 @@ class ReadAhead:
 
 
 class _ClosingGate(BackpressureGate):
-    """A gate that also ends the fetch which is waited for when the consumer goes away."""
+    """A gate that also closes the read-ahead when the consumer goes away, to end the wait for the next range."""
 
     def __init__(self, ahead: ReadAhead) -> None:
         super().__init__()
@@ -185,6 +183,6 @@ async def _as_coroutine(fetching: Awaitable[bytes]) -> bytes:
     return await fetching
 
 
-def _also(result: bytes | Failure, other: Deferred[bytes]) -> bytes | Failure:
+def _copy_to(result: bytes | Failure, other: Deferred[bytes]) -> bytes | Failure:
     other.callback(result)
     return result

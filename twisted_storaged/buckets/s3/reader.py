@@ -1,7 +1,7 @@
-"""An object of S3, open for reading: its bytes go from S3's socket to the consumer, with no thread in between.
+"""S3Reader: an open object of S3, whose bytes go from S3's socket to the consumer without a thread in between.
 
-Where S3 breaks off, what is left is asked for again, of the same object. Where S3 is slow and there is much to read,
-several ranges are fetched at a time: see `s3.readahead`.
+If a response breaks off, the rest of the same object is requested. If S3 is slow and there is much to read, several
+ranges are fetched in parallel: see `read_ahead`.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from twisted_storaged.protocol.http1 import ConnectionFailed
 from twisted_storaged.runtime.buffers import MIN_READ, DeliveryBudget, ReadReservation
 from twisted_storaged.runtime.concurrency import ConsumerGone, deferred
 
-#: Bytes that are read at once where verifying them takes long: nothing else happens meanwhile.
+#: Bytes of one read if verifying them is slow, as it blocks the reactor.
 SLOW_PIECE = 1 << 18
 
-#: What a GET holds: one read that is sent, and one that may come while it is.
+#: Reads that one GET holds in memory: one is sent while the next one comes in.
 READS = 2
 
 Body = StreamedBody | BufferedBody
-#: Is told how the bytes of an object differ from what they should be; raises unless they may be delivered.
-Judge = Callable[[str], Awaitable[None]]
+#: Called with a description of how an object differs from its checksum; raises unless it may be delivered anyway.
+MismatchHandler = Callable[[str], Awaitable[None]]
 
 _log = Logger()
 
@@ -47,8 +47,8 @@ class ReadSettings:
 
     Attributes:
         delivering: the memory for bytes on their way to clients.
-        resumes: how often a GET that broke off goes on.
-        ahead: the memory for ranges that are fetched ahead.
+        resumes: how often a GET is resumed after its response broke off.
+        ahead: the memory for ranges that are read ahead.
     """
 
     objects: DataPlane
@@ -59,7 +59,7 @@ class ReadSettings:
 
 @implementer(IObjectReader)
 class S3Reader:
-    """The body of a GetObject of `s3_key`, which is `span` of the object, and what else it takes to read it."""
+    """Reads `span` of the object `s3_key`, beginning with `body`, that of a GetObject response."""
 
     def __init__(self, s3_key: str, info: ObjectInfo, span: Span, body: Body, settings: ReadSettings) -> None:
         self.info = info
@@ -71,97 +71,101 @@ class S3Reader:
         self._portion: ReadReservation | None = None
         self._resumes = settings.resumes
         self._budget = settings.ahead
-        self._allowance: SegmentLease | None = None
+        self._lease: SegmentLease | None = None
         self._ahead: ReadAhead | None = None
         self._verification: Verification | None = None
-        self._judge: Judge | None = None
+        self._on_mismatch: MismatchHandler | None = None
 
-    async def verify_by(self, verification: Verification, judge: Judge) -> None:
-        """Verify the body, which is the whole object; what `judge` raises at a mismatch comes before its last bytes.
+    async def verify_by(self, verification: Verification, on_mismatch: MismatchHandler) -> None:
+        """Verify the body, which must be the whole object; `on_mismatch` is called before the last bytes are sent.
 
         Raises:
-            BucketError: the body is here already, and `judge` raised this.
+            BucketError: the body has been read already, and `on_mismatch` raised this.
         """
-        self._verification, self._judge = verification, judge
+        self._verification, self._on_mismatch = verification, on_mismatch
+        # Verified before the response to the client begins, so that a mismatch becomes an error response.
         if isinstance(self._body, BufferedBody):
             verification.update(self._body.data)
             mismatch = verification.mismatch()
             if mismatch is not None:
-                await judge(mismatch)
+                await on_mismatch(mismatch)
 
     def deliver(self, consumer: IConsumer) -> Deferred[None]:
         if isinstance(self._body, BufferedBody):
             return self._body.deliver(consumer, self._piece)
-        return self._deliver_in_front(consumer)
+        return self._deliver_from_connection(consumer)
 
     def close(self) -> None:
         if self._body is not None:
             self._body.close()
 
     @deferred
-    async def _deliver_in_front(self, consumer: IConsumer) -> None:
+    async def _deliver_from_connection(self, consumer: IConsumer) -> None:
         verifying = None if self._verification is None else VerifyingConsumer(consumer, self._verification)
-        worth_it = self.span.end - self.span.start >= FROM_SIZE
-        front = ResponseSequence(
-            verifying or consumer, self._objects.clock, (lambda: self._begin_ahead(front)) if worth_it else None
+        long = self.span.end - self.span.start >= FROM_SIZE
+        sequence = ResponseSequence(
+            verifying or consumer,
+            self._objects.retries.clock,
+            (lambda: self._begin_read_ahead(sequence)) if long else None,
         )
-        front.portion = self._portion = self._delivering.join(READS)
-        front.open()
+        sequence.portion = self._portion = self._delivering.join(READS)
+        sequence.open()
         try:
-            await self._deliver_resuming(front)
+            await self._deliver_resuming(sequence)
         except ConnectionFailed as error:
             raise BucketUnreachable(f"{self.info.key!r} broke off: {error}") from error
         except (RequestFailed, StorageError) as error:
             raise BucketError(f"{self.info.key!r} broke off: {error}") from error
         finally:
-            front.close()
+            sequence.close()
             self._portion.leave()
-            self._end_ahead()
-        if verifying is not None and verifying.mismatch is not None and self._judge is not None:
-            await self._judge(verifying.mismatch)
+            self._end_read_ahead()
+        if verifying is not None and verifying.mismatch is not None and self._on_mismatch is not None:
+            await self._on_mismatch(verifying.mismatch)
             await verifying.release()
 
-    async def _deliver_resuming(self, front: ResponseSequence) -> None:
+    async def _deliver_resuming(self, sequence: ResponseSequence) -> None:
         left, size = self._resumes, self.span.end - self.span.start
-        while front.delivered < size:
+        while sequence.delivered < size:
             try:
-                await self._deliver_once(front)
-                if front.delivered < size:
-                    raise ConnectionFailed(f"the answer ended {size - front.delivered} bytes too early")
+                await self._deliver_once(sequence)
+                if sequence.delivered < size:
+                    raise ConnectionFailed(f"the answer ended {size - sequence.delivered} bytes too early")
             except ConnectionFailed as error:
-                if front.gone:
+                if sequence.gone:
                     raise ConsumerGone from error
                 if not left:
                     raise
                 left -= 1
                 _log.warn(
-                    "{key!r} broke off at byte {at}: {error}; it goes on from there, {left} more times at most",
+                    "{key!r} broke off at byte {at}: {error}; resumed from there, at most {left} more times",
                     key=self.info.key,
-                    at=self.span.start + front.delivered,
+                    at=self.span.start + sequence.delivered,
                     error=str(error),
                     left=left,
                 )
 
-    async def _deliver_once(self, front: ResponseSequence) -> None:
-        """Deliver what is left, with the body that is open, or a new one."""
-        body, self._body = self._body or await self._reopened(front), None
+    async def _deliver_once(self, sequence: ResponseSequence) -> None:
+        """Deliver the rest, or as much of it as comes, from the open body or a new one."""
+        body, self._body = self._body or await self._reopened(sequence), None
         try:
-            await body.deliver(front, self._piece)
+            await body.deliver(sequence, self._piece)
         except ConsumerGone:
-            if self._ahead is None or front.gone or front.delivered != front.end:
+            # Raised also if the sequence stopped the body where the ranges begin.
+            if self._ahead is None or sequence.gone or sequence.delivered != sequence.end:
                 raise
-            front.end = None
-            await self._ahead.deliver(front)
+            sequence.end = None
+            await self._ahead.deliver(sequence)
 
     def _piece(self) -> int:
-        """How many bytes to read at once."""
+        """Bytes of the next read."""
         size = self._portion.next_size() if self._portion is not None else 0
         slow = self._verification is not None and self._verification.slow
         return max(min(size, SLOW_PIECE) if slow else size, MIN_READ)
 
-    async def _reopened(self, front: ResponseSequence) -> Body:
-        """What is left of the same object."""
-        start, end = self.span.start + front.delivered, self.span.end
+    async def _reopened(self, sequence: ResponseSequence) -> Body:
+        """Request the rest of the same object."""
+        start, end = self.span.start + sequence.delivered, self.span.end
         response, body = await self._objects.get_object(self._s3_key, self._range(start, end))
         try:
             info, _ = opened(response, self.info.key, ByteRange(start, end - 1))
@@ -172,33 +176,35 @@ class S3Reader:
             raise
         return body
 
-    def _begin_ahead(self, front: ResponseSequence) -> None:
-        self._allowance = self._budget.enter(partial(self._fetch_ahead, front))
+    def _begin_read_ahead(self, sequence: ResponseSequence) -> None:
+        self._lease = self._budget.enter(partial(self._fetch_ahead, sequence))
 
-    def _fetch_ahead(self, front: ResponseSequence, allowance: SegmentLease) -> None:
-        """There is room for ranges: fetch the first, and when it has come, let it and others follow on what this
-        connection delivers until then."""
-        start = self.span.start + front.delivered + LEAD
+    def _fetch_ahead(self, sequence: ResponseSequence, lease: SegmentLease) -> None:
+        """Fetch the first range, from some way ahead; when it has come, cut off the first connection there.
+
+        Called when there is memory for ranges.
+        """
+        start = self.span.start + sequence.delivered + LEAD
         if start + SEGMENT > self.span.end:
-            allowance.leave()
+            lease.leave()
             return
-        ahead = self._ahead = ReadAhead(self._fetch, start, self.span.end, allowance)
+        ahead = self._ahead = ReadAhead(self._fetch, start, self.span.end, lease)
 
         def take_over(_: bytes) -> None:
-            if self.span.start + front.delivered < start:
-                front.end = start - self.span.start
+            if self.span.start + sequence.delivered < start:
+                sequence.end = start - self.span.start
             else:
                 ahead.close()
 
         def go_on_without(_: Failure) -> None:
-            """The first connection delivers the rest, slowly; if that fails too, it is its failure that counts."""
+            # The first connection goes on alone. If that fails, too, its failure is the one that is raised.
             ahead.close()
 
         ahead.begin().addCallbacks(take_over, go_on_without)
 
-    def _end_ahead(self) -> None:
-        if self._allowance is not None:
-            self._allowance.leave()
+    def _end_read_ahead(self) -> None:
+        if self._lease is not None:
+            self._lease.leave()
         if self._ahead is not None:
             self._ahead.close()
 

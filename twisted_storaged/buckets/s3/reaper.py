@@ -1,5 +1,7 @@
-"""Aborting the multipart uploads, and removing the probes, that the journal says were left behind, at the start and
-every so often."""
+"""The reaper: aborts orphaned multipart uploads and removes orphaned probe objects, at the start and at intervals.
+
+Orphaned are those that the upload journal names and that no process works on any more.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +20,20 @@ from twisted_storaged.buckets.s3.responses import RequestFailed
 from twisted_storaged.protocol.http1 import ConnectionFailed
 from twisted_storaged.runtime.concurrency import deferred
 
-#: Seconds that our clock and S3's may be apart.
+#: Seconds by which our clock and S3's may differ.
 SKEW = 30.0
 
 _log = Logger()
 
 
 class Reaper:
-    """Ends what was left behind in one bucket, and nothing else there.
+    """Removes what is orphaned in one bucket, and nothing else.
 
-    An upload whose id was noted is aborted by that: nobody sends it any more. Where the process ended before it had
-    the id, what it can have created is an upload of that key, from about that time (an S3 that hung may create it later
-    than it was asked to), without parts. One like that may as well be somebody's who is just about to send a part. So
-    it must not be, nor be able to be, an upload of anybody whom the journal knows; and, as others have journals of
-    their own, it must have had no part for `abandoned_after` seconds, so long that nobody can be sending one.
+    An upload whose id is in the journal is aborted by that id. If the process ended before it knew the id, the upload
+    is searched for: an upload of that key without parts, created between the time of the entry and the deadline of the
+    request, with a margin for the clocks. Such an upload may also belong to a client that is about to send its first
+    part. So it is aborted only if no entry of the journal has its id or may still get it, and if it has had no part for
+    `abandoned_after` seconds, because daemons on other hosts have journals of their own.
     """
 
     def __init__(self, context: S3Context, abandoned_after: float) -> None:
@@ -42,12 +44,12 @@ class Reaper:
         self._stopping = False
 
     def start(self, clock: Any, interval: float) -> None:
-        """Reap as soon as the reactor runs, and every `interval` seconds."""
+        """Reap when the reactor starts, and every `interval` seconds."""
         self._calling.clock = clock
         clock.callWhenRunning(self._calling.start, interval)
 
     async def stop(self) -> None:
-        """Reap no more, once the request that is under way has ended."""
+        """Stop reaping, after the request in progress."""
         self._stopping = True
         if self._calling.running:
             self._calling.stop()
@@ -55,7 +57,7 @@ class Reaper:
 
     @deferred
     async def reap(self) -> None:
-        """End all that was left behind; what cannot be ended now stays for the next time."""
+        """Remove everything that is orphaned. What cannot be removed now stays in the journal for the next time."""
         for entry in await self._context.run(self._orphaned):
             if self._stopping:
                 return
@@ -64,8 +66,8 @@ class Reaper:
             except (RequestFailed, ConnectionFailed, OSError) as error:
                 what = "was not aborted" if entry.kind == UPLOAD else "was not removed"
                 _log.warn("{entry.kind} of {entry.key!r} {what}: {error}", entry=entry, what=what, error=error)
-            except Exception:  # noqa: BLE001 (one that meets a defect must not keep the others)
-                _failed(Failure())
+            except Exception:  # noqa: BLE001 (an unexpected error with one must not keep the others)
+                _log_unexpected(Failure())
 
     def _orphaned(self) -> list[JournalEntry]:
         return self._context.journal.orphaned(self._context.where)
@@ -76,41 +78,42 @@ class Reaper:
         elif entry.kind == PROBE and is_probe_key(entry.key):
             await remove_probe(self._context.objects, entry.key)
             await self._context.run(entry.ended)
-            _log.info("what was left behind of the probe {entry.key!r} is removed", entry=entry)
+            _log.info("removed the orphaned probe object {entry.key!r}", entry=entry)
 
     async def _end_upload(self, entry: JournalEntry) -> None:
         now = time.time()
-        strays = [entry.upload_id] if entry.upload_id else await self._strays(entry, now)
-        for upload_id in strays or []:
+        orphans = [entry.upload_id] if entry.upload_id else await self._orphaned_ids(entry, now)
+        for upload_id in orphans or []:
             try:
                 await self._context.uploads.abort(entry.key, upload_id)
             except RequestFailed as error:
                 if error.response.status != 404:
                     raise
             else:
-                _log.info("an upload of {entry.key!r} that was left behind is aborted", entry=entry)
-        over = strays is not None and now > self._latest(entry) + self._abandoned_after
+                _log.info("aborted an orphaned upload of {entry.key!r}", entry=entry)
+        # Until then, an upload that this entry caused may still become visible, or old enough to be aborted.
+        over = orphans is not None and now > self._latest(entry) + self._abandoned_after
         if entry.upload_id or over:
             await self._context.run(entry.ended)
 
-    async def _strays(self, entry: JournalEntry, now: float) -> list[str] | None:
-        """The ids of what may be the upload that was begun, and is nobody else's; None where nobody can tell yet."""
+    async def _orphaned_ids(self, entry: JournalEntry, now: float) -> list[str] | None:
+        """The ids of uploads that the entry may have caused and nobody uses; None if that cannot be decided yet."""
         earliest, latest = entry.began - SKEW, min(self._latest(entry), now - self._abandoned_after)
         found = await self._context.uploads.of(entry.key)
         candidates = [upload.upload_id for upload in found if earliest <= upload.began <= latest]
         empty = [one for one in candidates if not await self._context.uploads.has_parts(entry.key, one)]
-        # Asked last: whoever has created one of these has an entry by now, if only one that does not say its id yet.
+        # Asked last: each of these uploads that is ours has an entry by now, though maybe without its id yet.
         known = await self._context.run(self._context.journal.known, entry.bucket, entry.key)
         return None if known is None else [one for one in empty if one not in known]
 
     def _latest(self, entry: JournalEntry) -> float:
-        """When S3 can have created it at the latest, by its own clock."""
-        return entry.began + self._context.objects.deadline + SKEW
+        """The latest time, by S3's clock, at which S3 can have created the upload of an entry."""
+        return entry.began + self._context.objects.retries.deadline + SKEW
 
     def _call(self) -> Deferred[None]:
-        self._reaping = self.reap().addErrback(_failed)
+        self._reaping = self.reap().addErrback(_log_unexpected)
         return self._reaping
 
 
-def _failed(failure: Failure) -> None:
-    _log.failure("the reaper met a defect", failure=failure)
+def _log_unexpected(failure: Failure) -> None:
+    _log.failure("unexpected error while removing orphaned uploads", failure=failure)

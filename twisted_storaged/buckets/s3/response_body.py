@@ -29,13 +29,13 @@ FAST_BYTES_PER_SECOND = 150e6
 
 
 class BodyConnection(Protocol):
-    """What a streamed body needs of its connection: see `connection_pool.Connection`."""
+    """What a streamed body uses of its connection: see `connection_pool.Connection`."""
 
     transport: Any
     deadline: float | None
 
     def touch(self) -> None:
-        """Give S3 its full time again."""
+        """Restart the time in which S3 must send something."""
 
     def end(self) -> None:
         """Release the connection: the response has been read."""
@@ -45,22 +45,22 @@ class BodyConnection(Protocol):
 
 
 class BufferedBody(NamedTuple):
-    """The body of an answer, here already: nothing can go wrong with it any more."""
+    """The body of a response that has been read completely, so that delivering it cannot fail."""
 
     data: bytes
 
     def deliver(self, consumer: IConsumer, _: Callable[[], int]) -> Deferred[None]:
-        """Write it to `consumer`, in one piece."""
+        """Write the body to `consumer`, in one piece."""
         consumer.write(self.data)
         return succeed(None)
 
     def close(self) -> None:
-        """Nobody wants it."""
+        """Do nothing, as there is nothing to release."""
 
 
 @implementer(IPushProducer)
 class StreamedBody:
-    """The body of one answer, on its way to a consumer. Until there is one, the socket is not read."""
+    """The body of one response, read from its connection. Until there is a consumer, the socket is not read."""
 
     def __init__(self, connection: BodyConnection, early: bytes, parser: ResponseParser) -> None:
         self._connection = connection
@@ -98,7 +98,7 @@ class StreamedBody:
         return self._done
 
     def close(self) -> None:
-        """Nobody wants it: an answer that is not over ends its connection."""
+        """Give up the body; if it has not been read to its end, the connection is closed."""
         self._early = b""
         if self._ended:
             self._connection.end()
@@ -106,7 +106,7 @@ class StreamedBody:
             self._connection.give_up(ConnectionFailed("not wanted any more"))
 
     def received(self, data: bytes, ended: bool) -> None:
-        """The connection has read some of it."""
+        """Take the next bytes from the connection; with `ended`, the last."""
         assert self._consumer is not None
         self._ended = ended
         self._set_read_size()
@@ -115,7 +115,7 @@ class StreamedBody:
             self._drained()
 
     def reset_low_watermark(self) -> bool:
-        """See `Connection.reset_low_watermark`."""
+        """Set SO_RCVLOWAT to 1; True if it was higher, as it is while the body is spliced."""
         return self._splice is not None and self._splice.reset_low_watermark()
 
     def _left(self) -> int:
@@ -125,12 +125,12 @@ class StreamedBody:
         self._connection.touch()
         self._ended = self._parser.skip(count)
         if self._ended:
-            # Taking the last of it may have filled the consumer; the next answer is to be read all the same.
+            # If the last bytes filled the consumer, it has paused the transport, which must read the next response.
             self._connection.transport.resumeProducing()
             self._drained()
 
     def failed(self, failure: Failure) -> None:
-        """The connection was lost; if that was after the last byte of the body, it is no failure."""
+        """Handle the loss of the connection, which is a failure unless the last byte of the body was read."""
         if self._ended:
             return
         self._failure = failure
@@ -156,14 +156,14 @@ class StreamedBody:
         self.close()
 
     def _set_read_size(self) -> None:
-        """As much as there is memory for, but no more than will come: memory that is asked for is not free."""
+        """Limit the next read to free memory and to the rest of the body, as a buffer of this size is allocated."""
         if self._chunk is not None:
             size = self._chunk()
             left = self._parser.length
             self._connection.transport.bufferSize = size if left is None else max(1, min(size, left))
 
     def _drained(self) -> None:
-        # The end of an answer starts the client's idle timer: the last bytes must have left by then. twisted #12498
+        # The end of the response starts the client's idle timer, so the last bytes must be sent before. twisted #12498
         if not self._full and not self._done.called:
             self._connection.end()
             self._finish(None)
@@ -180,17 +180,19 @@ class StreamedBody:
 
 @implementer(ISpliceConsumer, IPushProducer)
 class ResponseSequence:
-    """What is delivered is counted, timed, and cut off at `end`, if that is set. The consumer sees one producer.
+    """Presents several S3 responses to one consumer as a single producer.
+
+    The bytes are counted, timed, and cut off at `end`.
 
     Attributes:
-        delivered: how many bytes have gone to the consumer.
-        end: after how many bytes to stop the producer of now; None: never.
-        gone: whether the consumer wants no more.
-        portion: where what a consumer that is full has not sent yet is counted; None for nowhere.
+        delivered: bytes that were written to the consumer, or taken by it.
+        end: bytes after which the current producer is stopped; None for no limit.
+        gone: whether the consumer has stopped this producer.
+        portion: the reservation that counts bytes which a full consumer has not sent yet, if there is one.
     """
 
     def __init__(self, consumer: IConsumer, clock: Any, slow: Callable[[], None] | None) -> None:
-        """Deliver to `consumer`; where that is slow, and not because of the consumer, `slow` is told, once."""
+        """Deliver to `consumer`; `slow` is called once if S3, not the consumer, turns out to be slow."""
         self._consumer = consumer
         self._take_from: TakeFrom | None = (
             cast(Any, consumer).take_from if ISpliceConsumer.providedBy(consumer) else None
@@ -208,11 +210,11 @@ class ResponseSequence:
         self._writing = 0
 
     def open(self) -> None:
-        """Be the consumer's producer."""
+        """Register as the producer of the consumer."""
         self._consumer.registerProducer(self, True)
 
     def close(self) -> None:
-        """Be it no more, and keep nothing."""
+        """Unregister, and drop all references."""
         self._consumer.unregisterProducer()
         self._producer = self._slow = None
 
@@ -239,7 +241,7 @@ class ResponseSequence:
         self._count(len(data))
 
     def take_from(self, source: socket, count: int) -> int | None:
-        """Let the consumer take bytes from `source` itself, if it can."""
+        """Let the consumer take up to `count` bytes from `source`; returns how many, or None if it cannot."""
         if self._take_from is None or self.gone:
             return None
         taken = self._take_from(source, count if self.end is None else min(count, self.end - self.delivered))
@@ -251,7 +253,7 @@ class ResponseSequence:
         if self.delivered == self.end:
             self._producer.stopProducing()
         elif self._slow is not None and self.delivered >= TIMED_BYTES:
-            self._judge()
+            self._check_speed()
 
     def pauseProducing(self) -> None:
         self._full = True
@@ -274,11 +276,11 @@ class ResponseSequence:
             self._producer.stopProducing()
 
     def _hold(self) -> None:
-        """The consumer is full: what is being written stays with it for a while."""
+        """Count the bytes that are being written as held by the consumer, since it is full."""
         if self.portion is not None:
             self.portion.hold(self._writing)
 
-    def _judge(self) -> None:
+    def _check_speed(self) -> None:
         slow, self._slow = self._slow, None
         waited = self._clock.seconds() - self._started - self._paused
         if slow is not None and self.delivered < FAST_BYTES_PER_SECOND * waited:
@@ -287,12 +289,12 @@ class ResponseSequence:
 
 @implementer(IConsumer)
 class VerifyingConsumer:
-    """Passes bytes on to `consumer`; the last ones only if all together are what they should be.
+    """Verifies bytes and passes them on to `consumer`; the last ones only if the whole object is right.
 
-    It has no `take_from` (see `SpliceReader`): bytes that are verified have to pass through memory.
+    It has no `take_from` (see `SpliceReader`), because bytes must pass through memory to be verified.
 
     Attributes:
-        mismatch: what is wrong with the bytes, once all have come and they are wrong; the last ones were not passed on.
+        mismatch: how the object differs from its checksum, when all bytes have come; then the last were not passed on.
     """
 
     def __init__(self, consumer: IConsumer, verification: Verification) -> None:
@@ -302,11 +304,11 @@ class VerifyingConsumer:
         self.mismatch: str | None = None
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
-        """The consumer's producer is the one of now."""
+        """Register a producer with the consumer."""
         self._consumer.registerProducer(producer, streaming)
 
     def unregisterProducer(self) -> None:
-        """It has none."""
+        """Unregister the producer of the consumer."""
         self._consumer.unregisterProducer()
 
     def write(self, data: bytes) -> None:
@@ -320,7 +322,7 @@ class VerifyingConsumer:
             self._held = data
 
     async def release(self) -> None:
-        """Pass on the last bytes in spite of the mismatch. Raises ConsumerGone."""
+        """Pass on the last bytes despite the mismatch. Raises ConsumerGone."""
         gate = BackpressureGate()
         self._consumer.registerProducer(gate, True)
         try:

@@ -1,4 +1,8 @@
-"""A bucket's settings, and the boto3 session that turns them into an endpoint and credentials. boto3 ends here."""
+"""The settings of an S3 bucket, and boto3, which turns them into an endpoint, a region and credentials.
+
+No other module uses boto3. What requests need of it is found out once, when a bucket starts, except credentials that
+expire.
+"""
 
 from __future__ import annotations
 
@@ -30,28 +34,28 @@ from twisted_storaged.runtime.concurrency import Run
 if TYPE_CHECKING:
     from botocore.client import BaseClient
 
-
-# Where a bucket of S3 is, and the client of boto3 that knows how to get there.
-
-#: Seconds for a connection, or a blocked send; and for the next bytes of an answer.
+#: Seconds for connecting, or for a blocked send; and for the next bytes of a response.
 CONNECT_TIMEOUT = 10
 READ_TIMEOUT = 60
 DEFAULT_REAP_INTERVAL = 3600
 DEFAULT_DEADLINE = 120
 DEFAULT_ABANDONED_AFTER = 86400
 
-#: Bytes that the ranges of all GETs may take: those that are fetched, and those that are sent.
+#: Bytes that the ranges of all GETs may take while they are fetched and sent.
 READ_AHEAD_BUDGET = 48 << 20
-#: Ranges that one GET may have of them, where there is room: ten that are fetched while one is sent.
+#: Ranges that one GET may have at a time: ten that are fetched while one is sent.
 READ_AHEAD_WIDTH = 11
 
-#: What the setting of this name may be.
+_ANY_KEY = "k"
+_END = b"-----END CERTIFICATE-----"
+
+#: Values of the setting `conditional_writes`.
 ConditionalWrites = Literal["auto", "all", "put_object", "none"]
 
 
 @dataclass(frozen=True)
 class S3Settings:
-    """Where an S3 bucket is. None leaves a choice to boto3: its environment, files, and credential chain."""
+    """Where an S3 bucket is, and how it is used. None leaves a choice to boto3's environment, files and chains."""
 
     bucket: str
     prefix: str = ""
@@ -60,13 +64,13 @@ class S3Settings:
     use_path_style: bool | None = None
     access_key_id: str | None = None
     secret_access_key: str | None = field(default=None, repr=False)
-    #: Which conditional writes it may be asked for: see `probe.CAPABILITIES_BY_SETTING`.
+    #: Which conditional writes the engine supports: see `probe.CAPABILITIES_BY_SETTING`.
     conditional_writes: ConditionalWrites = "auto"
-    #: How often a GET that broke off goes on where it was.
+    #: How often a GET is resumed after its response broke off.
     get_resumes: int = 3
-    #: Whether whole reads are verified: see `s3verify.Verifier`.
+    #: Whether whole reads are verified: if possible (None), always, or never; see `verification.Verifier`.
     verify_reads: bool | None = None
-    #: Whether its engine lists keys in the order of their bytes, as AWS does: then a page that is not is an error.
+    #: Whether the engine lists keys in byte order, as AWS does, so that a page in another order is an error.
     lists_in_order: bool = True
 
 
@@ -76,15 +80,15 @@ def _segments() -> SegmentBudget:
 
 @dataclass(frozen=True)
 class Upkeep:
-    """What holds for all buckets of S3.
+    """What all S3 buckets share.
 
     Attributes:
         state: the folder of the upload journal.
-        reap_interval: seconds between two looks at what was left behind.
-        deadline: seconds that S3 has for one request, with all its tries.
-        abandoned_after: seconds after which an upload without any part is not being sent by anybody, on whatever host.
-        delivering: the memory for bytes on their way to clients, which is that of all buckets.
-        ahead: the memory for ranges that are fetched ahead.
+        reap_interval: seconds between two searches for orphaned uploads.
+        deadline: seconds for one request to S3, all attempts together.
+        abandoned_after: seconds after which an upload without parts counts as abandoned by whichever host created it.
+        delivering: the memory for bytes on their way to clients, shared with the other kinds of buckets.
+        ahead: the memory for ranges that are read ahead.
     """
 
     state: Path
@@ -96,10 +100,10 @@ class Upkeep:
 
 
 def connect(settings: S3Settings, run: Run, retries: Retries) -> tuple[DataPlane, str]:
-    """The data plane of a bucket, and the bucket's URL.
+    """Make the data plane of a bucket; returns it and the bucket's URL.
 
     Raises:
-        ValueError: there are no credentials, or boto3 cannot use the settings.
+        ValueError: there are no credentials, or boto3 refuses the settings.
     """
     try:
         client, credentials = make_client(settings, retries.deadline)
@@ -110,20 +114,20 @@ def connect(settings: S3Settings, run: Run, retries: Retries) -> tuple[DataPlane
 
 
 def make_client(settings: S3Settings, deadline: float) -> tuple[BaseClient, Any]:
-    """A client, which knows how to get to the bucket, and its credentials.
+    """Make a boto3 client for the bucket; returns it and its credentials.
 
-    One that hangs for half the `deadline`, in seconds, is given up, so that there is time for another try.
+    Its timeouts are at most half the `deadline`, in seconds, so that there is time for another attempt.
 
     Raises:
-        ValueError: there are no credentials anywhere.
-        BotoCoreError: boto3 cannot make sense of the settings.
+        ValueError: boto3 finds no credentials.
+        BotoCoreError: boto3 refuses the settings.
     """
     session = boto3.session.Session(
         aws_access_key_id=settings.access_key_id,
         aws_secret_access_key=settings.secret_access_key,
         region_name=settings.region,
     )
-    # Found here, they are the client's too, and refresh themselves there for as long as it lives.
+    # The session keeps them, so that the client gets the same object, with its refreshes.
     credentials = session.get_credentials()
     if credentials is None:
         raise ValueError("no credentials: not in the secrets file, not in the configuration, not in boto3's own chain")
@@ -148,16 +152,10 @@ def _client_config(settings: S3Settings, deadline: float) -> Config:
     )
 
 
-# From a boto3 client to a data plane: where requests go, and what they are signed with, is boto3's to say.
-
-_ANY_KEY = "k"
-_END = b"-----END CERTIFICATE-----"
-
-
 def make_data_plane(client: Any, credentials: Any, bucket: str, run: Run, retries: Retries) -> DataPlane:
-    """The data plane of one bucket, with the endpoint, region, style and timeouts of a boto3 client.
+    """Make the data plane of one bucket, with the endpoint, region, addressing style and timeouts of a boto3 client.
 
-    boto3's rules for endpoints are many; a URL that it presigns shows what they come to.
+    They are taken from a URL that boto3 presigns, as its rules for endpoints are many.
     """
     parameters = {"Bucket": bucket, "Key": _ANY_KEY}
     url = urlsplit(client.generate_presigned_url("get_object", Params=parameters))
@@ -174,7 +172,7 @@ def make_data_plane(client: Any, credentials: Any, bucket: str, run: Run, retrie
 
 
 def credential_source(credentials: Any, run: Run) -> CredentialSource:
-    """Credentials of botocore, refreshed in a thread, as that may be a request to another service."""
+    """Make the source of credentials from botocore's, which are refreshed in a thread, as that may be a request."""
     frozen = credentials.get_frozen_credentials
 
     async def refresh() -> Credentials:
@@ -206,7 +204,7 @@ def _endpoint(address: Address, reactor: Any, connect_timeout: float) -> IStream
 
 
 def _trusted() -> str:
-    """Whom to trust: as boto3, what AWS_CA_BUNDLE names, else Mozilla's list."""
+    """The file of trusted certificates: as for boto3, that in AWS_CA_BUNDLE, or else Mozilla's list."""
     return os.environ.get("AWS_CA_BUNDLE") or str(where())
 
 

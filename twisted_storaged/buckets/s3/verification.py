@@ -1,8 +1,8 @@
-"""What whole reads from S3 are verified by: the checksums that the engine keeps, and those that storaged adds itself.
+"""Verification of whole reads from S3, by checksums that the engine keeps or that storaged added itself.
 
-Not all engines keep the checksum that a PUT carries: Ceph 16 and Swift do not. So storaged notes in the object's
-metadata, unseen by clients, the CRC-32C of what is sent in one piece, and the part size of what is sent in parts, whose
-checksum is not known when S3 takes the metadata. The part size is what it takes to verify a composite checksum.
+Not all engines keep the checksum that a PUT carries: Ceph 16 and Swift do not. So storaged adds metadata that clients
+do not see: the CRC-32C of an object that is sent in one piece; the part size of one that is sent in parts, because its
+checksum is not known yet when S3 takes the metadata. The part size is needed to verify a composite checksum.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ class Verifier:
             return
         verification = await self._verification_of(response, info, s3_key)
         if verification is not None:
-            await reader.verify_by(verification, partial(self._judge, verification, info, s3_key))
+            await reader.verify_by(verification, partial(self._on_mismatch, verification, info, s3_key))
         elif self._required:
             raise UnverifiableObject(f"{info.key!r} ({info.etag}) has no checksum that it could be verified by")
 
-    async def _judge(self, verification: Verification, info: ObjectInfo, s3_key: str, mismatch: str) -> None:
-        """Raise what a mismatch means, unless the object may be served.
+    async def _on_mismatch(self, verification: Verification, info: ObjectInfo, s3_key: str, mismatch: str) -> None:
+        """Raise an error for a mismatch, unless it may be due to a wrong part size, and the object may be served.
 
-        Tools that copy an object may keep the part size that was noted, and use another. Where they come to the same
-        number of parts, that is not seen before, and the engine is asked.
+        Tools that copy an object may copy the part size in its metadata, but use another. If both give the same number
+        of parts, that is only noticed here, and the engine is asked for the size.
         """
         if verification.part_size is not None:
             told = await self._told_part_size(info, s3_key)
@@ -87,7 +87,7 @@ class Verifier:
         return None
 
     def _candidates(self, response: Response, info: ObjectInfo) -> Iterator[ExpectedChecksum | None]:
-        """What is known, the best first; the first is what most reads go by, and the rest is then not looked for."""
+        """The digests that are known, the best first; evaluated lazily, since the first suffices for most reads."""
         yield checksum_from_headers(response.headers)
         yield _noted_checksum(response, info)
         if self._required:
@@ -109,12 +109,12 @@ class Verifier:
 
 
 def noted_checksum(checksum: str, size: int) -> str:
-    """What is noted of a body of `size` bytes, whose CRC-32C in base64 is `checksum`."""
+    """The value of `CHECKSUM_NAME` for a body of `size` bytes whose CRC-32C in base64 is `checksum`."""
     return f"{checksum};size={size}"
 
 
 def _noted_checksum(response: Response, info: ObjectInfo) -> ExpectedChecksum | None:
-    """The CRC-32C that storaged noted. With another size it is not this object's: tools copy metadata to new bytes."""
+    """The CRC-32C in the metadata, unless it is of another size: tools copy metadata to objects with other bytes."""
     checksum, _, size = response.headers.get(CHECKSUM_NAME, "").partition(";size=")
     digest = decode_digest(checksum, CRC32C.size)
     return ExpectedChecksum(CRC32C, digest, CHECKSUM_NAME) if digest is not None and size == str(info.size) else None

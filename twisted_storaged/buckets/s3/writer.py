@@ -1,7 +1,7 @@
-"""One upload to S3, as the PartSink of `buckets.upload`: a PutObject, or the calls of a multipart upload.
+"""S3Upload, the `PartSink` of one PUT to S3: a PutObject, or the calls of a multipart upload. Conditions of writes.
 
-A multipart upload is in the journal for as long as S3 may have it. What became of a CompleteMultipartUpload whose
-reply was lost is found out, not guessed: as long as the upload is there, nothing was completed.
+A multipart upload is in the journal for as long as S3 may have it. If the reply to a CompleteMultipartUpload is lost,
+S3 is asked whether it was carried out: as long as the upload exists, it was not.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
 """
@@ -71,10 +71,10 @@ def conditional(operation: str, condition: Condition) -> Conditional:
 
 
 class S3Upload:
-    """The parts of one PUT, in one multipart upload; or the whole of it, in one PutObject.
+    """Sends the parts of one PUT in one multipart upload; or the whole body in one PutObject.
 
     Attributes:
-        part_size: bytes of every part but the last, to be noted with the object; None if that is not known.
+        part_size: bytes of all parts but the last, for the metadata of the object; None if unknown.
     """
 
     part_size: int | None = None
@@ -82,7 +82,7 @@ class S3Upload:
     def __init__(
         self, context: S3Context, s3_key: str, key: str, options: PutOptions, capabilities: Capabilities
     ) -> None:
-        """Upload to `s3_key`; clients know the object as `key`. Conditions that are not in `capabilities` are refused.
+        """Upload to `s3_key`, which clients know as `key`. Conditions that `capabilities` lacks are refused.
 
         Raises:
             InvalidRequest: S3 cannot keep this metadata.
@@ -100,7 +100,7 @@ class S3Upload:
         self._hangs = False
 
     async def whole(self, body: memoryview) -> ObjectInfo:
-        self._must_claim("PutObject")
+        self._require_capability("PutObject")
         noted = with_note(self._metadata, CHECKSUM_NAME, noted_checksum(crc32c(body), len(body)))
         headers = {**noted, **condition_headers(self._condition)}
         etag = etag_of(await self._context.objects.put_object(self._s3_key, body, headers))
@@ -108,10 +108,13 @@ class S3Upload:
 
     @deferred
     async def begin(self) -> None:
-        self._must_claim("CompleteMultipartUpload")
+        self._require_capability("CompleteMultipartUpload")
+        metadata = self._metadata
+        if self.part_size is not None:
+            metadata = with_note(metadata, PART_SIZE_NAME, str(self.part_size))
         entry = self._entry = await self._note()
         try:
-            self._upload_id, again = await self._context.uploads.create(self._s3_key, self._metadata_of_parts())
+            self._upload_id, again = await self._context.uploads.create(self._s3_key, metadata)
         except TimedOut:
             self._hangs = True
             raise
@@ -120,8 +123,8 @@ class S3Upload:
             entry = self._entry = await self._note()
         await self._context.run(entry.created, self._upload_id)
         if lost is not None:
-            # The reply to an earlier try was lost, and with it, maybe, the id of another upload. The reaper looks for
-            # that only now, as it might take this one for it.
+            # The reply to an earlier attempt was lost, and with it maybe the id of another upload. The reaper searches
+            # for that one only now, as it might have aborted this one instead before its id was in the journal.
             self._context.journal.defer_to_reaper(lost)
 
     @deferred
@@ -148,7 +151,7 @@ class S3Upload:
         except (RequestFailed, ConnectionFailed) as error:
             etag = await self._etag_if_completed(error)
         if not etag:
-            # Ceph's word for it. A look would be wrong where somebody has replaced the object by now.
+            # Ceph returns none. It is computed if possible, as the object may have been replaced by now.
             etag = combined_etag(parts) or etag_of(await self._context.objects.head_object(self._s3_key))
         await self._ended()
         return ObjectInfo(self._key, self._size, etag.strip('"'), time.time())
@@ -158,7 +161,7 @@ class S3Upload:
         if self._entry is None:
             return
         if self._hangs or not self._upload_id:
-            # S3 does not answer, or did not say which upload it began: the client does not wait until it does.
+            # S3 does not answer, or did not return the id of the upload, and the client should not wait for it.
             self._context.journal.defer_to_reaper(self._entry)
             return
         try:
@@ -168,12 +171,7 @@ class S3Upload:
             raise
         await self._ended()
 
-    def _metadata_of_parts(self) -> dict[str, str]:
-        if self.part_size is None:
-            return self._metadata
-        return with_note(self._metadata, PART_SIZE_NAME, str(self.part_size))
-
-    def _must_claim(self, operation: str) -> None:
+    def _require_capability(self, operation: str) -> None:
         if self._condition is not None and conditional(operation, self._condition) not in self._capabilities:
             raise ConditionUnsupported(f"not {conditional(operation, self._condition)}")
 
@@ -183,11 +181,11 @@ class S3Upload:
     async def _ended(self) -> None:
         entry, self._entry = self._entry, None
         if entry is not None:
-            with suppress(OSError):  # the reaper will find that there is no such upload
+            with suppress(OSError):  # the reaper will delete the entry, as there is no such upload
                 await self._context.run(entry.ended)
 
     async def _abort(self) -> bool:
-        """Forget all parts; whether there was an upload to forget."""
+        """Abort the upload; returns whether there was one."""
         try:
             return await self._context.uploads.abort(self._s3_key, self._upload_id)
         except RequestFailed as error:
@@ -196,18 +194,17 @@ class S3Upload:
             return False
 
     async def _etag_if_completed(self, error: RequestFailed | ConnectionFailed) -> str:
-        """The ETag of the object, if it was completed in spite of an error.
+        """The ETag of the object, if it was completed despite an error.
 
-        Where it was not known what became of the upload, it is aborted, and looked at only then: what is under way in
-        S3 has ended when it is gone. Raises the error, or what was behind it, if that proves that nothing was
-        completed.
+        If that is unknown, the upload is aborted first and the object looked up then, because S3 may still be at work
+        on the upload until it is gone. Raises the error, or its cause if nothing was completed.
         """
         if not isinstance(error, AmbiguousFailure):
             raise error
         not_completed = False
         with suppress(RequestFailed, ConnectionFailed):
             not_completed = await self._abort()
-        found = await self._confirm_applied(self._context.objects.ends())
+        found = await self._confirm_applied(self._context.objects.retries.ends())
         if isinstance(found, Response):
             return etag_of(found)
         if not_completed:
@@ -221,7 +218,7 @@ class S3Upload:
 
 
 def combined_etag(parts: list[Part]) -> str:
-    """The ETag that S3 gives an object of these parts, each of whose ETags is an MD5; no object's, where one is not.
+    """The ETag that S3 gives an object of these parts, if their ETags are MD5s; otherwise "".
 
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
     """
