@@ -12,21 +12,27 @@ import pytest_twisted
 
 from tests.buckets.local.embedded import make
 from tests.engines.scripted import Scripted, scripted
-from tests.support import UPKEEP, reactor
+from tests.support import reactor
 from twisted_storaged.buckets.local.bucket import LocalBucket
 from twisted_storaged.buckets.s3.bucket import S3Bucket
+from twisted_storaged.buckets.s3.session import Upkeep
 
 OnScripted = tuple[Scripted, Callable[..., S3Bucket]]
 
 
 @pytest.fixture
-def on_scripted() -> Generator[OnScripted, None, None]:
-    """A scripted endpoint, and what makes a started bucket on it, with these settings other than usual."""
+def on_scripted(tmp_path: Path) -> Generator[OnScripted, None, None]:
+    """A scripted endpoint, and a function that makes a started bucket on it, with changes to the usual settings.
+
+    The journal is the test's own: if the endpoint had the port of an earlier test's, the reaper would find that test's
+    uploads in a common one, and make calls that the test does not expect.
+    """
+    upkeep = Upkeep(tmp_path / "state")
     buckets = []
     with scripted() as (endpoint, engine):
 
         def make_bucket(**changes: Any) -> S3Bucket:
-            bucket = S3Bucket("primary", replace(engine.settings("bucket"), **changes), reactor, 4, UPKEEP)
+            bucket = S3Bucket("primary", replace(engine.settings("bucket"), **changes), reactor, 4, upkeep)
             bucket.start()
             buckets.append(bucket)
             return bucket

@@ -84,7 +84,7 @@ CLAIMED = {
     "ceph": frozenset({PUT_ABSENT}),
 }
 #: Engines that look and then write: what a probe of moto finds, in threads of one process, is chance; what it finds of
-#: Swift is not, but a bucket for each test would try that chance often. `test_s3conditions` probes it.
+#: Swift is not, but a bucket for each test would try that chance often. `tests/buckets/s3/test_probe.py` probes it.
 CLAIMED_BY_HAND: dict[str, ConditionalWrites] = {"moto": "all", "swift": "none", "swift-3": "none"}
 
 

@@ -20,7 +20,7 @@ from tests.support import UPKEEP, Body, BytesBody, Consumer, reactor
 from twisted_storaged.buckets.s3 import bucket as s3
 from twisted_storaged.buckets.s3.bucket import MAX_PARTS, MIN_PART_SIZE, S3Bucket, part_size
 from twisted_storaged.buckets.s3.client import Part
-from twisted_storaged.buckets.s3.session import CONNECT_TIMEOUT, READ_TIMEOUT, S3Settings, make_client
+from twisted_storaged.buckets.s3.session import CONNECT_TIMEOUT, READ_TIMEOUT, S3Settings, Upkeep, make_client
 from twisted_storaged.buckets.s3.writer import combined_etag
 from twisted_storaged.errors import BodyLost, BucketError, DamagedObject, InvalidKey, ObjectNotFound, StartError
 from twisted_storaged.model import ListQuery, PutOptions
@@ -44,9 +44,9 @@ print(json.dumps({
 
 
 @pytest.fixture
-def endpoint() -> Generator[tuple[Scripted, S3Bucket], None, None]:
+def endpoint(tmp_path: Path) -> Generator[tuple[Scripted, S3Bucket], None, None]:
     with scripted() as (endpoint, engine):
-        bucket = S3Bucket("primary", engine.settings("bucket"), reactor, 4, UPKEEP)
+        bucket = S3Bucket("primary", engine.settings("bucket"), reactor, 4, Upkeep(tmp_path / "state"))
         bucket.start()
         yield endpoint, bucket
         pytest_twisted.blockon(bucket.stop())
@@ -386,7 +386,7 @@ class CredentialsTests:
         monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
         with scripted() as (made, engine):
             settings = S3Settings("bucket", "", engine.endpoint, "us-east-1", True)
-            bucket = S3Bucket("primary", settings, reactor, 4, UPKEEP)
+            bucket = S3Bucket("primary", settings, reactor, 4, Upkeep(tmp_path / "state"))
             bucket.start()
             for _ in range(3):
                 await put(bucket, b"x")

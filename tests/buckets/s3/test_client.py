@@ -21,12 +21,12 @@ from twisted.internet.defer import Deferred
 
 from tests.buckets.test_contract import METADATA, ODD_KEYS
 from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
-from tests.support import UPKEEP, BytesBody, Consumer, reactor, result, run_now
+from tests.support import BytesBody, Consumer, reactor, result, run_now
 from twisted_storaged.buckets.s3 import responses
 from twisted_storaged.buckets.s3.bucket import S3Bucket
 from twisted_storaged.buckets.s3.client import IN_THREAD_FROM, DataPlane, crc32c
 from twisted_storaged.buckets.s3.responses import RequestFailed, Retries
-from twisted_storaged.buckets.s3.session import S3Settings, credential_source, make_client, make_data_plane
+from twisted_storaged.buckets.s3.session import S3Settings, Upkeep, credential_source, make_client, make_data_plane
 from twisted_storaged.buckets.s3.writer import condition_headers
 from twisted_storaged.model import ByteRange, Condition, PutOptions
 from twisted_storaged.protocol.http1 import AmbiguousFailure, ConnectionFailed
@@ -373,7 +373,7 @@ class TlsTests:
         certificate, key = self.certificate(tmp_path)
         monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
         with scripted(tls=(certificate, key)) as (_, engine):
-            bucket = S3Bucket("primary", engine.settings("bucket"), reactor, 4, UPKEEP)
+            bucket = S3Bucket("primary", engine.settings("bucket"), reactor, 4, Upkeep(tmp_path / "state"))
             bucket.start()
             for size in (5, 600_000, 12_000_000):
                 await bucket.put("k", BytesBody(b"x" * size, chunk=1 << 20), 1 << 30)

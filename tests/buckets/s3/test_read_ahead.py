@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +11,14 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 
 from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
-from tests.support import UPKEEP, Consumer, reactor, result
+from tests.support import Consumer, reactor, result
 from twisted_storaged.buckets.s3 import read_ahead as readahead
 from twisted_storaged.buckets.s3 import reader as s3reader
 from twisted_storaged.buckets.s3 import response_body as s3front
 from twisted_storaged.buckets.s3.bucket import S3Bucket
 from twisted_storaged.buckets.s3.read_ahead import SEGMENT, ReadAhead, SegmentBudget, SegmentLease
 from twisted_storaged.buckets.s3.response_body import FAST_BYTES_PER_SECOND
+from twisted_storaged.buckets.s3.session import Upkeep
 from twisted_storaged.errors import BucketError
 from twisted_storaged.runtime.concurrency import ConsumerGone
 
@@ -115,7 +117,7 @@ class SlowS3Tests:
     DATA = bytes(range(256)) * 16384  # 4 MiB
 
     @pytest.fixture
-    def slow(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Scripted, S3Bucket]]:
+    def slow(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[Scripted, S3Bucket]]:
         for module in (readahead, s3front, s3reader):
             for name, value in {
                 "FROM_SIZE": 1 << 20,
@@ -125,7 +127,7 @@ class SlowS3Tests:
             }.items():
                 monkeypatch.setattr(module, name, value, raising=False)
         with scripted() as (endpoint, engine):
-            bucket = S3Bucket("primary", engine.settings("bucket"), reactor, 4, UPKEEP)
+            bucket = S3Bucket("primary", engine.settings("bucket"), reactor, 4, Upkeep(tmp_path / "state"))
             bucket.start()
             endpoint.objects["k"] = self.DATA, "etag"
             endpoint.script = lambda _: Answer(do_it_first=True, seconds_per_mib=0.2)

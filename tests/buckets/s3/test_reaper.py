@@ -20,7 +20,7 @@ from twisted_storaged.buckets.s3.context import S3Context
 from twisted_storaged.buckets.s3.journal import PROBE, Journal, JournalEntry
 from twisted_storaged.buckets.s3.probe import new_probe_key
 from twisted_storaged.buckets.s3.reaper import SKEW, Reaper
-from twisted_storaged.buckets.s3.responses import RequestFailed
+from twisted_storaged.buckets.s3.responses import RequestFailed, Retries
 from twisted_storaged.protocol.http1 import ConnectionFailed, Response
 
 DEADLINE = 10.0
@@ -38,7 +38,7 @@ class Engine:
     asked: list[str] = field(default_factory=list)
     failing: Exception | None = None
     hangs: Deferred[None] | None = None
-    deadline: float = DEADLINE
+    retries: Retries = field(default_factory=lambda: Retries(Clock(), DEADLINE))
     versions: list[str] = field(default_factory=list)
 
     async def abort(self, key: str, upload_id: str) -> None:
