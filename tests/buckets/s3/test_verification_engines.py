@@ -83,7 +83,7 @@ class EngineTests:
         source = SOURCES[name][2 * (size > 5 * MiB) + bool(verify)]
         reader: Any = await bucket.get("k")
         verification = reader._verification
-        assert (None if verification is None else verification._known.source) == source
+        assert (None if verification is None else verification._expected.source) == source
         consumer = Consumer()
         await reader.deliver(consumer)
         assert consumer.data == data
