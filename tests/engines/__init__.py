@@ -1,4 +1,4 @@
-"""Real S3 engines on loopback, and how to start each: moto in this process, rclone, Ceph and Swift as processes."""
+"""S3 engines on loopback, and how to start them: moto in this process; rclone, Ceph and Swift as processes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from twisted_storaged.buckets.s3.session import S3Settings
 
 FOLDER = Path(__file__).parent
 READY_SECONDS = 120
-#: Engines whose lists are in another order than that of the bytes of keys.
+#: Engines that do not list keys in the order of their bytes.
 WITHOUT_ORDER = {"rclone"}
 
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine that runs."""
+    """A running engine."""
 
     name: str
     endpoint: str
@@ -38,7 +38,7 @@ class Engine:
     secret_key: str
 
     def client(self) -> Any:
-        """boto3's client for it, to look behind storaged's back."""
+        """A boto3 client for direct access to the engine."""
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
@@ -49,18 +49,18 @@ class Engine:
         )
 
     def new_bucket(self) -> str:
-        """Make a bucket, and give its name."""
+        """Create a bucket; returns its name."""
         name = f"test-{uuid4().hex[:12]}"
         self.client().create_bucket(Bucket=name)
         return name
 
     def settings(self, bucket: str, prefix: str = "") -> S3Settings:
-        """The settings of a bucket in it."""
+        """The settings of a bucket on the engine."""
         settings = S3Settings(bucket, prefix, self.endpoint, "us-east-1", True, self.access_key, self.secret_key)
         return replace(settings, lists_in_order=self.name not in WITHOUT_ORDER)
 
     def toml(self, bucket: str) -> str:
-        """The same, as a section of a configuration."""
+        """The settings of a bucket on the engine, as a section of a configuration."""
         return (
             f'[s3]\nendpoint = "{self.endpoint}"\nregion = "us-east-1"\nbucket = "{bucket}"\nuse_path_style = true\n'
             f'access_key_id = "{self.access_key}"\nsecret_access_key = "{self.secret_key}"\n'
@@ -70,7 +70,7 @@ class Engine:
 
 @contextmanager
 def moto() -> Iterator[Engine]:
-    """moto, in a thread of this process: takes any credentials, and keeps everything in memory."""
+    """Start moto in a thread of this process: it accepts any credentials, and keeps everything in memory."""
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     try:
@@ -82,7 +82,7 @@ def moto() -> Iterator[Engine]:
 
 @contextmanager
 def rclone(folder: Path) -> Iterator[Engine]:
-    """`rclone serve s3` over a folder."""
+    """Start `rclone serve s3` on a folder."""
     binary = shutil.which("rclone", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     with _script("rclone", folder, free_ports(1), RCLONE=binary or "rclone") as engine:
         yield engine
@@ -90,14 +90,14 @@ def rclone(folder: Path) -> Iterator[Engine]:
 
 @contextmanager
 def ceph(folder: Path, gigabytes: int = 4, store: str = "memstore", osds: int = 1) -> Iterator[Engine]:
-    """Ceph's radosgw over OSDs in memory or (bluestore) on the disk; `folder`/ceph/ctl makes faults."""
+    """Start Ceph's radosgw on OSDs in memory or (bluestore) on the disk; `folder`/ceph/ctl controls its processes."""
     with _script("ceph", folder, free_ports(60), OSDS=str(osds), STORE=store, OSD_GB=str(gigabytes)) as engine:
         yield engine
 
 
 @contextmanager
 def swift(folder: Path, nodes: int = 1) -> Iterator[Engine]:
-    """OpenStack Swift, with so many object servers, each of which has a replica."""
+    """Start OpenStack Swift with so many object servers, each of which holds a replica."""
     folder = folder / f"{nodes}"
     folder.mkdir()
     with _script("swift", folder, free_ports(11), NODES=str(nodes), BIN=str(Path(sys.executable).parent)) as engine:
@@ -110,9 +110,9 @@ def has_ceph() -> bool:
 
 
 def free_ports(count: int) -> int:
-    """The first of `count` ports in a row that nobody listens on, out of those of this worker of pytest-xdist."""
+    """The first of `count` consecutive free ports, of those for this worker of pytest-xdist."""
     lowest = 20000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 3 * 4000
-    # Another run of the tests on this machine probably begins elsewhere.
+    # Offset by the process id, so that concurrent runs of the tests on this machine rarely collide.
     for first in range(lowest + os.getpid() % 30 * 60, lowest + 4000, 60):
         if all(_is_free(port) for port in range(first, first + count)):
             return first

@@ -1,4 +1,4 @@
-"""An S3 endpoint of a few calls, in a thread, that answers as a test says: with faults no engine makes on demand."""
+"""A fake S3 endpoint with a few operations, in a thread, whose responses a test scripts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.engines import Engine
 
 @dataclass(frozen=True)
 class Call:
-    """A request that came: `name` is S3's name of the operation."""
+    """A request; `name` is S3's name of the operation."""
 
     name: str
     method: str
@@ -33,7 +33,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a script answers instead of S3; `drop` closes the connection without a word, `cut` after so many bytes."""
+    """A scripted response; `drop` closes the connection without one, `cut` after so many bytes of it."""
 
     status: int = 200
     body: bytes = b""
@@ -46,14 +46,14 @@ class Answer:
 
 Script = Callable[[Call], Answer | None]
 
-#: When an object was put whose test does not say, and the dates that this gives, to the second.
+#: The time at which objects that a test sets were stored.
 LONG_AGO = 1_700_000_000.0
 #: Headers that an engine keeps with an object.
 _KEPT = ("cache-control", "content-disposition", "content-encoding", "content-type")
 
 
 class Objects(dict[str, tuple[bytes, str]]):
-    """Bodies and ETags by key. What a test puts has no metadata, and was put long ago."""
+    """Bodies and ETags by key. An object that a test sets has no metadata and an old date."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Objects(dict[str, tuple[bytes, str]]):
         self.kept[key], self.put_at[key] = {}, LONG_AGO
 
     def keep(self, key: str, value: tuple[bytes, str], headers: dict[str, str]) -> None:
-        """Put an object now, with what of these headers an engine keeps."""
+        """Store an object now, with those of these headers that an engine keeps."""
         self[key] = value
         self.put_at[key] = time.time()
         self.kept[key] = {
@@ -77,25 +77,25 @@ ERROR = b"<Error><Code>%s</Code><Message>scripted</Message></Error>"
 
 
 class Scripted:
-    """The endpoint: a dict of objects, the uploads that are open, and the calls that came."""
+    """The endpoint: its objects, the open uploads, and the calls so far."""
 
     def __init__(self) -> None:
         self.script: Script = lambda _: None
         self.calls: list[Call] = []
         self.objects = Objects()
-        #: What makes an ETag of a body, or of the MD5s of the parts.
+        #: Computes the ETag of a body, or of the MD5s of parts.
         self.etag_of: Callable[[bytes], str] = lambda body: hashlib.md5(body).hexdigest()
         self.uploads: dict[str, dict[int, bytes]] = {}
-        #: An operation and a condition that are not one step.
+        #: An operation, and a condition (header) that it checks in a step before the write.
         self.look_first: tuple[str, str] | None = None
-        #: Headers that it adds to what it says of objects.
+        #: Headers that are added to responses about objects.
         self.told: dict[str, str] = {}
         self._created: dict[str, dict[str, str]] = {}
         self._lock = threading.Lock()
         self._numbers = count(1)
 
     def reset(self) -> None:
-        """As new."""
+        """Forget all objects, uploads, calls and scripts."""
         self.script = lambda _: None
         for kept in (self.calls, self.objects, self.uploads, self.told):
             kept.clear()
@@ -105,7 +105,7 @@ class Scripted:
         return [call.name for call in self.calls]
 
     def answer(self, call: Call, query: dict[str, list[str]]) -> Answer:
-        """What comes back for a call."""
+        """The response to a call."""
         with self._lock:
             self.calls.append(call)
         scripted = self.script(call)
@@ -115,7 +115,7 @@ class Scripted:
             time.sleep(0.3)
             call.headers.pop(self.look_first[1])
         elif self.look_first is not None and call.name == "PutObject":
-            time.sleep(0.1)  # between the look and the write of one that was sent at the same time
+            time.sleep(0.1)  # so that it is between check and write of a concurrent call
         if scripted is None or scripted.do_it_first:
             with self._lock:
                 done: Answer = getattr(self, f"_{call.name}")(call, query)
@@ -188,7 +188,7 @@ class Scripted:
         return Answer(501, ERROR % b"NotImplemented")
 
     def _refused(self, call: Call) -> Answer | None:
-        """Where a condition does not hold. Calls are made one by one, so that this and what follows are one step."""
+        """The response if a condition does not hold. Calls are serialized, so that check and write are one step."""
         there = self.objects.get(call.key)
         if call.headers.get("if-none-match") == "*" and there is not None:
             return Answer(412, ERROR % b"PreconditionFailed")
@@ -234,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self._write(answer)
         if "Content-Length" in answer.headers:
-            self.close_connection = True  # it lied
+            self.close_connection = True  # the script announced another length than it sent
 
     def _write(self, answer: Answer) -> None:
         body = answer.body if answer.cut is None else answer.body[: answer.cut]
@@ -256,12 +256,12 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that leave in the middle are what these tests are about."""
+        """Ignore errors: tests close connections in the middle of a response."""
 
 
 @contextmanager
 def scripted(tls: tuple[Path, Path] | None = None) -> Iterator[tuple[Scripted, Engine]]:
-    """The endpoint, running, with one bucket named `bucket`; over https with this certificate and its key."""
+    """Run the endpoint with one bucket named `bucket`; with a certificate and its key, over https."""
     endpoint = Scripted()
     handler = type("Handler", (_Handler,), {"endpoint": endpoint})
     with _Server(("127.0.0.1", 0), handler) as server:
