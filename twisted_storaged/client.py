@@ -90,8 +90,8 @@ class StorageClient:
     async def put(self, key: str, body: bytes | BinaryIO | IBodyProducer) -> StoredObject:
         """Store `body` under `key`. A file or a producer is streamed. The Deferred fires when the object is durable."""
         response = await self._request("PUT", f"/put/{_quoted(key)}", data=body)
-        answer = json.loads(await _collect(response))
-        return StoredObject(answer["key"], answer["size"], answer["etag"])
+        stored = json.loads(await _collect(response))
+        return StoredObject(stored["key"], stored["size"], stored["etag"])
 
     @deferred
     async def get(self, key: str) -> bytes:

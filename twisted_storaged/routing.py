@@ -206,7 +206,7 @@ class _Pages:
                 upcoming = self._fetch(remaining) if self._more and (remaining is None or remaining > 0) else None
                 yield page
         finally:
-            # The caller wants no more pages, so that nobody awaits the one that is being fetched.
+            # The caller wants no more pages, so that the one that is being fetched is not awaited.
             if upcoming is not None:
                 upcoming.addErrback(lambda _: None)
 

@@ -248,7 +248,7 @@ class BadInputTests:
     @pytest.mark.parametrize(
         ("query", "line"),
         [
-            *((f"limit={limit}", "limit is not a number from 1 on") for limit in ("x", "", "-1", "0", "1.5", "9" * 19)),
+            *((f"limit={n}", "limit must be a positive integer") for n in ("x", "", "-1", "0", "1.5", "9" * 19)),
             ("delimiter=", "delimiter is empty"),
             ("delimiter=%FF", "delimiter is not UTF-8"),
             ("after=/a", "key starts with /"),

@@ -108,7 +108,7 @@ class WholeAnswerTests:
         """Returning is not enough: without the word of the handler that it is whole, there is no last chunk."""
 
         async def return_early(request: StreamingRequest) -> None:
-            request.start_answer(200, [])
+            request.start_response(200, [])
             request.write(b"some")
 
         connection = serving(return_early).connect()
@@ -120,7 +120,7 @@ class WholeAnswerTests:
         """On the wire, a chunk of no bytes is the last one."""
 
         async def write_nothing(request: StreamingRequest) -> None:
-            request.start_answer(200, [])
+            request.start_response(200, [])
             for piece in (b"", b"some", b""):
                 request.write(piece)
             request.body_ended()
@@ -133,7 +133,7 @@ class WholeAnswerTests:
         """The bytes would be taken for the next answer."""
 
         async def write_all_the_same(request: StreamingRequest) -> None:
-            request.start_answer(204, [])
+            request.start_response(204, [])
             request.write(b"HTTP/1.1 200 OK\r\n\r\n")
 
         connection = serving(write_all_the_same).connect()

@@ -85,7 +85,7 @@ class ObjectHandlers:
             request.body.limit(cap)
             info = await bucket.put(key, request.body, cap, options)
         finally:
-            # A bucket fails only after it has aborted, so whoever takes the slot next finds its memory free.
+            # A bucket fails only after it has aborted, so its memory is free when the slot is taken again.
             self._slots.release()
         send_stored(request, info, [] if algorithm is None else repr_digest(algorithm, info.digests))
 

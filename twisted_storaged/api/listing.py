@@ -163,7 +163,7 @@ async def send_list(request: Any, query: ListQuery, pages: Pages, make_spool: Ca
             async for piece in pieces:
                 if not request.startedWriting:
                     # Not earlier, so that a list whose first page fails has the status of its error.
-                    request.start_answer(http.OK, [(b"Content-Type", writer.type)])
+                    request.start_response(http.OK, [(b"Content-Type", writer.type)])
                 if piece:
                     request.write(piece)
                 # Check on every page whether the client is still connected, even if nothing was written of the page.

@@ -122,7 +122,7 @@ def send_stored(request: StreamingRequest, info: ObjectInfo, headers: Iterable[H
 
 def send_empty(request: StreamingRequest, status: int = http.NO_CONTENT, headers: Iterable[Header] = ()) -> None:
     """Send a response without a body."""
-    request.start_answer(status, headers)
+    request.start_response(status, headers)
 
 
 def send_not_modified(request: StreamingRequest, info: ObjectInfo) -> None:
@@ -139,10 +139,10 @@ def start_object_response(
     if algorithm is not None:
         headers += repr_digest(algorithm, info.digests)
     if span is None:
-        request.start_answer(OK, headers, info.size)
+        request.start_response(OK, headers, info.size)
     else:
         headers.append((b"Content-Range", content_range(span, info.size)))
-        request.start_answer(PARTIAL_CONTENT, headers, span.end - span.start)
+        request.start_response(PARTIAL_CONTENT, headers, span.end - span.start)
 
 
 def _validators(info: ObjectInfo) -> list[Header]:
@@ -151,7 +151,7 @@ def _validators(info: ObjectInfo) -> list[Header]:
 
 
 def _respond(request: StreamingRequest, status: int, headers: Iterable[Header], body: bytes) -> None:
-    request.start_answer(status, headers, len(body))
+    request.start_response(status, headers, len(body))
     if request.method != b"HEAD":  # which gets the length only
         request.write(body)
 

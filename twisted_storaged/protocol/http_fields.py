@@ -60,7 +60,7 @@ def count(request: Any, name: str) -> int | None:
     if digits is None:
         return None
     if not re.fullmatch(b"[0-9]{1,18}", digits) or int(digits) == 0:
-        raise InvalidRequest(f"{name} is not a number from 1 on")
+        raise InvalidRequest(f"{name} must be a positive integer")
     return int(digits)
 
 

@@ -18,20 +18,17 @@ from twisted_storaged.runtime.batching import Coalescer
 from twisted_storaged.runtime.buffers import Buffer
 from twisted_storaged.runtime.direct_io import SplicePipe, Takeover
 
-# How bytes are sent: what is written in one round of the reactor leaves at its end, past the reactor's own queue.
-
-#: Bytes up to which one piece, copied together, costs less than telling the system of several.
+#: Bytes up to which joining pieces costs less than `sendmsg` with several.
 JOIN_BELOW = 1 << 14
-
 
 _log = Logger()
 
 
 def send(transport: Any, pieces: Sequence[Buffer]) -> None:
-    """Write a few pieces, and send now what the socket takes, instead of in the reactor's next round.
+    """Send pieces at once, as far as the socket accepts them; the transport sends the rest.
 
-    That round, with the two calls of the system that ask for it, would cost as much as the sending. What the socket
-    does not take is the transport's to send, as ever; so is to notice that the peer is gone.
+    A transport would send in the next iteration of the reactor. That, with two calls of epoll_ctl, costs as much as
+    sending.
     """
     size = sum(map(len, pieces))
     if size <= JOIN_BELOW:
@@ -44,25 +41,25 @@ def send(transport: Any, pieces: Sequence[Buffer]) -> None:
 def _send_now(handle: socket, pieces: Sequence[Buffer]) -> int:
     try:
         return handle.send(pieces[0]) if len(pieces) == 1 else handle.sendmsg(pieces)
-    except OSError:  # full, or gone
+    except OSError:  # full or closed: the transport notices which
         return 0
 
 
 def is_idle(transport: Any) -> bool:
-    """Whether a plain connection is open, and has nothing left to send."""
+    """Whether a plain connection is open and has nothing unsent."""
     return transport.connected and not (transport.TLS or transport.disconnecting or _unsent(transport))
 
 
 def has_unsent(transport: Any) -> bool:
-    """Whether some of what was written has not left yet, be it over TLS or not."""
+    """Whether a connection, over TLS or not, has bytes that are not sent yet."""
     plain = getattr(transport, "transport", transport)
     return hasattr(plain, "dataBuffer") and bool(_unsent(plain))
 
 
 def queued_bytes(transport: Any) -> int:
-    """Bytes that were written and that the peer has not acknowledged: those that wait here, and in the kernel.
+    """Return how many written bytes the peer has not acknowledged: those in the transport, and in the kernel.
 
-    See tcp(7), SIOCOUTQ. Of a transport without a socket, 0.
+    See tcp(7), SIOCOUTQ. It is 0 for a transport without a socket.
     """
     plain = getattr(transport, "transport", transport)
     if not isinstance(plain, Connection):
@@ -73,22 +70,22 @@ def queued_bytes(transport: Any) -> int:
 
 
 def _unsent(transport: Any) -> Any:
-    # `write` leaves bytes in the one, from where they go to the other.
+    # `write` appends to the latter; they are joined to the former when sending begins.
     return transport.dataBuffer or transport._tempDataBuffer
 
 
 class Flushable(Protocol):
-    """What collects bytes until it is told to send them."""
+    """Something that collects bytes until they are to be sent."""
 
     def push(self) -> None:
-        """Send what was collected."""
+        """Send the collected bytes."""
 
 
 class FlushQueue:
-    """Who has something to send when a round is over, in which many may have come: see `rounds`.
+    """The connections with unflushed writes. They are flushed together, by a Coalescer.
 
-    Sending to a peer on this host that sleeps wakes it, which costs more than the sending. A peer that is sent to at
-    once after another is awake already: so all are, one after the other.
+    Sending to a client on this host wakes it, which costs more than the sending. Clients that are sent to one right
+    after the other are awake already when their bytes arrive.
     """
 
     def __init__(self, clock: IReactorTime) -> None:
@@ -96,7 +93,7 @@ class FlushQueue:
         self._round = Coalescer(clock, lambda: len(self._senders), self._push)
 
     def add(self, sender: Flushable) -> None:
-        """Let `sender` push at the end of this round."""
+        """Flush `sender` with the others."""
         self._senders.append(sender)
         if len(self._senders) == 1:
             self._round.begin()
@@ -106,23 +103,22 @@ class FlushQueue:
         for sender in senders:
             try:
                 sender.push()
-            except Exception:  # noqa: BLE001 (one defect must not keep the others' bytes for ever)
-                _log.failure("a defect in sending")
+            except Exception:  # noqa: BLE001 (an error of one connection must not keep the bytes of the others)
+                _log.failure("unexpected error while sending")
 
 
-# What a connection writes: small pieces are collected for the round's end, large ones are sent from where they are.
-#
-# A transport copies what its socket does not take at once, again with each try. For large bodies that costs as much
-# as the socket. So until the last byte of one has left, what the reactor calls when the socket is ready is a function
-# from here, which has the same meaning; then it is the transport's own again. Reading has the same in `inplace`.
-
-#: So many collected pieces, or pieces of more bytes than this together, do not wait for the end of the round.
+#: As many collected pieces, or more bytes than this, are sent without waiting for other connections.
 MANY = 16
 PUSH_FROM = 1 << 16
 
 
 class WriteBuffer:
-    """What goes out on one transport; `producer` is paused while a large piece is on its way."""
+    """The outgoing bytes of one transport. Small writes are collected; large ones are sent from where they are.
+
+    A transport copies what its socket does not accept, again with each attempt: for large bodies, this costs as much as
+    the socket. So a large write takes over the transport's `doWrite` until its last byte is sent, and `producer` is
+    paused meanwhile.
+    """
 
     def __init__(self, transport: Any, producer: IPushProducer, flush_queue: FlushQueue) -> None:
         self._transport = transport
@@ -133,7 +129,7 @@ class WriteBuffer:
         self._pipe: SplicePipe | None = None
 
     def write(self, data: bytes) -> None:
-        """Send at the end of the reactor's round, in one piece with what else is written in it."""
+        """Collect `data`, to be sent together with what is written soon after it."""
         if not self._pieces:
             self._flush_queue.add(self)
         self._pieces.append(data)
@@ -142,19 +138,19 @@ class WriteBuffer:
             self.push()
 
     def push(self) -> None:
-        """Send what was written, now."""
+        """Send the collected bytes now."""
         if self._pieces:
             pieces, self._pieces, self._size = self._pieces, [], 0
             if self._in_place.busy:
-                # The transport knows nothing of that, and sends this after it.
+                # The transport sends this after the large write, which it does not know of.
                 self._transport.write(b"".join(pieces))
             else:
                 send(self._transport, pieces)
 
     def write_in_place(self, data: bytes) -> bool:
-        """Send from where `data` is, after what was written, if a plain socket can do that now; says whether it can.
+        """Send `data` without a copy, after what was collected; returns whether the transport can do that now.
 
-        The producer is paused until the last byte has left, and then nothing of `data` is kept.
+        The producer is paused until the last byte is sent; then no reference to `data` is kept.
         """
         if not self._in_place.ready:
             self.push()
@@ -164,9 +160,10 @@ class WriteBuffer:
         return True
 
     def take_from(self, source: socket, count: int) -> int | None:
-        """Send up to `count` bytes that are taken from `source`, if a plain socket can do that now.
+        """Move up to `count` bytes from the socket `source`, by splice(2).
 
-        Returns how many were taken, 0 at the end of the stream; None if it cannot. Raises OSError, as `recv` does.
+        Returns how many were moved, 0 at the end of the stream, or None if the transport cannot do that now. Raises
+        OSError, as `recv` does.
         """
         self.push()
         if not self._in_place.ready:
@@ -174,7 +171,7 @@ class WriteBuffer:
         if self._pipe is None:
             try:
                 self._pipe = SplicePipe()
-            except OSError:  # no more files
+            except OSError:  # no file descriptors left
                 return None
         taken = self._pipe.take(source, count)
         if taken:
@@ -182,7 +179,7 @@ class WriteBuffer:
         return taken
 
     def close(self) -> None:
-        """Let go of what an answer needed, unless some of it is still to be sent: then the next call does."""
+        """Release what a response needed; if some of it is unsent, the next call does."""
         if self._in_place.busy:
             return
         pipe, self._pipe = self._pipe, None
@@ -190,22 +187,22 @@ class WriteBuffer:
             pipe.close()
 
     def drop(self) -> None:
-        """The connection is lost: let go of what has not been sent, too."""
+        """Discard what is unsent, after the connection was lost."""
         self._pieces, self._size = [], 0
         self._in_place.drop()
         self.close()
 
 
 class _Unsent(Protocol):
-    """What is sent piece by piece. True until all of it has been."""
+    """Bytes that are sent in several attempts. True until all are sent."""
 
     def __bool__(self) -> bool: ...
     def send(self, sink: socket) -> None:
-        """Send what `sink` takes. Raises OSError, as `socket.send` does."""
+        """Send what `sink` accepts. Raises OSError, as `socket.send` does."""
 
 
 class _Memory:
-    """Bytes that are sent from where they are, and let go of when they have been."""
+    """Bytes in memory that are sent without a copy. Each piece is released when it is sent."""
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self._left = [memoryview(piece) for piece in pieces if piece]
@@ -224,7 +221,7 @@ class _Memory:
 
 
 class _InPlace(Takeover):
-    """Sends past the transport; `producer` is paused until the last byte has left."""
+    """Sends past the transport; `producer` is paused until the last byte is sent."""
 
     method = "doWrite"
 
@@ -235,17 +232,17 @@ class _InPlace(Takeover):
 
     @property
     def busy(self) -> bool:
-        """Whether something is on its way."""
+        """Whether something is being sent."""
         return self._unsent is not None
 
     @property
     def ready(self) -> bool:
-        """Whether nothing else has to be sent before."""
+        """Whether something can be sent now, as nothing is to be sent before it."""
         return not self.busy and is_idle(self._transport)
 
     def send(self, unsent: _Unsent) -> None:
-        """Send; to be called when it is ready."""
-        with suppress(OSError):  # that the peer is gone is noticed below, as ever
+        """Send; to be called when it is `ready`."""
+        with suppress(OSError):  # a closed connection is noticed by the next attempt
             unsent.send(self._transport.getHandle())
         if unsent:
             self._unsent = unsent
@@ -254,7 +251,7 @@ class _InPlace(Takeover):
             self._producer.pauseProducing()
 
     def drop(self) -> None:
-        """Send no more of it."""
+        """Stop sending, and release the rest."""
         if self._unsent is not None:
             self._unsent = None
             self.stop()
@@ -267,7 +264,7 @@ class _InPlace(Takeover):
         if self._unsent:
             return None
         self.drop()
-        # It may have something to do meanwhile: what others wrote, or to close.
+        # It may have bytes that were written meanwhile, or is to close the connection.
         ended: Exception | None = self._transport.doWrite()
         if ended is None:
             self._producer.resumeProducing()

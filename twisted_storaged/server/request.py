@@ -277,7 +277,7 @@ class StreamingRequest(Request):
         self.prepath, self.postpath = [], [unquote_to_bytes(one) if b"%" in one else one for one in segments]
         getChildForRequest(self.channel.site.resource, self).render(self)
 
-    def start_answer(self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None = None) -> None:
+    def start_response(self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None = None) -> None:
         """Write the head of the response.
 
         Exactly `length` bytes of body must follow. Without a length the body is chunked, and `body_ended` must be

@@ -276,7 +276,7 @@ class LocalBucket:
             await self._run(self._directory.remove, entry.info.etag).addErrback(self._not_removed, entry.info.etag)
 
     def _remove_later(self, name: str) -> None:
-        """Remove a replaced file. The answer does not wait for it: after a crash, the sweep removes the file."""
+        """Remove a replaced file. The response does not wait for it: after a crash, the sweep removes the file."""
         removed: Deferred[None] = self._run(self._remove, name)
         removed.addErrback(self._not_removed, name)
 

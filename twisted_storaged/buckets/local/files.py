@@ -125,7 +125,7 @@ class DataFolder(ContentFiles):
         return ContentFile(self, name)
 
     def drop_note(self, name: str) -> None:
-        """Remove the note of a content that is committed or removed. Called before the client is answered."""
+        """Remove the note of a content that is committed or removed. Called before the response."""
         (self._notes / name).unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:

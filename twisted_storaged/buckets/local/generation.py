@@ -8,7 +8,7 @@ of acknowledged objects.
 Here SQLite's log is only read. SQLite reads it up to the first frame with a wrong checksum and ignores the rest without
 an error. That is right after a loss of power, but hides lost commits where a bit was flipped. The wal-index (`-shm`)
 counts the committed frames in shared memory, which survives a kill -9. It is updated after the fsync of a commit and
-before the client is answered, so that a commit that it does not count was answered to nobody, and may be torn.
+before the client gets its response, so that a commit that it does not count was never acknowledged, and may be torn.
 https://sqlite.org/walformat.html
 """
 
@@ -90,7 +90,7 @@ class Generation:
             raise _refused(wal_path, f"is damaged: of {committed.frames} committed frames, {wal.frames} can be read")
         if committed is not None and committed.is_counted:
             return
-        # A loss of power can tear the last commit, which was answered to nobody. A kill -9 or a full disk can tear the
+        # A loss of power can tear the last commit, which was never acknowledged. A kill -9 or a full disk can tear the
         # commit of a start.
         excused = 1 if state.boot != self._boot or committed is not None else 0
         if wal.unreadable > excused:

@@ -221,7 +221,7 @@ class Scrub:
         self._complain(what)
 
     def _unnamed(self, index: IndexReader) -> list[str]:
-        """Return the files that are not in the index, and that nobody is writing or removing."""
+        """Return the files that are not in the index, and that are not being written or removed."""
         found = set(self._contents.unnamed(index.files()))
         if found and self._in_use:
             # The daemon removes a replaced file soon after the commit. Wait until it has.

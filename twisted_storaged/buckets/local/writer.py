@@ -105,7 +105,7 @@ class Commits:
 
     A transaction is in SQLite's write-ahead log before it is synced. If fsync fails, SQLite rolls back, but the frames
     stay in the file, intact, until others overwrite them: after a kill -9, SQLite would recover a transaction that was
-    answered as failed. Calling fsync again proves nothing, since Linux marks pages clean that it could not write. See
+    reported as failed. Calling fsync again proves nothing, since Linux marks pages clean that it could not write. See
     fsync(2) and https://wiki.postgresql.org/wiki/Fsync_Errors
 
     So after a failure the log is truncated to the frames that the wal-index counts as committed, which earlier fsyncs
