@@ -1,4 +1,4 @@
-"""Connections for threads."""
+"""Blocking connections to S3 for threads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
 @contextmanager
 def server(*scripts: Callable[[socket.socket], None]) -> Iterator[Address]:
-    """A server that runs one script for each connection, in order, and closes it."""
+    """Run a server that serves each connection by the next script, and closes it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -37,7 +37,7 @@ def server(*scripts: Callable[[socket.socket], None]) -> Iterator[Address]:
 
 
 def answers(*answer: bytes, request: bytes = b"headbody") -> Callable[[socket.socket], None]:
-    """A script that reads requests and answers each."""
+    """Make a script that reads a request and sends a response, for each of these."""
 
     def script(connection: socket.socket) -> None:
         for one in answer:
@@ -55,17 +55,17 @@ def ask(pool: BlockingPool) -> bytes:
 
 
 class BlockingPoolTests:
-    """Sending a request and reading its answer."""
+    """The pool of blocking connections."""
 
     def test_a_connection_is_used_again(self) -> None:
-        """For three requests, one."""
+        """Three requests in a row use one connection."""
         with server(answers(OK, OK, OK)) as address:
             pool = BlockingPool(address, 5, 5)
             assert [ask(pool) for _ in range(3)] == [b"hi"] * 3
             pool.close()
 
     def test_one_that_was_closed_while_idle_is_not(self) -> None:
-        """That is seen before the request goes out."""
+        """A connection that the peer closed while it was idle is replaced before the request is sent."""
         with server(answers(OK), answers(OK)) as address:
             pool = BlockingPool(address, 5, 5)
             assert ask(pool) == b"hi"
@@ -74,7 +74,7 @@ class BlockingPoolTests:
             pool.close()
 
     def test_one_that_is_to_be_closed_is_not(self) -> None:
-        """As the answer says."""
+        """A connection whose response says `Connection: close` is not reused."""
         closing = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
         with server(answers(closing), answers(OK)) as address:
             pool = BlockingPool(address, 5, 5)
@@ -83,12 +83,12 @@ class BlockingPoolTests:
 
     @pytest.mark.parametrize("said", [b"", OK[:-1], b"220 smtp\r\n\r\n"])
     def test_an_answer_that_is_none(self, said: bytes) -> None:
-        """Is a failure."""
+        """A response that is not HTTP is a failure."""
         with server(answers(said)) as address, pytest.raises(ConnectionFailed):
             ask(BlockingPool(address, 5, 5))
 
     def test_silence(self) -> None:
-        """Is given up after the read timeout."""
+        """A peer that sends nothing is given up after the read timeout."""
 
         def silent(connection: socket.socket) -> None:
             while connection.recv(100):
@@ -99,7 +99,7 @@ class BlockingPoolTests:
 
     @pytest.mark.parametrize("size", [4, 64 << 20], ids=["answers nothing", "takes nothing"])
     def test_is_over_in_time(self, size: int) -> None:
-        """At a time of its own, before the read timeout: with a body that leaves at once, and one that never does."""
+        """A request ends at its own time limit, before the read timeout, whether or not the peer takes its body."""
         began = time.monotonic()
         with socket.create_server(("127.0.0.1", 0)) as listener:
             pool = BlockingPool(Address("127.0.0.1", listener.getsockname()[1]), 5, 60)
@@ -108,7 +108,7 @@ class BlockingPoolTests:
         assert 0.3 <= time.monotonic() - began < 5
 
     def test_drops_do_not_add_to_the_time(self) -> None:
-        """Though each comes before the read timeout."""
+        """A peer that sends single bytes does not extend the time limit of a request."""
 
         def drips(connection: socket.socket) -> None:
             with suppress(OSError):
@@ -123,7 +123,7 @@ class BlockingPoolTests:
             assert time.monotonic() - began < 5
 
     def test_a_slow_body_is_held_to_progress(self) -> None:
-        """A peer that takes a body slowly, but takes it, is given more than one read timeout for all of it."""
+        """A peer that takes a body slowly, but steadily, may need more than one read timeout for it."""
 
         def slow(connection: socket.socket) -> None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
@@ -141,7 +141,7 @@ class BlockingPoolTests:
 
     @pytest.mark.parametrize("status", [b"412 Precondition Failed", b"503 Slow Down", b"403 Forbidden"])
     def test_an_answer_to_the_head_alone(self, status: bytes) -> None:
-        """A peer that refuses a large body and closes is heard, and not taken for a lost connection."""
+        """The error of a peer that refuses a large body and closes is the response, and no lost connection."""
 
         def refuses(connection: socket.socket) -> None:
             connection.recv(100)
@@ -152,7 +152,7 @@ class BlockingPoolTests:
         assert (answer.status, answer.body) == (int(status[:3]), b"no")
 
     def test_an_answer_to_the_head_of_a_peer_that_reads_no_further(self) -> None:
-        """The peer keeps the connection open, and takes nothing more: its answer is read at once."""
+        """The error of a peer that stops reading a body is read at once, though the connection stays open."""
 
         def refuses(connection: socket.socket) -> None:
             connection.recv(100)
@@ -167,7 +167,7 @@ class BlockingPoolTests:
             heard.set()
 
     def test_a_success_before_the_body_is_none(self) -> None:
-        """A peer cannot have stored what it has not had."""
+        """A success that comes before the body was sent is a failure, as the peer cannot have stored it."""
 
         def believes(connection: socket.socket) -> None:
             connection.recv(100)
@@ -177,7 +177,7 @@ class BlockingPoolTests:
             BlockingPool(address, 5, 5).ask(b"head", bytearray(64 << 20))
 
     def test_descriptors_from_1024_on(self) -> None:
-        """The number of a connection does not matter, as it does to select(2)."""
+        """Connections work with descriptors from 1,024 on, which select(2) does not support."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
         taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
@@ -193,7 +193,7 @@ class BlockingPoolTests:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
     def test_a_connection_that_is_given_back_after_the_end(self) -> None:
-        """It is closed, as nobody will take it again."""
+        """A connection that is given back after the pool was closed is closed."""
 
         def closes_the_pool(connection: socket.socket) -> None:
             connection.recv(100)
@@ -207,11 +207,11 @@ class BlockingPoolTests:
             assert not pool._idle
 
     def test_when_there_is_no_time_left(self) -> None:
-        """S3 is not even asked."""
+        """A request whose time is over is not sent."""
         with pytest.raises(TimedOut):
             BlockingPool(Address("127.0.0.1", 9), 5, 5).ask(b"head", bytearray(), time.monotonic())
 
     def test_nobody_there(self) -> None:
-        """Is said so."""
+        """A refused connection is reported as such."""
         with pytest.raises(ConnectionFailed, match="no connection to S3"):
             ask(BlockingPool(Address("127.0.0.1", 9), 5, 5))

@@ -1,4 +1,4 @@
-"""S3Bucket: what is sent, how faults end, and where credentials come from. Against an endpoint that does as told."""
+"""S3Bucket against a scripted endpoint: what it sends, how faults end, and where credentials come from."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def endpoint(tmp_path: Path) -> Generator[tuple[Scripted, S3Bucket], None, None]
 
 
 def once(name: str, answer: Answer) -> Any:
-    """A script that gives one call of this name this answer."""
+    """A script that gives the first call of this operation this answer."""
     left = [answer]
 
     def script(call: Call) -> Answer | None:
@@ -63,7 +63,7 @@ def once(name: str, answer: Answer) -> Any:
 
 
 def always(name: str, answer: Answer) -> Any:
-    """A script that gives every call of this name this answer."""
+    """A script that gives every call of this operation this answer."""
     return lambda call: answer if call.name == name else None
 
 
@@ -72,25 +72,25 @@ async def put(bucket: Any, data: bytes, key: str = "key") -> Any:
 
 
 class PartSizeTests:
-    """How large parts are."""
+    """The size of parts."""
 
     @given(st.integers(0, 50 << 40))
     def test_there_is_never_a_part_too_many(self, longest: int) -> None:
-        """Nor one that is too small, nor larger than need be."""
+        """The size of parts is one that S3 allows, gives at most 10,000 parts, and is no larger than necessary."""
         size = part_size(longest)
         assert size >= MIN_PART_SIZE
         assert size * MAX_PARTS >= longest
         assert size == MIN_PART_SIZE or (size - MiB) * MAX_PARTS < longest
 
     def test_limits_are_those_of_s3(self) -> None:
-        """5 MiB, 10,000 parts."""
+        """The limits are 5 MiB and 10,000 parts."""
         assert (5 * MiB, 10_000) == (MIN_PART_SIZE, MAX_PARTS)
         assert part_size(4 << 30) == 5 * MiB
         assert part_size(50_000 * MiB + 1) == 6 * MiB
 
     @pytest_twisted.ensureDeferred
     async def test_a_chunked_body_gets_parts_for_its_cap(self, endpoint: tuple[Scripted, S3Bucket]) -> None:
-        """It might become that long."""
+        """A body without a declared length gets parts for the largest length that is allowed."""
         made, bucket = endpoint
         await bucket.put("key", BytesBody(BIG + BIG, chunk=MiB, chunked=True), 100_000 * MiB)
         sizes = sorted(len(call.body) for call in made.calls if call.name == "UploadPart")
@@ -98,11 +98,11 @@ class PartSizeTests:
 
 
 class SentTests:
-    """What S3 gets to see."""
+    """The requests that a PUT makes."""
 
     @pytest_twisted.ensureDeferred
     async def test_a_small_body_is_one_put_object(self, endpoint: tuple[Scripted, S3Bucket]) -> None:
-        """And nothing else, no 100-continue, no second hash; a CRC that the engine can check."""
+        """A small body is one PutObject with a CRC-32C, without 100-continue or a hash of the payload."""
         made, bucket = endpoint
         await put(bucket, b"hello")
         assert made.names() == ["PutObject"]
@@ -115,7 +115,7 @@ class SentTests:
 
     @pytest_twisted.ensureDeferred
     async def test_a_large_body_is_a_multipart_upload(self, endpoint: tuple[Scripted, S3Bucket]) -> None:
-        """Equal parts but the last, each with its CRC."""
+        """A large body is sent in parts that have the same size, except the last, each with its CRC-32C."""
         made, bucket = endpoint
         info = await put(bucket, BIG)
         assert made.names()[0] == "CreateMultipartUpload"
@@ -129,7 +129,7 @@ class SentTests:
 
     @pytest_twisted.ensureDeferred
     async def test_parts_are_uploaded_side_by_side(self, endpoint: tuple[Scripted, S3Bucket]) -> None:
-        """Eight of them, where no other body is under way, while it still comes."""
+        """Eight parts of a single PUT are uploaded in parallel while more of the body comes."""
         made, bucket = endpoint
         together = threading.Barrier(s3.WINDOW_ALONE, timeout=10)
 
@@ -143,7 +143,7 @@ class SentTests:
 
 
 class FaultTests:
-    """What goes wrong between here and S3."""
+    """Faults of S3."""
 
     @pytest.mark.parametrize("data", [b"small", BIG])
     @pytest.mark.parametrize("name", ["PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"])
@@ -154,7 +154,7 @@ class FaultTests:
     async def test_a_passing_fault_is_not_noticed(
         self, endpoint: tuple[Scripted, S3Bucket], name: str, answer: Answer, data: bytes
     ) -> None:
-        """The same bytes are sent again."""
+        """A PUT succeeds although S3 fails once, and the same bytes are sent again."""
         made, bucket = endpoint
         made.script = once(name, answer)
         info = await put(bucket, data)
@@ -163,7 +163,8 @@ class FaultTests:
 
     @pytest_twisted.ensureDeferred
     async def test_metadata_that_is_not_ascii(self, endpoint: tuple[Scripted, S3Bucket]) -> None:
-        """What another client has stored is given back byte for byte, and the object can be read."""
+        """Metadata that another client stored in another encoding is returned byte for byte, and the object is
+        readable."""
         made, bucket = endpoint
         made.script = lambda call: (
             Answer(200, b"x", {"etag": '"e"', "last-modified": DATE, "x-amz-meta-a": "\u00fc"})
@@ -179,7 +180,7 @@ class FaultTests:
     async def test_a_lasting_fault_fails_and_leaves_nothing(
         self, endpoint: tuple[Scripted, S3Bucket], name: str
     ) -> None:
-        """The old object stays, the upload is aborted."""
+        """A PUT that S3 keeps failing leaves the old object in place, and no upload."""
         made, bucket = endpoint
         made.objects["key"] = b"old", "etag"
         made.script = always(name, Answer(403, ERROR % b"AccessDenied"))
@@ -203,7 +204,8 @@ class FaultTests:
 
     @pytest_twisted.ensureDeferred
     async def test_a_lost_reply_of_complete_is_checked(self, endpoint: tuple[Scripted, S3Bucket]) -> None:
-        """The object is looked for, and is there: nothing is sent again, and the client is told that all is well."""
+        """A lost reply to CompleteMultipartUpload is a success if the object is found to be there, and nothing is
+        sent again."""
         made, bucket = endpoint
         made.script = once("CompleteMultipartUpload", Answer(drop=True, do_it_first=True))
         info = await put(bucket, BIG)
@@ -213,7 +215,7 @@ class FaultTests:
 
     @pytest_twisted.ensureDeferred
     async def test_a_lost_reply_of_put_object_is_checked(self, endpoint: tuple[Scripted, S3Bucket]) -> None:
-        """Sent again, it would make a second version of the object."""
+        """A PutObject whose reply was lost is not repeated, which would make a second version of the object."""
         made, bucket = endpoint
         made.script = once("PutObject", Answer(drop=True, do_it_first=True))
         info = await put(bucket, b"small")
@@ -222,7 +224,7 @@ class FaultTests:
 
     @pytest_twisted.ensureDeferred
     async def test_the_same_bytes_with_other_metadata_are_sent_again(self, endpoint: tuple[Scripted, S3Bucket]) -> None:
-        """What is there is not what was put."""
+        """An old object with the same bytes and other metadata is not taken for the one whose reply was lost."""
         made, bucket = endpoint
         await put(bucket, b"small")
         made.script = once("PutObject", Answer(drop=True))
@@ -233,7 +235,7 @@ class FaultTests:
     async def test_an_upload_that_may_have_been_completed_is_not_left_open(
         self, endpoint: tuple[Scripted, S3Bucket]
     ) -> None:
-        """As long as it can be aborted, nothing was completed, and the error is true."""
+        """A completion that fails is an error, and the upload is aborted, if it still exists then."""
         made, bucket = endpoint
         made.script = always("CompleteMultipartUpload", Answer(drop=True))
         with pytest.raises(BucketError):
@@ -242,7 +244,7 @@ class FaultTests:
 
     @pytest_twisted.ensureDeferred
     async def test_somebody_elses_object_is_not_believed(self, endpoint: tuple[Scripted, S3Bucket]) -> None:
-        """That something has the key does not mean that it is ours."""
+        """The object of another client is not taken for that of an upload whose reply was lost."""
         made, bucket = endpoint
         made.objects["key"] = BIG, "somebody-elses"
         made.script = always("CompleteMultipartUpload", Answer(404, ERROR % b"NoSuchUpload"))
@@ -251,7 +253,7 @@ class FaultTests:
 
     @pytest_twisted.ensureDeferred
     async def test_an_empty_etag_is_computed(self, endpoint: tuple[Scripted, S3Bucket]) -> None:
-        """Ceph answers so; and a look might find what somebody else has put meanwhile."""
+        """The ETag of an upload is computed if the engine returns none, as Ceph does, and not looked up."""
         made, bucket = endpoint
         empty = b"<CompleteMultipartUploadResult><ETag></ETag></CompleteMultipartUploadResult>"
         made.script = always("CompleteMultipartUpload", Answer(200, empty, do_it_first=True))
@@ -261,7 +263,7 @@ class FaultTests:
 
     @pytest_twisted.ensureDeferred
     async def test_a_peer_that_leaves_aborts_the_upload(self, endpoint: tuple[Scripted, S3Bucket]) -> None:
-        """After the parts in flight have landed."""
+        """A PUT whose client disconnects aborts the upload, after the parts in flight have returned."""
         made, bucket = endpoint
         body = Body(len(BIG))
         outcome = ensureDeferred(bucket.put("key", body, LIMIT))
@@ -274,7 +276,7 @@ class FaultTests:
 
     @pytest_twisted.ensureDeferred
     async def test_a_get_that_ends_short_fails(self, endpoint: tuple[Scripted, S3Bucket]) -> None:
-        """After the bytes that came."""
+        """A GET whose response ends too early fails, after the bytes that came."""
         made, bucket = endpoint
         head = {"ETag": '"e"', "Last-Modified": "Tue, 14 Nov 2023 22:13:20 GMT", "Content-Length": "3000000"}
         made.script = always("GetObject", Answer(200, b"x" * 2_000_000, head))
@@ -296,7 +298,7 @@ class FaultTests:
     async def test_an_answer_that_says_too_little(
         self, endpoint: tuple[Scripted, S3Bucket], headers: dict[str, str]
     ) -> None:
-        """Is trouble, and its connection is let go of."""
+        """A response without a valid date or ETag of the object is an error, and its connection is closed."""
         made, bucket = endpoint
         made.script = always("GetObject", Answer(200, b"x" * 1_000_000, headers))
         with pytest.raises(BucketError, match=r"does not say|no ETag"):
@@ -308,7 +310,7 @@ class FaultTests:
     @pytest.mark.parametrize("code", [b"AccessDenied", b"NoSuchBucket", b"InvalidAccessKeyId"])
     @pytest_twisted.ensureDeferred
     async def test_not_every_4xx_is_a_missing_object(self, endpoint: tuple[Scripted, S3Bucket], code: bytes) -> None:
-        """A missing bucket is trouble."""
+        """A missing bucket is an error of the bucket, not a missing object."""
         made, bucket = endpoint
         made.script = always("GetObject", Answer(403 if code != b"NoSuchBucket" else 404, ERROR % code))
         with pytest.raises(BucketError, match=code.decode()):
@@ -316,14 +318,14 @@ class FaultTests:
 
     @pytest_twisted.ensureDeferred
     async def test_deleting_what_is_gone_is_fine(self, endpoint: tuple[Scripted, S3Bucket]) -> None:
-        """Also where the engine says 404."""
+        """Deleting a missing object succeeds, also if the engine answers 404."""
         made, bucket = endpoint
         made.script = always("DeleteObject", Answer(404, ERROR % b"NoSuchKey"))
         await bucket.delete("key")
 
     @pytest_twisted.ensureDeferred
     async def test_nobody_there(self, endpoint: tuple[Scripted, S3Bucket]) -> None:
-        """Is trouble, named."""
+        """A PUT and a GET without S3 are errors that name the cause."""
         nobody = S3Bucket("primary", S3Settings("b", "", "http://127.0.0.1:9", "r", True, "a", "b"), reactor, 4, UPKEEP)
         nobody.start()
         with pytest.raises(BucketError, match=r"no connection to S3: .*refused"):
@@ -332,11 +334,11 @@ class FaultTests:
 
 
 class PrefixTests:
-    """A bucket that is shared with others."""
+    """A bucket with a prefix, which others use, too."""
 
     @pytest_twisted.ensureDeferred
     async def test_clients_do_not_see_it(self, all_engines: Engines) -> None:
-        """Nor what is beside it."""
+        """Clients see neither the prefix nor objects outside it."""
         engine = all_engines.get("moto")
         name = engine.new_bucket()
         engine.client().put_object(Bucket=name, Key="other/a", Body=b"")
@@ -355,7 +357,7 @@ class PrefixTests:
 
     @pytest_twisted.ensureDeferred
     async def test_it_counts_towards_the_length_of_keys(self) -> None:
-        """S3 has 1024 bytes for both; the client is told what is left."""
+        """A key that is too long with the prefix is refused with the length that is left for keys."""
         bucket = S3Bucket("primary", S3Settings("b", "p" * 24, None, "r", None, "a", "b"), reactor, 4, UPKEEP)
         bucket.start()
         with pytest.raises(InvalidKey, match=r"key too long \(>1000 bytes\)"):
@@ -364,10 +366,10 @@ class PrefixTests:
 
 
 class CredentialsTests:
-    """Whose requests these are."""
+    """The credentials of requests."""
 
     def test_none_at_all(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        """Are found out at the start."""
+        """A start without any credentials is refused."""
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -378,7 +380,7 @@ class CredentialsTests:
 
     @pytest_twisted.ensureDeferred
     async def test_boto3s_chain_keeps_refreshing(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        """Credentials that expire are fetched anew, by a process as here, or from an instance's role."""
+        """Credentials that expire are refreshed by boto3, here from a process."""
         (tmp_path / "program.py").write_text(EXPIRING)
         (tmp_path / "config").write_text(f"[default]\ncredential_process = {sys.executable} {tmp_path}/program.py\n")
         monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
@@ -395,12 +397,12 @@ class CredentialsTests:
         assert len(used) == 3
 
     def test_secrets_are_not_in_reprs(self) -> None:
-        """Which end up in logs."""
+        """The repr of settings, which may be logged, has no secrets."""
         assert "hunter2" not in repr(S3Settings("b", secret_access_key="hunter2"))
 
 
 class AddressingTests:
-    """How a bucket's URLs look."""
+    """The addresses and options of requests."""
 
     @pytest.mark.parametrize(
         ("path_style", "url"),
@@ -410,13 +412,13 @@ class AddressingTests:
         ],
     )
     def test_path_style_or_virtual_hosted(self, path_style: bool, url: str) -> None:
-        """As the configuration says."""
+        """URLs have the bucket in the path or in the host, as configured."""
         client, _ = make_client(S3Settings("bucket", "", "https://s3.example.org", "eu-1", path_style, "a", "b"), 120)
         signed = client.generate_presigned_url("get_object", Params={"Bucket": "bucket", "Key": "key"})
         assert signed.startswith(url + "?")
 
     def test_timeouts_and_retries(self) -> None:
-        """A hung engine does not hang a request for ever."""
+        """Timeouts are at most half the deadline of a request."""
         settings = S3Settings("b", region="eu-1", access_key_id="a", secret_access_key="b")
         config = make_client(settings, 2 * READ_TIMEOUT)[0].meta.config
         assert (config.connect_timeout, config.read_timeout) == (CONNECT_TIMEOUT, READ_TIMEOUT)
@@ -429,10 +431,10 @@ class CombinedEtagTests:
     """The ETag of a multipart upload."""
 
     def test_is_the_md5_of_md5s(self) -> None:
-        """As all engines here compute it; the contract tests compare."""
+        """The ETag is the MD5 of the MD5s of the parts, and their number."""
         empty = Part(1, '"d41d8cd98f00b204e9800998ecf8427e"', "")
         assert combined_etag([empty]) == "59adb24ef3cdbe0297f05b395827453f-1"
 
     def test_is_no_objects_when_parts_have_others(self) -> None:
-        """An engine may use what it likes."""
+        """No ETag is computed if the ETags of the parts are no MD5s."""
         assert combined_etag([Part(1, '"something-else"', "")]) == ""

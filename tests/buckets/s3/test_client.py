@@ -1,4 +1,4 @@
-"""The requests of the data plane, against boto3's own: method, path, query, headers and body, one by one."""
+"""The requests of the data plane, compared with boto3's: method, path, query, headers and body."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ LARGE = bytearray(b"x" * (IN_THREAD_FROM + 1))
 
 
 def arguments_of(headers: dict[str, str]) -> dict[str, Any]:
-    """Headers as arguments of boto3's calls."""
+    """The arguments of boto3's calls for these headers."""
     names = {
         "cache-control": "CacheControl",
         "content-disposition": "ContentDisposition",
@@ -63,7 +63,7 @@ def arguments_of(headers: dict[str, str]) -> dict[str, Any]:
 
 
 class Pair:
-    """boto3 and the data plane, both on one scripted endpoint."""
+    """boto3 and the data plane, both with one scripted endpoint."""
 
     def __init__(self, endpoint: Scripted, settings: S3Settings) -> None:
         self.endpoint = endpoint
@@ -89,20 +89,20 @@ def pair(shared_pair: Pair) -> Pair:
 
 
 def said(call: Call) -> tuple[Any, ...]:
-    """All that counts of a request."""
+    """Everything of a request that is to be compared."""
     parts = urlsplit(call.target)
     headers = {name: value for name, value in call.headers.items() if name not in OWN}
     return call.method, parts.path, parse_qs(parts.query, keep_blank_values=True), headers, call.body
 
 
 class SameAsBoto3Tests:
-    """What S3 sees."""
+    """Requests are equal to boto3's."""
 
     @pytest.mark.parametrize("body", [b"", b"hello", bytes(LARGE)])
     @pytest.mark.parametrize("key", ODD_KEYS)
     @pytest_twisted.ensureDeferred
     async def test_put_object(self, pair: Pair, key: str, body: bytes) -> None:
-        """On the reactor and in a thread."""
+        """PutObject is the same, whether it is sent by the reactor or by a thread."""
         await pair.objects.put_object(key, bytearray(body))
         mine = pair.last()
         pair.boto.put_object(Bucket="bucket", Key=key, Body=body, ChecksumCRC32C=crc32c(bytearray(body)))
@@ -117,7 +117,7 @@ class SameAsBoto3Tests:
     @pytest.mark.parametrize("condition", [Condition(), Condition("0123abc-7")])
     @pytest_twisted.ensureDeferred
     async def test_put_object_with_metadata_and_a_condition(self, pair: Pair, condition: Condition) -> None:
-        """Header by header."""
+        """PutObject has the same headers for metadata and conditions."""
         pair.endpoint.script = lambda _: Answer(headers={"ETag": '"etag"'})
         options = PutOptions(METADATA, expected={"sha-256": b"x" * 32})
         headers = metadata_headers_for_s3(options)
@@ -134,7 +134,7 @@ class SameAsBoto3Tests:
     @pytest.mark.parametrize("wanted", [ByteRange(0, 5), ByteRange(3, None), ByteRange(None, 2)])
     @pytest_twisted.ensureDeferred
     async def test_get_object(self, pair: Pair, wanted: ByteRange) -> None:
-        """A range, of the object that it was."""
+        """GetObject is the same with a range and a condition."""
         pair.endpoint.objects["k"] = b"0123456789", "etag"
         headers = {"range": str(wanted), **condition_headers(Condition("etag"))}
         answer = await pair.objects.read_object("k", headers)
@@ -148,7 +148,7 @@ class SameAsBoto3Tests:
 
     @pytest_twisted.ensureDeferred
     async def test_delete_object_with_a_condition(self, pair: Pair) -> None:
-        """Of one object."""
+        """DeleteObject is the same with a condition."""
         pair.endpoint.script = lambda _: Answer(204)
         await pair.objects.delete_object("k", condition_headers(Condition("etag")))
         mine = pair.last()
@@ -160,7 +160,7 @@ class SameAsBoto3Tests:
     @pytest.mark.parametrize("key", ODD_KEYS)
     @pytest_twisted.ensureDeferred
     async def test_head_and_delete(self, pair: Pair, key: str) -> None:
-        """Without a body."""
+        """HeadObject and DeleteObject are the same, without a body."""
         pair.endpoint.objects[key] = b"x", "etag"
         for ours, theirs in (
             (pair.objects.head_object, pair.boto.head_object),
@@ -189,7 +189,7 @@ class SameAsBoto3Tests:
     async def test_list_objects(
         self, pair: Pair, prefix: str, query: dict[str, str], arguments: dict[str, object]
     ) -> None:
-        """With boto3's own encoding of keys."""
+        """ListObjectsV2 is the same, with boto3's encoding of keys."""
         page = b"<ListBucketResult></ListBucketResult>"
         pair.endpoint.script = lambda _: Answer(body=page)
         await pair.objects.list_objects({"prefix": prefix, **query})
@@ -199,7 +199,7 @@ class SameAsBoto3Tests:
 
     @pytest_twisted.ensureDeferred
     async def test_upload_part(self, pair: Pair) -> None:
-        """To the upload that boto3 began."""
+        """UploadPart is the same, of an upload that boto3 created."""
         upload = pair.boto.create_multipart_upload(Bucket="bucket", Key="k")["UploadId"]
         await pair.objects.upload_part("k", upload, 7, bytearray(b"part"), crc32c(bytearray(b"part")))
         mine = pair.last()
@@ -209,11 +209,11 @@ class SameAsBoto3Tests:
 
 
 class ThreadsTests:
-    """Who sends what."""
+    """Which requests threads send."""
 
     @pytest_twisted.ensureDeferred
     async def test_large_bodies_are_a_threads(self, pair: Pair) -> None:
-        """Small ones, and all answers, are the reactor's: a thread costs more than they do."""
+        """Only large bodies are sent by threads."""
         calls: list[str] = []
 
         def run(call: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -231,7 +231,7 @@ class ThreadsTests:
 
 
 class RetriesTests:
-    """What is tried again, as boto3's `standard` mode would."""
+    """Which requests are repeated, compared with boto3's `standard` mode."""
 
     @pytest.mark.parametrize(
         ("answer", "tries"),
@@ -251,7 +251,7 @@ class RetriesTests:
     async def test_errors(
         self, pair: Pair, answer: Answer, tries: int, body: bytearray, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Those that may pass; the others fail at once, with S3's own word."""
+        """Errors that may pass are retried; others fail at once, with S3's error code."""
         monkeypatch.setattr(responses, "_pause", lambda _: 0.0)
         pair.endpoint.script = lambda _: answer
         with pytest.raises(RequestFailed, match=f"PutObject: {answer.status}"):
@@ -274,7 +274,7 @@ class RetriesTests:
     async def test_whether_it_may_have_been_carried_out_before(
         self, pair: Pair, fault: Answer | None, again: bool, body: bytearray, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Then its refusal is not told as one."""
+        """A failed request says whether an earlier attempt may have been carried out."""
         monkeypatch.setattr(responses, "_pause", lambda _: 0.0)
         answers = [Answer(412, ERROR % b"PreconditionFailed"), *([fault] if fault else [])]
         pair.endpoint.script = lambda call: answers.pop() if call.name == "PutObject" else None
@@ -282,23 +282,23 @@ class RetriesTests:
             await pair.objects.put_object("k", body, {"if-none-match": "*"})
 
     def test_pauses_grow_and_end(self) -> None:
-        """With jitter, so that not all come back at once."""
+        """Pauses between attempts grow up to a limit, and have jitter."""
         assert all(0 <= responses._pause(tries) <= 2.0 ** (tries - 1) for tries in range(1, 6))
         assert len({responses._pause(3) for _ in range(10)}) > 1
         assert responses._pause(100) <= responses.LONGEST_PAUSE
 
 
 class KeysTests:
-    """What requests are signed with."""
+    """The credentials that requests are signed with."""
 
     def test_static_ones_need_no_thread(self) -> None:
-        """They are there."""
+        """Static credentials are used without a call in a thread."""
         _, credentials = make_client(S3Settings("b", region="r", access_key_id="id", secret_access_key="s"), 120)
         source = credential_source(credentials, None)  # type: ignore[arg-type]
         assert result(_awaited(source.get()))[:3] == Credentials("id", "s", None)
 
     def test_those_that_expire_are_fetched_by_one(self) -> None:
-        """As that is a request of its own."""
+        """Credentials that expire soon are refreshed in a thread."""
         calls: list[str] = []
 
         class Expiring:
@@ -330,7 +330,7 @@ class KeysTests:
         assert result(_awaited(source.get())) == Credentials("fresh", "s", "t")
 
     def test_those_that_come_expired_are_a_failure(self) -> None:
-        """Of the request, not of the daemon."""
+        """Credentials that are expired when they are refreshed fail the request, as if S3 could not be reached."""
 
         class Expired:
             def refresh_needed(self) -> bool:
@@ -351,7 +351,7 @@ class KeysTests:
         ],
     )
     def test_a_refresh_that_fails_is_a_failure_of_s3(self, error: Exception) -> None:
-        """Whatever botocore raises, the request is tried again and then told as S3 that cannot be reached."""
+        """Every error of botocore during a refresh fails the request, as if S3 could not be reached."""
 
         class Failing:
             def refresh_needed(self) -> bool:
@@ -365,11 +365,11 @@ class KeysTests:
 
 
 class TlsTests:
-    """https to S3."""
+    """Requests over https."""
 
     @pytest_twisted.ensureDeferred
     async def test_small_and_large_both_ways(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """With a certificate that AWS_CA_BUNDLE names."""
+        """PUTs and GETs of all sizes work over https with a certificate that AWS_CA_BUNDLE names."""
         certificate, key = self.certificate(tmp_path)
         monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
         with scripted(tls=(certificate, key)) as (_, engine):
@@ -386,7 +386,7 @@ class TlsTests:
     @pytest.mark.parametrize("size", [5, 600_000])
     @pytest_twisted.ensureDeferred
     async def test_a_certificate_that_nobody_vouches_for(self, tmp_path: Path, size: int) -> None:
-        """Is not talked to."""
+        """No request is sent to a server whose certificate is not trusted."""
         with scripted(tls=self.certificate(tmp_path)) as (endpoint, engine):
             objects = Pair(endpoint, engine.settings("bucket")).objects
             with pytest.raises(Exception, match="certificate verify failed"):
@@ -396,7 +396,7 @@ class TlsTests:
 
     @staticmethod
     def certificate(folder: Path) -> tuple[Path, Path]:
-        """A certificate for this host that nobody else vouches for, and its key."""
+        """A self-signed certificate for this host, and its key."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
         now = datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""The calls around a multipart upload, held against boto3's, and what they make of the answers."""
+"""The calls of multipart uploads, compared with boto3's, and what their responses mean."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
 
 
 class RequestTests:
-    """What S3 is asked is what boto3 would ask."""
+    """Requests are equal to boto3's."""
 
     @pytest_twisted.ensureDeferred
     async def test_create(self, pair: Pair) -> None:
-        """With metadata."""
+        """CreateMultipartUpload is the same, with metadata."""
         headers = metadata_headers_for_s3(PutOptions((("content-type", "text/html"), ("x-amz-meta-a", "1"))))
         assert await MultipartUploads(pair.objects).create(KEY, headers) == ("upload-1", False)
         mine = pair.last()
@@ -51,7 +51,7 @@ class RequestTests:
 
     @pytest_twisted.ensureDeferred
     async def test_complete(self, pair: Pair) -> None:
-        """With a condition, and the same XML."""
+        """CompleteMultipartUpload is the same, with a condition and the same XML."""
         pair.endpoint.script = lambda _: Answer(200, DONE % b'"e-2"')
         headers = condition_headers(Condition())
         assert await MultipartUploads(pair.objects).complete(KEY, "id/+", PARTS, headers) == '"e-2"'
@@ -72,7 +72,7 @@ class RequestTests:
 
     @pytest_twisted.ensureDeferred
     async def test_abort(self, pair: Pair) -> None:
-        """By its id."""
+        """AbortMultipartUpload is the same."""
         pair.endpoint.script = lambda _: Answer(204)
         await MultipartUploads(pair.objects).abort(KEY, "id/+")
         mine = pair.last()
@@ -81,25 +81,25 @@ class RequestTests:
 
 
 class AnswerTests:
-    """What is made of what comes back."""
+    """The meaning of responses."""
 
     @pytest_twisted.ensureDeferred
     async def test_an_error_inside_a_200_is_tried_again(self, pair: Pair) -> None:
-        """Blanks come before it, as S3 sends them while it is at work."""
+        """An error in a response of status 200, after white space, is retried."""
         answers = [Answer(200, DONE % b"e"), Answer(200, b"  \n" + ERROR % b"InternalError")]
         pair.endpoint.script = lambda _: answers.pop()
         assert await MultipartUploads(pair.objects).complete(KEY, "id", PARTS, {}) == "e"
 
     @pytest_twisted.ensureDeferred
     async def test_a_lost_reply_of_create_is_told(self, pair: Pair) -> None:
-        """There may be an upload whose id nobody knows."""
+        """A lost reply to CreateMultipartUpload is reported, as there may be another upload with an unknown id."""
         answers = [Answer(200, CREATED % b"two"), Answer(drop=True)]
         pair.endpoint.script = lambda _: answers.pop()
         assert await MultipartUploads(pair.objects).create(KEY, {}) == ("two", True)
 
     @pytest_twisted.ensureDeferred
     async def test_those_of_a_key(self, pair: Pair) -> None:
-        """And not of keys that only begin so."""
+        """The uploads of a key do not include those of longer keys."""
         upload = "<Upload><Key>{}</Key><UploadId>{}</UploadId><Initiated>2023-11-14T22:13:20.000Z</Initiated></Upload>"
         body = "".join(upload.format(key, key) for key in ("a", "ab"))
         xml = f'<ListMultipartUploadsResult xmlns="x">{body}</ListMultipartUploadsResult>'
@@ -109,20 +109,20 @@ class AnswerTests:
     @pytest.mark.parametrize(("xml", "expected"), [(b"<R><Part/></R>", True), (b"<R/>", False)])
     @pytest_twisted.ensureDeferred
     async def test_whether_it_has_parts(self, pair: Pair, xml: bytes, expected: bool) -> None:
-        """One is enough."""
+        """An upload has parts as soon as it has one."""
         pair.endpoint.script = lambda _: Answer(200, xml)
         assert await MultipartUploads(pair.objects).has_parts(KEY, "id") == expected
 
     @pytest_twisted.ensureDeferred
     async def test_no_xml(self, pair: Pair) -> None:
-        """Is no answer."""
+        """A response that is not XML is a failure."""
         pair.endpoint.script = lambda _: Answer(200, b"hello")
         with pytest.raises(ConnectionFailed, match="has no UploadId"):
             await MultipartUploads(pair.objects).create(KEY, {})
 
     @pytest_twisted.ensureDeferred
     async def test_an_error(self, pair: Pair) -> None:
-        """Is one."""
+        """A response of 404 is a failure."""
         pair.endpoint.script = lambda _: Answer(404, ERROR % b"NoSuchUpload")
         with pytest.raises(RequestFailed, match="NoSuchUpload"):
             await MultipartUploads(pair.objects).abort(KEY, "id")

@@ -1,4 +1,4 @@
-"""Connections on the reactor, and the pool that keeps them: with a clock and transports in memory."""
+"""Connections to S3 on the reactor, and their pool, with a clock and transports in memory."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Endpoint:
 
 
 class Made:
-    """A pool over such an endpoint."""
+    """A pool with such an endpoint."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -71,7 +71,7 @@ class Made:
         return self.endpoint.connections[number]
 
     def stream(self, early: bytes = b"") -> Any:
-        """An answer whose body is still to come."""
+        """A response whose body is still to come."""
         asked = self.open()
         self.connection().dataReceived(LARGE + early)
         response, body = result(asked)
@@ -80,10 +80,10 @@ class Made:
 
 
 class PoolTests:
-    """Which connection a request goes out on."""
+    """The connection that a request is sent on."""
 
     def test_a_connection_is_used_again(self) -> None:
-        """When its answer is over."""
+        """A connection is reused after its response has ended."""
         made = Made()
         for _ in range(3):
             asked = made.ask()
@@ -93,7 +93,7 @@ class PoolTests:
         assert len(made.endpoint.connections) == 1
 
     def test_requests_at_once_have_one_each(self) -> None:
-        """No pipelining."""
+        """Concurrent requests have a connection each, as there is no pipelining."""
         made = Made()
         asked = [made.ask() for _ in range(3)]
         assert len(made.endpoint.connections) == 3
@@ -102,7 +102,7 @@ class PoolTests:
         assert all(result(one).status == 200 for one in asked)
 
     def test_only_so_many_are_kept(self) -> None:
-        """The rest is closed."""
+        """Idle connections beyond the limit are closed."""
         made = Made()
         asked = [made.ask() for _ in range(KEEP_IDLE + 3)]
         for connection in made.endpoint.connections:
@@ -112,7 +112,7 @@ class PoolTests:
         assert sum(made.connection(number).transport.disconnecting for number in range(KEEP_IDLE + 3)) == 3
 
     def test_a_connection_that_is_to_be_closed_is(self) -> None:
-        """And not kept."""
+        """A connection whose response says `Connection: close` is closed."""
         made = Made()
         asked = made.ask()
         made.connection().dataReceived(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
@@ -122,7 +122,7 @@ class PoolTests:
         assert len(made.endpoint.connections) == 2
 
     def test_one_that_closed_while_idle_is_forgotten(self) -> None:
-        """Nobody is the worse for it."""
+        """A connection that S3 closed while it was idle is not used again."""
         made = Made()
         asked = made.ask()
         made.connection().dataReceived(OK)
@@ -132,7 +132,7 @@ class PoolTests:
         assert len(made.endpoint.connections) == 2
 
     def test_one_that_closes_as_it_is_used_again_is_replaced(self) -> None:
-        """S3 had closed it, and that was not known: the request goes out once more, on a new one."""
+        """A request on a reused connection that S3 closes without a response is sent again on a new one."""
         made = Made()
         asked = made.ask()
         made.connection().dataReceived(OK)
@@ -143,7 +143,7 @@ class PoolTests:
         assert result(again).status == 200
 
     def test_unless_it_is_to_go_out_once(self) -> None:
-        """Then whoever asks must know."""
+        """A request that must be sent once fails if S3 closes its reused connection."""
         made = Made()
         asked = made.ask()
         made.connection().dataReceived(OK)
@@ -156,7 +156,7 @@ class PoolTests:
 
     @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200"])
     def test_a_new_one_that_closes_is_a_failure(self, said: bytes) -> None:
-        """As is one that had begun to answer."""
+        """A request fails if S3 closes its new connection, or a reused one within the response."""
         made = Made()
         asked = made.ask()
         if said:
@@ -169,14 +169,14 @@ class PoolTests:
             result(asked)
 
     def test_nobody_there(self) -> None:
-        """Is said so."""
+        """A refused connection is reported as such."""
         made = Made()
         made.endpoint.failing = ConnectError("refused")
         with pytest.raises(ConnectionFailed, match="no connection to S3"):
             result(made.ask())
 
     def test_no_http(self) -> None:
-        """Ends the connection."""
+        """A response that is not HTTP aborts the connection."""
         made = Made()
         asked = made.ask()
         made.connection().dataReceived(b"220 smtp\r\n\r\n")
@@ -185,7 +185,7 @@ class PoolTests:
         assert made.connection().transport.aborted
 
     def test_bytes_that_nobody_asked_for(self) -> None:
-        """End it too."""
+        """Bytes without a request abort the connection."""
         made = Made()
         asked = made.ask()
         made.connection().dataReceived(OK)
@@ -195,10 +195,10 @@ class PoolTests:
 
 
 class SilenceTests:
-    """An S3 that says nothing."""
+    """An S3 that sends nothing."""
 
     def test_is_given_up(self) -> None:
-        """After the read timeout, and not before."""
+        """A request is given up after the read timeout, and not before."""
         made = Made()
         asked = made.ask()
         made.clock.pump([1] * 59)
@@ -209,7 +209,7 @@ class SilenceTests:
         assert made.connection().transport.aborted
 
     def test_a_body_that_is_leaving_gives_it_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """S3 that takes a body slowly is not silent; S3 that takes no more of it is."""
+        """An S3 that takes a body slowly is not silent; one that takes no more of it is."""
         queued = [300_000]
         monkeypatch.setattr(connection_module, "queued_bytes", lambda _: queued[0])
         made = Made()
@@ -223,7 +223,7 @@ class SilenceTests:
             result(asked)
 
     def test_a_body_that_is_leaving_has_no_more_time_than_the_request(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The deadline of the request ends it, however it goes on."""
+        """A body that is taken slowly is given up at the deadline of the request."""
         queued = [300_000]
         monkeypatch.setattr(connection_module, "queued_bytes", lambda _: queued[0])
         made = Made()
@@ -235,7 +235,7 @@ class SilenceTests:
             result(asked)
 
     def test_each_byte_gives_it_time(self) -> None:
-        """A slow answer is an answer."""
+        """A response that comes byte by byte is not given up."""
         made = Made()
         asked = made.ask()
         for number in range(len(OK)):
@@ -244,7 +244,7 @@ class SilenceTests:
         assert result(asked).body == b"hi"
 
     def test_it_is_not_s3_that_is_silent_while_the_client_is_slow(self) -> None:
-        """Nor between requests."""
+        """The read timeout does not run while the client is slow, nor between requests."""
         made = Made()
         stream, consumer = made.stream(), Consumer(paused=True)
         made.clock.pump([1] * 100)
@@ -258,7 +258,7 @@ class SilenceTests:
         assert not made.connection().transport.aborted
 
     def test_silence_in_the_middle_of_a_body(self) -> None:
-        """Fails the delivery."""
+        """Silence in the middle of a body fails the delivery."""
         made = Made()
         done = made.stream().deliver(Consumer(), lambda: CHUNK)
         made.clock.pump([1] * 61)
@@ -266,7 +266,7 @@ class SilenceTests:
             result(done)
 
     def test_a_little_may_be_there_that_was_not_worth_a_look(self) -> None:
-        """It is looked for once, before S3 is called silent."""
+        """The low watermark is reset once before S3 counts as silent, as fewer bytes may have come."""
         made = Made()
         done = made.stream().deliver(Consumer(), lambda: CHUNK)
         hurries = iter([True, False])
@@ -278,7 +278,7 @@ class SilenceTests:
             result(done)
 
     def test_a_request_may_have_less_time(self) -> None:
-        """Until a time of the clock; bytes that come do not add to that."""
+        """A request with a time limit is given up then, whatever bytes come."""
         made = Made()
         asked = made.ask(until=20.0)
         for byte in OK[:20]:
@@ -291,7 +291,7 @@ class SilenceTests:
         assert made.connection().transport.aborted
 
     def test_a_body_that_has_begun_may_take_longer(self) -> None:
-        """A large object needs more time than an answer."""
+        """The time limit of a request does not hold for a body that is streamed."""
         made = Made()
         asked = made.open(until=20.0)
         made.connection().dataReceived(LARGE)
@@ -302,7 +302,7 @@ class SilenceTests:
         result(done)
 
     def test_the_next_request_has_its_full_time(self) -> None:
-        """On the same connection."""
+        """The next request on a connection has the full read timeout."""
         made = Made()
         made.ask(until=20.0)
         made.connection().dataReceived(OK)
@@ -313,7 +313,7 @@ class SilenceTests:
         assert len(made.endpoint.connections) == 1
 
     def test_nothing_is_begun_after_the_end(self) -> None:
-        """Nobody would see that it is late."""
+        """A pool that was stopped makes no connection."""
         made = Made()
         made.pool.stop()
         with pytest.raises(ConnectionFailed, match="storaged stops"):
@@ -321,7 +321,7 @@ class SilenceTests:
         assert made.endpoint.connections == []
 
     def test_a_connection_that_is_made_while_the_pool_stops(self) -> None:
-        """It is closed again: it was not there yet when the pool closed what it had."""
+        """A connection that is established after the pool was stopped is aborted."""
         made, connected = Made(), Deferred[None]()
         connect = made.endpoint.connect
         made.endpoint.connect = lambda factory: connected.addCallback(lambda _: connect(factory))  # type: ignore
@@ -333,7 +333,7 @@ class SilenceTests:
             result(asked)
 
     def test_a_connection_whose_request_has_not_left_is_not_used_again(self) -> None:
-        """After an answer to the head of a request alone, the rest of that request would be taken for the next."""
+        """A connection is closed if its response came before the whole request was sent."""
         made = Made()
         asked = made.ask()
         made.clock.advance(0)
@@ -345,7 +345,7 @@ class SilenceTests:
         assert made.pool._idle == []
 
     def test_stopping_closes_everything(self) -> None:
-        """Idle or not."""
+        """Stopping the pool aborts all connections, idle or not."""
         made = Made()
         asked = made.ask()
         made.pool.stop()
@@ -358,11 +358,11 @@ class SilenceTests:
 
 
 class BodyStreamTests:
-    """A body on its way to a consumer."""
+    """The body of a response that is delivered to a consumer."""
 
     @pytest.mark.parametrize("early", [b"", b"01234"])
     def test_all_bytes_arrive(self, early: bytes) -> None:
-        """Also those that came with the head; then the connection is free."""
+        """All bytes are delivered, those that came with the head included, and the connection is free then."""
         made = Made()
         stream, consumer = made.stream(early), Consumer()
         done = stream.deliver(consumer, lambda: CHUNK)
@@ -373,7 +373,7 @@ class BodyStreamTests:
         assert len(made.endpoint.connections) == 1
 
     def test_the_socket_is_not_read_before_somebody_wants_it(self) -> None:
-        """Nor while the consumer is full."""
+        """The socket is not read before delivery begins, nor while the consumer is full."""
         made = Made()
         stream, consumer = made.stream(), Consumer()
         transport = made.connection().transport
@@ -386,7 +386,7 @@ class BodyStreamTests:
         assert transport.producerState == "producing"
 
     def test_ends_when_the_last_bytes_have_left(self) -> None:
-        """A consumer that is full at the end still has them."""
+        """Delivery ends when a full consumer has sent the last bytes."""
         made = Made()
         stream, consumer = made.stream(), Consumer(paused=True)
         done = stream.deliver(consumer, lambda: CHUNK)
@@ -396,7 +396,7 @@ class BodyStreamTests:
         result(done)
 
     def test_a_connection_that_closes_after_the_last_byte_took_nothing_along(self) -> None:
-        """Though the consumer has still to send some of it."""
+        """A connection that is lost after the last byte does not fail a delivery whose consumer is still full."""
         made = Made()
         stream, consumer = made.stream(), Consumer(paused=True)
         delivered = stream.deliver(consumer, lambda: CHUNK)
@@ -411,7 +411,7 @@ class BodyStreamTests:
         assert len(made.endpoint.connections) == 2
 
     def test_the_next_answer_is_read_though_the_consumer_is_full(self) -> None:
-        """When it has taken the end of the body from the socket itself."""
+        """The next response is read although a consumer that took the last bytes from the socket is full."""
         made, consumer = Made(), SpliceConsumer()
         with connected() as (transport, s3):
             transport.setTcpNoDelay = lambda _: None
@@ -436,7 +436,7 @@ class BodyStreamTests:
             result(done)
 
     def test_reads_as_much_as_it_is_told(self) -> None:
-        """The budget may shrink meanwhile."""
+        """Each read is limited to the budget at that time and to the rest of the body."""
         made = Made()
         sizes = [5, 4, 100]
         made.stream().deliver(Consumer(), lambda: sizes.pop(0))
@@ -451,7 +451,7 @@ class BodyStreamTests:
         assert transport.bufferSize == READ_SIZE
 
     def test_a_body_that_breaks_off_fails(self) -> None:
-        """Whether or not it was being delivered."""
+        """A body that breaks off fails, whether or not its delivery had begun."""
         made = Made()
         stream, consumer = made.stream(b"012"), Consumer()
         done = stream.deliver(consumer, lambda: CHUNK)
@@ -465,7 +465,7 @@ class BodyStreamTests:
             result(stream.deliver(Consumer(), lambda: CHUNK))
 
     def test_a_consumer_that_leaves(self) -> None:
-        """Ends the connection: the rest of the body would come next."""
+        """A consumer that stops the delivery ends the connection."""
         made = Made()
         stream, consumer = made.stream(b"012"), Consumer()
         done = stream.deliver(consumer, lambda: CHUNK)
@@ -475,13 +475,13 @@ class BodyStreamTests:
         assert made.connection().transport.aborted
 
     def test_closing_without_reading(self) -> None:
-        """Ends the connection: the rest would come next."""
+        """Closing a body that was not delivered ends the connection."""
         made = Made()
         made.stream(b"012").close()
         assert made.connection().transport.aborted
 
     def test_a_body_that_came_with_its_head_is_not_streamed(self) -> None:
-        """It is the answer's, whose connection is free for whoever asks on."""
+        """A body that came with its head is in the response, and the connection is free."""
         made = Made()
         asked = made.open()
         again = asked.addCallback(lambda opened: (*opened, made.ask()))
@@ -491,7 +491,7 @@ class BodyStreamTests:
         assert len(made.endpoint.connections) == 1
 
     def test_an_error_is_not_streamed(self) -> None:
-        """Its body says what it is."""
+        """The body of an error is read into memory."""
         made = Made()
         asked = made.open()
         made.connection().dataReceived(b"HTTP/1.1 404 Not Found\r\nContent-Length: 20\r\n\r\n<Code>NoSuch")
@@ -501,7 +501,7 @@ class BodyStreamTests:
         assert (response.status, body) == (404, None)
 
     def test_an_error_without_end_is_given_up(self) -> None:
-        """It is collected in memory, but not all that S3 may send."""
+        """The body of an error is given up when it gets too large."""
         made = Made()
         waiting = made.open()
         connection = made.connection()

@@ -1,4 +1,4 @@
-"""The upload journal: what a process that was killed leaves in it, and who may have that."""
+"""The upload journal: what a killed process leaves in it, and which entries are orphaned."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def opened(state: Path) -> Journal:
 
 
 def crash(journal: Journal) -> None:
-    """Let go of the lock, as the kernel does for a process that was killed, and of nothing else."""
+    """Release the lock of a run, as the kernel does for a killed process, and nothing else."""
     assert journal._lock is not None
     os.close(journal._lock)
     journal._lock = None
@@ -31,17 +31,17 @@ def left(state: Path) -> list[tuple[str, str, str | None]]:
 
 
 def garbled(path: Path, line: int, to: bytes) -> None:
-    """Replace a line, from 0 on, with something else."""
+    """Replace a line of an entry, counted from 0, by something else."""
     lines = path.read_bytes().splitlines(keepends=True)
     lines[line] = to
     path.write_bytes(b"".join(lines))
 
 
 class JournalTests:
-    """One process after the other."""
+    """Entries of one process after the other."""
 
     def test_is_closed_to_others(self, tmp_path: Path) -> None:
-        """The journal, and a state folder that is made for it, are the daemon's alone, whatever the umask."""
+        """The journal and a new state folder are readable only by the daemon's user, whatever the umask."""
         umask = os.umask(0)
         try:
             journal = Journal(tmp_path / "state")
@@ -55,7 +55,7 @@ class JournalTests:
         journal.close()
 
     def test_a_crash_leaves_what_had_not_ended(self, tmp_path: Path) -> None:
-        """With its id, where that was known; and what had ended is forgotten."""
+        """The uploads in progress at a crash are orphaned, with their ids if known; those that ended are not."""
         journal = opened(tmp_path)
         journal.begin("b", "before it was created")
         journal.begin("b", "é\n").created("id-1")
@@ -66,7 +66,7 @@ class JournalTests:
         assert sorted(left(tmp_path)) == [("b", "before it was created", None), ("b", "é\n", "id-1")]
 
     def test_it_is_there_until_it_is_ended(self, tmp_path: Path) -> None:
-        """However many processes look at it."""
+        """An orphaned entry is returned until it is ended."""
         journal = opened(tmp_path)
         journal.begin("b", "k").created("id")
         crash(journal)
@@ -76,14 +76,14 @@ class JournalTests:
         assert left(tmp_path) == []
 
     def test_what_a_living_process_does_is_its_own(self, tmp_path: Path) -> None:
-        """Several daemons may share a folder."""
+        """The entries of a living process are not orphaned."""
         journal = opened(tmp_path)
         journal.begin("b", "k").created("id")
         assert left(tmp_path) == []
         assert list(journal.orphaned("b")) == []
 
     def test_what_it_gives_up_is_left_behind_too(self, tmp_path: Path) -> None:
-        """Until it is ended after all."""
+        """An entry of this process that is deferred to the reaper is orphaned until it is ended."""
         journal = opened(tmp_path)
         begun = journal.begin("b", "k")
         begun.created("id")
@@ -94,7 +94,7 @@ class JournalTests:
         assert list(journal.orphaned("b")) == []
 
     def test_each_bucket_has_its_own(self, tmp_path: Path) -> None:
-        """Another one's uploads are not this one's to abort; but their ids are known."""
+        """The entries of another bucket are not orphaned in this one, but their ids are known."""
         journal = opened(tmp_path)
         journal.begin("another", "k").created("id")
         crash(journal)
@@ -102,7 +102,7 @@ class JournalTests:
         assert opened(tmp_path).known("b", "k") == {"id"}
 
     def test_when_it_was_begun_is_kept(self, tmp_path: Path) -> None:
-        """An upload whose id is unknown is found by that."""
+        """The time at which an upload was begun is kept."""
         journal = opened(tmp_path)
         begun = journal.begin("b", "k")
         crash(journal)
@@ -111,7 +111,7 @@ class JournalTests:
 
     @pytest.mark.parametrize(("keep", "expected"), [(10, []), (-2, [("b", "k", None)])])
     def test_a_torn_line_counts_for_nothing(self, tmp_path: Path, keep: int, expected: list[object]) -> None:
-        """A first line means that S3 was not asked yet; a second, that the id is unknown."""
+        """An entry with an incomplete first line is no upload; with an incomplete second, it has no id."""
         journal = opened(tmp_path)
         begun = journal.begin("b", "k")
         if keep < 0:
@@ -121,7 +121,7 @@ class JournalTests:
         assert left(tmp_path) == expected
 
     def test_a_run_leaves_no_folder(self, tmp_path: Path) -> None:
-        """Neither one that ended as it should, nor one that crashed, once all of it is ended."""
+        """The folder of a run is removed when it has ended, or has crashed and has no entries any more."""
         journal = opened(tmp_path)
         journal.begin("b", "k").ended()
         journal.close()
@@ -136,24 +136,24 @@ class JournalTests:
         assert list((tmp_path / "uploads").iterdir()) == []
 
     def test_a_probe_is_kept_too(self, tmp_path: Path) -> None:
-        """And told from an upload."""
+        """A probe that was in progress at a crash is orphaned, and distinct from an upload."""
         journal = opened(tmp_path)
         begun = journal.begin("b", "k", PROBE)
         crash(journal)
         assert opened(tmp_path).orphaned("b") == [begun]
 
     def test_a_folder_that_cannot_be_used(self, tmp_path: Path) -> None:
-        """Is an error at the start, and names the folder."""
+        """A folder that cannot be used is an error at the start that names it."""
         (tmp_path / "uploads").write_text("a file")
         with pytest.raises(StartError, match="uploads"):
             Journal(tmp_path).open()
 
 
 class KnownTests:
-    """Whose an upload can be that is in no entry."""
+    """The uploads that are known to belong to a process."""
 
     def test_a_living_process_may_be_about_to_note_it(self, tmp_path: Path) -> None:
-        """Be it this one, or another; from before it asks until it has noted the id."""
+        """No upload of a key can be decided on while a living process has an entry of it without an id."""
         journal, other = opened(tmp_path), opened(tmp_path)
         begun = other.begin("b", "k")
         assert (journal.known("b", "k"), other.known("b", "k")) == (None, None)
@@ -162,7 +162,7 @@ class KnownTests:
         assert (journal.known("b", "k"), other.known("b", "k")) == ({"id"}, {"id"})
 
     def test_what_is_over_is_nobodys(self, tmp_path: Path) -> None:
-        """Be it that the process has ended, or given it up."""
+        """An entry without an id blocks nothing if its process has ended or has deferred it to the reaper."""
         journal, other = opened(tmp_path), opened(tmp_path)
         other.begin("b", "k")
         crash(other)
@@ -170,7 +170,7 @@ class KnownTests:
         assert journal.known("b", "k") == set()
 
     def test_an_entry_of_a_living_process_that_cannot_be_read(self, tmp_path: Path) -> None:
-        """May be of any key."""
+        """An unreadable entry of a living process may be of any key."""
         journal, other = opened(tmp_path), opened(tmp_path)
         garbled(other.begin("b", "k").path, 0, b"!\n")
         assert journal.known("b", "another") is None
@@ -178,7 +178,7 @@ class KnownTests:
         assert journal.known("b", "another") == set()
 
     def test_a_run_without_its_lock(self, tmp_path: Path) -> None:
-        """May be of a process that lives: nobody takes it, and it is not given a new lock."""
+        """A run without a lock file counts as that of a living process, and gets no new lock."""
         journal, other = opened(tmp_path), opened(tmp_path)
         begun = other.begin("b", "k")
         (begun.path.parent / "lock").unlink()
@@ -209,7 +209,7 @@ class DamageTests:
         ids=lambda line: repr(line[:20]),
     )
     def test_no_entry_is_set_aside(self, tmp_path: Path, line: bytes) -> None:
-        """And named in the log; the others have their turn."""
+        """A file that is not an entry is moved away and logged, and the others are processed."""
         journal = opened(tmp_path)
         entries = [journal.begin("b", "k") for _ in range(3)]
         path = sorted(begun.path for begun in entries)[1]
@@ -227,7 +227,7 @@ class DamageTests:
         assert logs == []
 
     def test_one_that_was_given_up(self, tmp_path: Path) -> None:
-        """Is set aside too."""
+        """A damaged entry that was deferred to the reaper is moved away, too."""
         journal = opened(tmp_path)
         begun = journal.begin("b", "k")
         garbled(begun.path, 0, b"!\n")
@@ -236,7 +236,7 @@ class DamageTests:
         assert len(list((tmp_path / "uploads-damaged").iterdir())) == 1
 
     def test_one_that_cannot_be_read_stays(self, tmp_path: Path) -> None:
-        """For another time; the others have their turn."""
+        """An entry that cannot be read stays for another time, and the others are processed."""
         journal = opened(tmp_path)
         path = sorted(journal.begin("b", "k").path for _ in range(3))[1]
         path.unlink()
@@ -247,7 +247,7 @@ class DamageTests:
 
     @pytest.mark.parametrize("line", [b"!\n", b"{}\n", b'{"upload_id": 7}\n', b"[]\n"])
     def test_an_id_that_is_none(self, tmp_path: Path, line: bytes) -> None:
-        """Is unknown."""
+        """A second line without a valid id leaves the id of an entry unknown."""
         journal = opened(tmp_path)
         begun = journal.begin("b", "k")
         begun.created("id")
@@ -257,10 +257,10 @@ class DamageTests:
 
 
 class WritesTests:
-    """Entries are whole, or not there."""
+    """Entries are complete, or not there."""
 
     def test_writes_that_are_short(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Go on where they stopped."""
+        """A write that is cut short is continued."""
         write = os.write
         monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:3]))
         journal = opened(tmp_path)
@@ -270,7 +270,7 @@ class WritesTests:
 
     @pytest.mark.parametrize("failing", ["write", "fsync"])
     def test_that_fail_leave_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
-        """Neither a new entry, nor half a line in one that was there."""
+        """A write that fails leaves neither a new entry nor half a line in an old one."""
         journal = opened(tmp_path)
         begun = journal.begin("b", "k")
         before, call = begun.path.read_bytes(), getattr(os, failing)

@@ -40,7 +40,7 @@ Made = tuple[Scripted, Callable[[str], S3Bucket]]
 
 @pytest.fixture
 def made(on_scripted: OnScripted) -> Made:
-    """An endpoint that keeps all conditions, and what makes a bucket that claims such."""
+    """A scripted endpoint that checks all conditions, and a function that makes a bucket with a setting."""
     endpoint, make_bucket = on_scripted
     return endpoint, lambda claimed: make_bucket(conditional_writes=claimed)
 
@@ -55,10 +55,10 @@ def _requiring(conditions: ConditionalSupport, condition: Condition, *operations
 
 
 class ConditionsTests:
-    """Knowing what is claimed."""
+    """How a bucket finds out what it supports."""
 
     def make(self) -> tuple[ConditionalSupport, list[Deferred[Capabilities]]]:
-        """Conditions that are to be found out, and the probes that are under way."""
+        """A ConditionalSupport that needs a probe, and the probes in progress."""
         probes: list[Deferred[Capabilities]] = []
 
         def probe() -> Awaitable[Capabilities]:
@@ -68,7 +68,7 @@ class ConditionsTests:
         return ConditionalSupport(None, probe), probes
 
     def test_is_found_out_once_for_all_who_ask(self) -> None:
-        """Also for those who ask meanwhile."""
+        """Concurrent and later callers share one probe."""
         conditions, probes = self.make()
         asked = [_requiring(conditions, ABSENT, "PutObject") for _ in range(3)]
         refused = _requiring(conditions, ABSENT, "CompleteMultipartUpload")
@@ -81,7 +81,7 @@ class ConditionsTests:
         assert len(probes) == 1
 
     def test_a_probe_that_fails_is_made_again(self) -> None:
-        """For the next who asks; those who waited are told."""
+        """A failed probe fails all who wait for it, and is repeated for the next caller."""
         conditions, probes = self.make()
         asked = [_requiring(conditions, ABSENT, "PutObject") for _ in range(2)]
         probes[0].errback(ZeroDivisionError("no engine"))
@@ -93,7 +93,7 @@ class ConditionsTests:
         result(again)
 
     def test_one_of_several_operations_will_do(self) -> None:
-        """Where it is not known yet which it will be."""
+        """A condition is accepted if one of the operations that may be needed supports it."""
         conditions = ConditionalSupport(frozenset({PUT_SAME}), self.make)  # type: ignore[arg-type]
         result(_requiring(conditions, Condition("e"), "PutObject", "CompleteMultipartUpload"))
         with pytest.raises(ConditionUnsupported):
@@ -102,18 +102,18 @@ class ConditionsTests:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Races of an endpoint whose faults do not hang on chance."""
+    """Make fewer races, for an endpoint whose faults are not left to chance."""
     monkeypatch.setattr(s3probe, "RACERS", 4)
     monkeypatch.setattr(s3probe, "ROUNDS", 1)
 
 
 class ProbeTests:
-    """Trying an engine."""
+    """The probe."""
 
     @pytest.mark.parametrize("name", ["rclone", "swift", "ceph"])
     @pytest_twisted.ensureDeferred
     async def test_finds_what_engines_keep(self, all_engines: Engines, name: str) -> None:
-        """Not what they say; and leaves nothing."""
+        """The probe finds what real engines support, and leaves nothing."""
         engine = all_engines.get(name)
         made = engine.new_bucket()
         bucket = S3Bucket("s3", engine.settings(made, "p/"), reactor, 4, UPKEEP)
@@ -126,7 +126,7 @@ class ProbeTests:
 
     @pytest_twisted.ensureDeferred
     async def test_all_where_all_are_kept(self, made: Made) -> None:
-        """At the first conditional write, on keys of its own, once."""
+        """The first conditional write probes an engine, on keys of the probe's own, and later ones do not."""
         endpoint, make = made
         bucket = make("auto")
         await bucket.put("k", BytesBody(SMALL), 100)
@@ -145,7 +145,7 @@ class ProbeTests:
     @pytest.mark.parametrize("fault", ["ignored", "refused", "not implemented"])
     @pytest_twisted.ensureDeferred
     async def test_what_is_not_kept_is_not_claimed(self, made: Made, one: tuple[str, str], fault: str) -> None:
-        """And all else is."""
+        """A condition that the engine ignores or refuses is not supported, and all others are."""
         endpoint, make = made
         name, header = one
 
@@ -165,7 +165,7 @@ class ProbeTests:
     @pytest.mark.parametrize("one", [PUT_ABSENT, PUT_SAME, COMPLETE_ABSENT, COMPLETE_SAME, DELETE_SAME], ids=str)
     @pytest_twisted.ensureDeferred
     async def test_a_look_followed_by_a_write_is_not_enough(self, made: Made, one: tuple[str, str]) -> None:
-        """Though every single answer is right."""
+        """A condition is not supported if the engine checks it in one step and writes in another."""
         endpoint, make = made
         endpoint.look_first = one
         assert one not in await make("auto")._probe()
@@ -173,7 +173,7 @@ class ProbeTests:
     @pytest.mark.parametrize("answer", [Answer(403, ERROR % b"AccessDenied"), Answer(404, ERROR % b"NoSuchBucket")])
     @pytest_twisted.ensureDeferred
     async def test_that_fails_fails_the_write(self, made: Made, answer: Answer) -> None:
-        """As trouble; the next write tries again."""
+        """A failed probe fails the write as an error of the bucket, and the next write probes again."""
         endpoint, make = made
         bucket = make("auto")
         endpoint.script = lambda _: answer
@@ -185,7 +185,7 @@ class ProbeTests:
 
 
 class ClaimedTests:
-    """The operator's word."""
+    """Conditional writes that the configuration states."""
 
     @pytest.mark.parametrize(
         ("claimed", "small", "large", "deletes"),
@@ -193,7 +193,7 @@ class ClaimedTests:
     )
     @pytest_twisted.ensureDeferred
     async def test_is_taken(self, made: Made, claimed: str, small: bool, large: bool, deletes: bool) -> None:
-        """Without a probe; what is not claimed never reaches the engine."""
+        """A setting is used without a probe, and conditions that it excludes are not sent to the engine."""
         endpoint, make = made
         bucket = make(claimed)
         for data, allowed in ((SMALL, small), (LARGE, large)):
@@ -216,7 +216,7 @@ class ClaimedTests:
 
     @pytest_twisted.ensureDeferred
     async def test_a_body_is_not_read_for_nothing(self, made: Made) -> None:
-        """Where its length says that the condition cannot be had."""
+        """A body whose length requires an unsupported condition is refused unread."""
         _, make = made
         body = Body(6 * MiB)
         with pytest.raises(ConditionUnsupported):
@@ -225,7 +225,7 @@ class ClaimedTests:
 
     @pytest_twisted.ensureDeferred
     async def test_a_chunked_body_that_gets_too_long(self, made: Made) -> None:
-        """Is refused when it does, before anything is sent."""
+        """A body without a length is refused once it needs an unsupported condition, before anything is sent."""
         endpoint, make = made
         bucket = make("put_object")
         with pytest.raises(ConditionUnsupported):

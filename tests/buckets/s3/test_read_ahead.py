@@ -1,4 +1,4 @@
-"""Reading a large object from a slow S3."""
+"""Read-ahead of a large object from a slow S3."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from twisted_storaged.runtime.concurrency import ConsumerGone
 
 
 class Ranges:
-    """Fetches that end when the test says."""
+    """Fetches that end when the test says so."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
@@ -44,7 +44,7 @@ def lease(total: int) -> tuple[SegmentBudget, SegmentLease]:
 
 
 class ReadAheadTests:
-    """The ranges."""
+    """Ranges that are fetched and delivered."""
 
     def test_in_order_whatever_comes_first(self) -> None:
         """Ranges are delivered in order, and the segments of the lease bound those that are fetched or sent."""
@@ -70,7 +70,7 @@ class ReadAheadTests:
         assert budget.reserved == 0
 
     def test_a_full_consumer_stops_it(self) -> None:
-        """No more is fetched for a consumer that is full than there are segments; all are free when it leaves."""
+        """No more ranges are fetched for a full consumer than there are segments; all are free when it leaves."""
         ranges, consumer = Ranges(), Consumer(paused=True)
         budget, allowed = lease(3)
         ahead = ReadAhead(ranges.fetch, 0, 100 * SEGMENT, allowed)
@@ -98,7 +98,7 @@ class ReadAheadTests:
         assert (consumer.producer, budget.reserved) == (None, 0)
 
     def test_a_consumer_that_leaves_cancels_the_fetches(self) -> None:
-        """Also that of the range which is waited for: nothing is fetched for a client that is gone."""
+        """A consumer that leaves cancels all fetches, that of the range it waits for included."""
         ranges, consumer = Ranges(), Consumer()
         budget, allowed = lease(2)
         ahead = ReadAhead(ranges.fetch, 0, 100 * SEGMENT, allowed)
@@ -112,7 +112,7 @@ class ReadAheadTests:
 
 
 class SlowS3Tests:
-    """The whole of it, against an endpoint that takes its time with each connection."""
+    """GETs from an endpoint whose connections are slow."""
 
     DATA = bytes(range(256)) * 16384  # 4 MiB
 
@@ -149,7 +149,7 @@ class SlowS3Tests:
 
     @pytest_twisted.ensureDeferred
     async def test_ranges_are_fetched_beside_it(self, slow: tuple[Scripted, S3Bucket]) -> None:
-        """All bytes, in order, each range of the same object."""
+        """All bytes are delivered in order, from ranges of the same object."""
         endpoint, bucket = slow
         assert await self.read(bucket) == self.DATA
         ranges = self.ranges(endpoint)
@@ -161,8 +161,7 @@ class SlowS3Tests:
     async def test_more_gets_than_there_is_memory_for(
         self, slow: tuple[Scripted, S3Bucket], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """GETs that find no memory for ranges get every byte all the same, and no more segments are ever reserved
-        than there are."""
+        """GETs without memory for ranges deliver every byte, and no more segments are reserved than there are."""
         endpoint, bucket = slow
         endpoint.script = lambda call: Answer(do_it_first=True, seconds_per_mib=0 if "range" in call.headers else 0.5)
         budget, most = bucket._reading.ahead, 0
@@ -185,7 +184,7 @@ class SlowS3Tests:
 
     @pytest_twisted.ensureDeferred
     async def test_a_fast_s3_is_read_on_one_connection(self, slow: tuple[Scripted, S3Bucket]) -> None:
-        """It costs least."""
+        """A fast S3 is read on one connection."""
         endpoint, bucket = slow
         endpoint.script = lambda _: None
         s3front.FAST_BYTES_PER_SECOND = 1.0  # slower than any machine
@@ -197,7 +196,7 @@ class SlowS3Tests:
 
     @pytest_twisted.ensureDeferred
     async def test_an_engine_without_ranges(self, slow: tuple[Scripted, S3Bucket]) -> None:
-        """Is read on one connection, to the end."""
+        """An engine without ranges is read on one connection, to the end."""
         endpoint, bucket = slow
 
         def whole(call: Call) -> Answer:
@@ -210,7 +209,7 @@ class SlowS3Tests:
 
     @pytest_twisted.ensureDeferred
     async def test_an_object_that_is_replaced_meanwhile(self, slow: tuple[Scripted, S3Bucket]) -> None:
-        """Is never mixed with the new one."""
+        """The bytes of an object that is replaced are not mixed with those of the new one."""
         endpoint, bucket = slow
         count = []
 
@@ -227,6 +226,6 @@ class SlowS3Tests:
         assert len(self.got) < len(self.DATA)
 
     def test_nobody_waits_for_too_small_an_object(self) -> None:
-        """The defaults: 64 MiB, and less than 150 MB/s."""
+        """Read-ahead begins at 64 MiB and below 150 MB/s by default."""
         values: Any = (readahead.FROM_SIZE, s3front.FAST_BYTES_PER_SECOND, readahead.LEAD, readahead.SEGMENT)
         assert values == (64 << 20, 150e6, 16 << 20, 4 << 20)

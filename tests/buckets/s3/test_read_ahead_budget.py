@@ -1,4 +1,4 @@
-"""The memory for ranges that are fetched ahead."""
+"""The memory for ranges that are read ahead."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class SegmentBudgetTests:
     """A number of segments that GETs share."""
 
     def test_one_alone_has_as_many_as_it_may(self) -> None:
-        """One GET gets up to `most` segments, also where there are more."""
+        """A single GET gets up to `most` segments, even if there are more."""
         lease = SegmentBudget(12, 10).enter(lambda _: None)
         assert [lease.take() for _ in range(12)] == [True] * 10 + [False] * 2
 
@@ -32,7 +32,7 @@ class SegmentBudgetTests:
         assert [third.take() for _ in range(3)] == [True, True, False]
 
     def test_those_inside_always_have_the_least(self) -> None:
-        """However much the others hold: no GET waits for the client of another."""
+        """An admitted GET can always take its least segments, whatever the others hold."""
         budget = SegmentBudget(6, 6)
         greedy, modest = (budget.enter(lambda _: None) for _ in range(2))
         while greedy.take():
@@ -40,7 +40,7 @@ class SegmentBudgetTests:
         assert [modest.take() for _ in range(MIN_SEGMENTS)] == [True] * MIN_SEGMENTS
 
     def test_the_bound_holds_at_every_moment(self) -> None:
-        """Over any sequence of GETs that come, take, give back and leave; and in the end, nothing is reserved."""
+        """No more segments than there are get reserved, whatever GETs do in whatever order; in the end, none are."""
         gets = RandomGets(SegmentBudget(12, 11), random.Random(4))
         for _ in range(20_000):
             gets.step()
@@ -50,7 +50,7 @@ class SegmentBudgetTests:
 
 
 class RandomGets:
-    """GETs that do with their leases what chance says."""
+    """GETs that use their leases at random."""
 
     def __init__(self, budget: SegmentBudget, source: random.Random) -> None:
         self.budget = budget
@@ -60,11 +60,11 @@ class RandomGets:
 
     @property
     def taken(self) -> int:
-        """Segments that they have together."""
+        """The segments of all GETs together."""
         return sum(self._held.values())
 
     def step(self) -> None:
-        """Let one of them do something."""
+        """Let one GET do something."""
         kind = self._source.random()
         if kind < 0.1 or not self._held:
             self._all.add(self.budget.enter(self._ready))
@@ -81,7 +81,7 @@ class RandomGets:
             lease.leave()
 
     def leave(self) -> None:
-        """Let all of them leave, those that wait included."""
+        """Let all GETs leave, those that wait included."""
         for lease in self._all:
             lease.leave()
 

@@ -1,4 +1,4 @@
-"""Reading from S3 that breaks off: the rest is asked for, and nobody notices; or the read fails, never ends well."""
+"""Reads from S3 that break off: they are resumed, or fail, and never end early as if they were complete."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ TENTHS = [len(DATA) * tenth // 10 for tenth in range(1, 10)]
 
 @pytest.fixture
 def made(on_scripted: OnScripted) -> tuple[Scripted, Callable[[int], S3Bucket]]:
-    """An endpoint with an object, and what makes a bucket that resumes so often."""
+    """A scripted endpoint with an object, and a function that makes a bucket with a number of resumes."""
     endpoint, make_bucket = on_scripted
     endpoint.objects["k"] = DATA, "etag"
     return endpoint, lambda resumes: make_bucket(get_resumes=resumes)
 
 
 class Cuts:
-    """A script that cuts GETs after so many bytes each, as long as there are such."""
+    """A script that cuts GETs after so many bytes each, as long as there are any left."""
 
     def __init__(self, *cuts: int) -> None:
         self.left = list(cuts)
@@ -58,12 +58,12 @@ Made = tuple[Scripted, Callable[[int], S3Bucket]]
 
 
 class ResumeTests:
-    """The rest, from where it was."""
+    """Reads that are resumed where they broke off."""
 
     @pytest.mark.parametrize("cut", TENTHS)
     @pytest_twisted.ensureDeferred
     async def test_a_cut_anywhere_is_not_noticed(self, made: Made, cut: int) -> None:
-        """The same object is asked for what is missing, and for no more."""
+        """A read that breaks off is continued with the bytes that are missing, of the same object."""
         endpoint, make = made
         endpoint.script = Cuts(cut)
         assert await read(make(3)) == DATA
@@ -76,7 +76,7 @@ class ResumeTests:
     @pytest.mark.parametrize("cut", TENTHS)
     @pytest_twisted.ensureDeferred
     async def test_without_resumes_a_cut_is_never_a_clean_end(self, made: Made, cut: int) -> None:
-        """It fails, after bytes that are right and too few."""
+        """A read that breaks off fails without resumes, after a correct part of the bytes."""
         endpoint, make = made
         endpoint.script = Cuts(cut)
         consumer = Consumer()
@@ -89,7 +89,7 @@ class ResumeTests:
     @pytest.mark.parametrize("wanted", [RANGE, ByteRange(500_000, None), ByteRange(None, 600_000)])
     @pytest_twisted.ensureDeferred
     async def test_ranges_too(self, made: Made, wanted: ByteRange) -> None:
-        """As a range of the range."""
+        """A read of a range that breaks off is resumed within that range."""
         endpoint, make = made
         endpoint.script = Cuts(300_000, 200_000)
         start, end = wanted.within(len(DATA))
@@ -98,7 +98,7 @@ class ResumeTests:
 
     @pytest_twisted.ensureDeferred
     async def test_so_often_and_not_more(self, made: Made) -> None:
-        """Three breaks are survived, the fourth is one too many; each is in the log."""
+        """A read is resumed three times, each of which is logged; a fourth break fails it."""
         endpoint, make = made
         warnings: list[str] = []
 
@@ -119,7 +119,7 @@ class ResumeTests:
 
     @pytest_twisted.ensureDeferred
     async def test_an_object_that_was_replaced_is_not_mixed_in(self, made: Made) -> None:
-        """The read fails."""
+        """A read of an object that is replaced before it is resumed fails."""
         endpoint, make = made
 
         def replaced(call: Call) -> Answer | None:
@@ -137,7 +137,7 @@ class ResumeTests:
     @pytest.mark.parametrize("content", [DATA[::-1], DATA + b"x"])
     @pytest_twisted.ensureDeferred
     async def test_nor_where_the_engine_does_not_look(self, made: Made, content: bytes) -> None:
-        """At the condition: what it gives says that it is another."""
+        """A read of a replaced object fails also if the engine ignores `If-Match`."""
         endpoint, make = made
 
         def replaced(call: Call) -> Answer | None:
@@ -154,7 +154,7 @@ class ResumeTests:
     @pytest.mark.parametrize("headers", [{}, {"Content-Range": "bytes 0-1999999/2000000"}])
     @pytest_twisted.ensureDeferred
     async def test_an_engine_that_begins_anew_is_not_believed(self, made: Made, headers: dict[str, str]) -> None:
-        """Its bytes are not those that are missing."""
+        """A read fails if the engine answers the request for the rest with the whole object."""
         endpoint, make = made
         whole = {"ETag": '"etag"', "Last-Modified": "Tue, 14 Nov 2023 22:13:20 GMT", **headers}
 
@@ -169,7 +169,7 @@ class ResumeTests:
 
     @pytest_twisted.ensureDeferred
     async def test_a_slow_consumer_stays_slow(self, made: Made) -> None:
-        """It is not sent more for the break."""
+        """A paused consumer gets no more bytes because a read is resumed."""
         endpoint, make = made
         endpoint.script = Cuts(1_000_000)
         reader = await make(3).get("k")
@@ -187,7 +187,7 @@ class ResumeTests:
 
     @pytest_twisted.ensureDeferred
     async def test_a_consumer_that_leaves_meanwhile(self, made: Made) -> None:
-        """Is not sent the rest."""
+        """A consumer that leaves while a read is resumed does not get the rest."""
         endpoint, make = made
         consumer = Consumer()
 
@@ -204,7 +204,7 @@ class ResumeTests:
 
 
 class SlowAndBrokenTests:
-    """Ranges that are read ahead, of an S3 that is slow and breaks off too."""
+    """Read-ahead from an S3 that is slow and breaks off."""
 
     @pytest.fixture(autouse=True)
     def _small(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +217,7 @@ class SlowAndBrokenTests:
     @pytest.mark.parametrize("broken", [2, 4, 8])
     @pytest_twisted.ensureDeferred
     async def test_all_bytes_come(self, made: Made, broken: int, wanted: ByteRange | None) -> None:
-        """Once and in order, whichever of the answers break off."""
+        """All bytes come once and in order, whichever of the responses break off."""
         endpoint, make = made
         count: list[Call] = []
 
@@ -234,7 +234,7 @@ class SlowAndBrokenTests:
 
     @pytest_twisted.ensureDeferred
     async def test_the_first_connection_breaks_off(self, made: Made) -> None:
-        """Before it is where the ranges begin: what is between is asked for."""
+        """If the first connection breaks off before the first range, the bytes between are requested."""
         endpoint, make = made
 
         def script(call: Call) -> Answer:
@@ -247,7 +247,7 @@ class SlowAndBrokenTests:
 
 
 class RangeAnswerTests:
-    """What engines answer to a range."""
+    """Responses of engines to a range."""
 
     @pytest.mark.parametrize(
         "answer",
@@ -258,7 +258,7 @@ class RangeAnswerTests:
     )
     @pytest_twisted.ensureDeferred
     async def test_that_it_has_none_of_it(self, made: Made, answer: Answer) -> None:
-        """With the size, one way or the other."""
+        """A 416 with the size, in a header or in the body, is RangeNotSatisfiable."""
         endpoint, make = made
         endpoint.script = lambda _: answer
         with pytest.raises(RangeNotSatisfiable) as caught:
@@ -267,7 +267,7 @@ class RangeAnswerTests:
 
     @pytest_twisted.ensureDeferred
     async def test_that_it_has_none_and_no_size(self, made: Made) -> None:
-        """Then it is asked for."""
+        """The size of the object is requested if a 416 does not have it."""
         endpoint, make = made
         endpoint.script = lambda call: Answer(416, ERROR % b"InvalidRange") if call.name == "GetObject" else None
         with pytest.raises(RangeNotSatisfiable) as caught:
@@ -276,7 +276,7 @@ class RangeAnswerTests:
 
     @pytest_twisted.ensureDeferred
     async def test_416_of_what_is_there(self, made: Made) -> None:
-        """It is asked again, in other words; not for ever."""
+        """A satisfiable range that the engine refuses is requested once more, with explicit bounds."""
         endpoint, make = made
         refuse = Answer(416, ERROR % b"InvalidRange", {"Content-Range": f"bytes */{len(DATA)}"})
         endpoint.script = lambda call: refuse if call.headers.get("range") == "bytes=-9999999" else None
@@ -287,7 +287,7 @@ class RangeAnswerTests:
 
     @pytest_twisted.ensureDeferred
     async def test_everything(self, made: Made) -> None:
-        """Is trouble, and is not delivered."""
+        """The whole object in response to a range is an error, and not delivered."""
         endpoint, make = made
         headers = {"ETag": '"etag"', "Last-Modified": "Tue, 14 Nov 2023 22:13:20 GMT"}
         endpoint.script = lambda _: Answer(200, DATA, headers)

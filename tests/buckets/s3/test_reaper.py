@@ -1,4 +1,4 @@
-"""The reaper: what it ends, what it leaves alone, and when it looks. With a clock, and an S3 of a few calls."""
+"""The reaper: what it removes, what it leaves alone, and when it runs; with a clock and a fake S3."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LONG_AGO = time.time() - 1000
 
 @dataclass
 class Engine:
-    """The uploads of a bucket, some with parts; fails as told."""
+    """The uploads of a bucket, some with parts; calls fail as the test says."""
 
     open: list[OpenUpload] = field(default_factory=list)
     with_parts: set[str] = field(default_factory=set)
@@ -76,7 +76,7 @@ class Engine:
         return answer
 
     def ids(self) -> list[str]:
-        """Those that are left."""
+        """The ids of the uploads that exist."""
         return [one.upload_id for one in self.open]
 
 
@@ -86,14 +86,14 @@ def _version(key: str, version: str) -> str:
 
 
 class ClockOfAReactor(Clock):
-    """A clock that runs already."""
+    """The clock of a reactor that runs already."""
 
     def callWhenRunning(self, call: Any, *args: Any) -> None:
         call(*args)
 
 
 class Made:
-    """A reaper after a crash; `journal` is that of the process that crashed."""
+    """A reaper, and the journal of another process, which `crash` ends."""
 
     def __init__(self, state: Path) -> None:
         self.engine = Engine()
@@ -106,12 +106,12 @@ class Made:
         self.clock = ClockOfAReactor()
 
     def crash(self) -> None:
-        """Let go of the lock, as the kernel does."""
+        """Release the lock of the journal, as the kernel does for a killed process."""
         assert self.journal._lock is not None
         os.close(self.journal._lock)
 
     def begun(self, upload_id: str | None, key: str = "k", began: float = LONG_AGO) -> JournalEntry:
-        """An upload in the journal of the process that crashes; S3 has it, if it has an id."""
+        """Add an upload to the journal of the process that crashes; with an id, S3 has it, too."""
         begun = self.journal.begin("where", key)
         begun.path.write_text(begun.path.read_text().replace(str(begun.began), str(began)))
         if upload_id is not None:
@@ -145,7 +145,7 @@ class KnownIdTests:
     """An upload whose id is in the journal."""
 
     def test_is_aborted_and_forgotten(self, made: Made, logged: list[str]) -> None:
-        """Be it with parts or not; nothing else is."""
+        """An orphaned upload is aborted, with or without parts, and no other."""
         begun = made.begun("ours")
         made.engine.with_parts.add("ours")
         made.engine.open.append(OpenUpload("k", "somebody's", LONG_AGO))
@@ -155,7 +155,7 @@ class KnownIdTests:
         assert logged == ["aborted an orphaned upload of 'k'"]
 
     def test_one_that_has_ended_meanwhile_is_forgotten(self, made: Made, logged: list[str]) -> None:
-        """S3 knows no such upload."""
+        """The entry of an orphaned upload that S3 does not know is deleted."""
         begun = made.begun("ours")
         made.engine.open.clear()
         made.crash()
@@ -167,7 +167,7 @@ class KnownIdTests:
         [ConnectionFailed("S3 is down"), RequestFailed("AbortMultipartUpload", Response(403, {}), again=False)],
     )
     def test_one_that_cannot_be_aborted_stays(self, made: Made, logged: list[str], failing: Exception) -> None:
-        """For the next time, and the log says so; the others have their turn all the same."""
+        """An orphaned upload that cannot be aborted is logged and stays for the next time; the others are processed."""
         begun = [made.begun("one"), made.begun("two")]
         made.crash()
         made.engine.failing = failing
@@ -181,13 +181,13 @@ class KnownIdTests:
         assert made.engine.ids() == []
 
     def test_one_of_a_process_that_lives_is_not(self, made: Made) -> None:
-        """It is still being sent."""
+        """An upload of a living process is not aborted."""
         made.begun("ours")
         made.reap()
         assert made.engine.asked == []
 
     def test_one_that_was_given_up_is(self, made: Made) -> None:
-        """By this very process."""
+        """An upload that this process has deferred to the reaper is aborted."""
         begun = made.own.begin("where", "k")
         begun.created("ours")
         made.engine.open.append(OpenUpload("k", "ours", LONG_AGO))
@@ -197,10 +197,10 @@ class KnownIdTests:
 
 
 class UnknownIdTests:
-    """An upload that S3 may have created, and the process ended before it knew."""
+    """Uploads that S3 may have created for a process that ended before it knew the id."""
 
     def test_is_found(self, made: Made) -> None:
-        """By its key and time; our clock and S3's may differ, and S3 may have taken its time."""
+        """An upload without a known id is found by its key and time, with margins for clocks and a slow S3."""
         begun = made.begun(None)
         for at in (-SKEW + 1, 0.0, DEADLINE + SKEW - 1):
             made.engine.open.append(OpenUpload("k", f"stray {at}", LONG_AGO + at))
@@ -220,7 +220,7 @@ class UnknownIdTests:
         ids=lambda other: other.upload_id,
     )
     def test_others_are_left_alone(self, made: Made, other: OpenUpload) -> None:
-        """Of another key, with parts, from another time, or one that somebody who lives has begun."""
+        """An upload is not aborted if it has another key or time, has parts, or belongs to a living process."""
         begun = made.begun(None)
         made.engine.open.append(other)
         made.engine.with_parts.add("with parts")
@@ -230,7 +230,7 @@ class UnknownIdTests:
         assert (made.engine.asked, begun.path.exists()) == ([], False)
 
     def test_one_that_is_noted_at_this_moment_is_left_alone(self, made: Made) -> None:
-        """S3 lists it before whoever created it has its answer."""
+        """An upload whose id is noted after S3 listed it is not aborted."""
         living = made.own.begin("where", "k")
         made.begun(None)
         made.engine.open.append(OpenUpload("k", "new", LONG_AGO))
@@ -247,7 +247,7 @@ class UnknownIdTests:
         assert made.engine.asked == []
 
     def test_is_looked_for_as_long_as_it_can_come(self, made: Made) -> None:
-        """An S3 that hung may create it when nobody asks any more."""
+        """The entry stays as long as a slow S3 may still create the upload."""
         now = time.time()
         begun = made.begun(None, began=now)
         made.crash()
@@ -259,7 +259,7 @@ class UnknownIdTests:
 
     @pytest.mark.parametrize(("ago", "left"), [(ABANDONED_AFTER - 5, ["one"]), (ABANDONED_AFTER + 5, [])])
     def test_is_left_until_nobody_can_be_sending_it(self, made: Made, ago: float, left: list[str]) -> None:
-        """A daemon on another host, with a journal of its own, may have begun it, and its first part be on the way."""
+        """An upload is not aborted while a daemon on another host may be about to send its first part."""
         begun = made.begun(None, began=time.time() - ago)
         made.engine.open.append(OpenUpload("k", "one", time.time() - ago))
         made.crash()
@@ -268,7 +268,7 @@ class UnknownIdTests:
 
     @pytest.mark.parametrize("whose", ["own", "another's"])
     def test_is_left_while_somebody_may_be_sending_it(self, made: Made, tmp_path: Path, whose: str) -> None:
-        """Who has asked for an upload of the key, and has not noted its id: S3 may have said it this moment."""
+        """An upload is not aborted while a living process has an entry of that key without an id."""
         another = Journal(tmp_path)
         another.open()
         living = (made.own if whose == "own" else another).begin("where", "k")
@@ -283,7 +283,7 @@ class UnknownIdTests:
         assert (made.engine.ids(), begun.path.exists()) == (["live"], False)
 
     def test_stays_where_s3_does_not_say(self, made: Made) -> None:
-        """For the next time."""
+        """The entry stays for the next time if S3 cannot be asked."""
         begun = made.begun(None)
         made.crash()
         made.engine.failing = ConnectionFailed("S3 is down")
@@ -292,10 +292,10 @@ class UnknownIdTests:
 
 
 class ProbeTests:
-    """What conditional writes were tried on."""
+    """The objects of probes."""
 
     def test_is_removed_with_its_versions(self, made: Made, logged: list[str]) -> None:
-        """Page by page; and forgotten."""
+        """An orphaned probe object is removed with all pages of its versions, and its entry is deleted."""
         key = new_probe_key("p/")
         begun = made.journal.begin("where", key, PROBE)
         made.engine.versions = [str(number) for number in range(20)]
@@ -305,7 +305,7 @@ class ProbeTests:
         assert logged == [f"removed the orphaned probe object {key!r}"]
 
     def test_stays_where_it_cannot_be_removed(self, made: Made) -> None:
-        """For the next time."""
+        """The entry of a probe object that cannot be removed stays for the next time."""
         begun = made.journal.begin("where", new_probe_key(""), PROBE)
         made.crash()
         made.engine.failing = ConnectionFailed("S3 is down")
@@ -314,7 +314,7 @@ class ProbeTests:
 
     @pytest.mark.parametrize("key", ["k", "p/.storaged-probe-", f".storaged-probe-{'0' * 32}/k", ".storaged-probe-x"])
     def test_nothing_else_is_removed(self, made: Made, key: str) -> None:
-        """Whatever the journal says."""
+        """A key that is not a probe's is never deleted, whatever the journal says."""
         made.journal.begin("where", key, PROBE)
         made.crash()
         made.reap()
@@ -322,10 +322,10 @@ class ProbeTests:
 
 
 class TimesTests:
-    """When it reaps."""
+    """When the reaper runs."""
 
     def test_at_the_start_and_every_so_often(self, made: Made) -> None:
-        """And no more once it is stopped."""
+        """The reaper runs at the start and at intervals, and not after it was stopped."""
         made.begun("ours")
         made.crash()
         made.engine.failing = ConnectionFailed("S3 is down")
@@ -341,7 +341,7 @@ class TimesTests:
         assert made.clock.getDelayedCalls() == []
 
     def test_a_stop_waits_for_what_is_under_way(self, made: Made) -> None:
-        """For one request, and not for all that would come after it."""
+        """Stopping waits for the request in progress, and begins no other."""
         made.begun("one")
         made.begun("two")
         made.crash()
@@ -354,7 +354,7 @@ class TimesTests:
         assert len(made.engine.asked) == 1
 
     def test_a_defect_does_not_end_it(self, made: Made, logged: list[str]) -> None:
-        """It is in the log, and there is a next time."""
+        """An unexpected error is logged, and the reaper runs again."""
         begun = made.begun("ours")
         made.crash()
         made.engine.failing = ZeroDivisionError("oops")

@@ -1,4 +1,4 @@
-"""The consumer of a GET, in front of the answers that it is made of."""
+"""ResponseSequence, the consumer of all responses of one GET."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from twisted_storaged.buckets.s3.response_body import FAST_BYTES_PER_SECOND, TIM
 
 
 class FrontTests:
-    """The first connection."""
+    """One producer for several responses."""
 
     def make(
         self, make_consumer: type[Consumer] = Consumer
@@ -27,7 +27,7 @@ class FrontTests:
         ("speed", "expected"), [(FAST_BYTES_PER_SECOND * 1.1, []), (FAST_BYTES_PER_SECOND * 0.9, [TIMED_BYTES])]
     )
     def test_says_once_whether_s3_is_slow(self, speed: float, expected: list[int]) -> None:
-        """After enough bytes to tell."""
+        """A slow S3 is reported once, after enough bytes to measure its speed."""
         clock, _, _, front, slow = self.make()
         for _ in range(8):
             clock.advance(TIMED_BYTES / 4 / speed)
@@ -35,7 +35,7 @@ class FrontTests:
         assert slow == expected
 
     def test_the_clients_time_is_not_s3s(self) -> None:
-        """A client that computes between two reads does not make S3 slow."""
+        """The time in which the client is paused does not count as that of S3."""
         clock, consumer, producer, front, slow = self.make()
         front.write(bytes(TIMED_BYTES // 2))
         consumer.producer.pauseProducing()
@@ -45,7 +45,7 @@ class FrontTests:
         assert (slow, producer.told) == ([], ["pause", "resume"])
 
     def test_counts_what_the_consumer_takes_itself(self) -> None:
-        """And lets it take no more than up to the end."""
+        """Bytes that the consumer takes from the socket are counted, and limited to the end."""
         _, consumer, producer, front, _ = self.make(SpliceConsumer)
         front.end = 7
         consumer.take = lambda _, count: min(count, 5)
@@ -53,7 +53,7 @@ class FrontTests:
         assert (front.delivered, producer.told) == (7, ["stop"])
 
     def test_a_consumer_may_be_unable_to_take(self) -> None:
-        """At all, or now: then it is written to."""
+        """A consumer that cannot take bytes from the socket takes none."""
         *_, front, _ = self.make()
         assert front.take_from(None, 100) is None  # type: ignore[arg-type]
         *_, front, _ = self.make(SpliceConsumer)
@@ -61,7 +61,7 @@ class FrontTests:
         assert front.delivered == 0
 
     def test_is_cut_off_at_the_end(self) -> None:
-        """To the byte."""
+        """The producer is stopped at exactly the end, and surplus bytes are dropped."""
         _, consumer, producer, front, _ = self.make()
         front.end = 10
         front.write(b"0123456")
@@ -70,7 +70,7 @@ class FrontTests:
         assert (consumer.data, producer.told) == (b"0123456789", ["stop"])
 
     def test_is_one_producer_for_all(self) -> None:
-        """Who comes later finds the consumer as it is: full, or not there any more."""
+        """A producer that is registered later is paused or stopped if the consumer is full or gone."""
         _, consumer, _, front, _ = self.make()
         front.unregisterProducer()
         consumer.producer.pauseProducing()

@@ -60,7 +60,7 @@ def answer(status: int, code: str = "") -> Response:
 
 
 class Tries:
-    """Attempts that each take some seconds and end as told, the last way for ever."""
+    """Attempts that take some seconds each and end as given, the last of them for ever."""
 
     def __init__(self, *outcomes: Response | Exception, seconds: float = 0) -> None:
         self.clock = Clock()
@@ -80,14 +80,14 @@ class Tries:
         return outcome
 
     def run(self, landed: ConfirmApplied | None = None, decisive: bool = False) -> Deferred[Response]:
-        """Run them to the end, as fast as their pauses allow it."""
+        """Run all attempts, with no real pauses."""
         running = Deferred.fromCoroutine(self.retries.run("PutObject", self.attempt, landed, decisive))
         while self.clock.getDelayedCalls():
             self.clock.advance(self.clock.getDelayedCalls()[0].getTime() - self.clock.seconds())
         return running
 
     def looking(self, *found: Response | AttemptState) -> ConfirmApplied:
-        """Asks of that kind, which find this in turn."""
+        """A function that confirms attempts with these results in turn."""
         left = list(found)
 
         async def landed(ends: float) -> Response | AttemptState:
@@ -104,27 +104,27 @@ def _whole_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class DeadlineTests:
-    """All tries together."""
+    """The deadline of all attempts."""
 
     def test_is_over_for_all_tries(self) -> None:
-        """Not for each of them: the second one ends it, and nothing is asked any more."""
+        """The deadline holds for all attempts together; the one during which it passes is the last."""
         tries = Tries(ConnectionFailed("gone"), seconds=6)
         with pytest.raises(TimedOut, match="PutObject: not done in 10 s"):
             result(tries.run(tries.looking(AttemptState.UNKNOWN)))
         assert (tries.began, tries.asked) == ([0, 7], [6])
 
     def test_an_error_after_it_is_no_other_error(self) -> None:
-        """It is late, whatever it says."""
+        """An error after the deadline is a timeout, whatever the response was."""
         tries = Tries(answer(503, "SlowDown"), seconds=11)
         with pytest.raises(TimedOut):
             result(tries.run())
 
     def test_an_answer_just_in_time_counts(self) -> None:
-        """It is what was asked for."""
+        """A success counts, even if it comes after the deadline."""
         assert result(Tries(answer(200), seconds=11).run()).status == 200
 
     def test_no_pause_goes_beyond_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The last try begins when it is over, at the latest."""
+        """A pause ends at the deadline at the latest."""
         monkeypatch.setattr(responses, "_pause", lambda _: 100.0)
         tries = Tries(answer(503))
         with pytest.raises(TimedOut):
@@ -132,45 +132,45 @@ class DeadlineTests:
         assert tries.began == [0, DEADLINE]
 
     def test_each_request_has_its_own(self) -> None:
-        """From when it begins."""
+        """The deadline of a request counts from its beginning."""
         tries = Tries(answer(200))
         tries.clock.advance(5)
         assert tries.retries.ends() == 5 + DEADLINE
 
 
 class LandedTests:
-    """A request that must not be carried out twice."""
+    """Requests that must not be carried out twice."""
 
     @pytest.mark.parametrize("lost", [ConnectionFailed("gone"), answer(500), answer(502), answer(504)])
     def test_is_looked_for_before_it_is_sent_again(self, lost: Response | Exception) -> None:
-        """What is found is the answer."""
+        """A request whose reply was lost is not repeated if it was carried out; the proof is its response."""
         tries, found = Tries(lost), answer(200)
         assert result(tries.run(tries.looking(found))) is found
         assert len(tries.began) == 1
 
     def test_is_sent_again_where_it_is_not_found(self) -> None:
-        """Each time anew."""
+        """A request whose effect is not found is repeated, and looked for after each attempt."""
         tries = Tries(ConnectionFailed("gone"), answer(503), answer(200))
         assert result(tries.run(tries.looking(AttemptState.UNKNOWN, AttemptState.UNKNOWN))).again
         assert (len(tries.began), len(tries.asked)) == (3, 2)
 
     def test_is_looked_for_after_the_last_try_too(self) -> None:
-        """It may have been carried out then."""
+        """The effect of the last attempt is looked for, too."""
         tries, found = Tries(ConnectionFailed("gone")), answer(200)
         assert result(tries.run(tries.looking(AttemptState.UNKNOWN, AttemptState.UNKNOWN, found))) is found
 
     def test_is_not_looked_for_where_it_cannot_be(self) -> None:
-        """S3 said that it has not done it."""
+        """Nothing is looked for if S3 said that it did not carry out the request."""
         tries = Tries(answer(503, "SlowDown"), answer(200))
         assert not result(tries.run(tries.looking())).again
 
 
 class DecisiveTests:
-    """A request whose refusal may be the work of an earlier try."""
+    """Requests whose refusal may be due to an earlier attempt."""
 
     @pytest.mark.parametrize("lost", [ConnectionFailed("gone"), answer(500), UnexpectedResponse("hello")])
     def test_a_refusal_after_a_lost_reply_is_undecided(self, lost: Response | Exception) -> None:
-        """Where nothing is known of the earlier try, and where it cannot be looked for."""
+        """A refusal after a lost reply is ambiguous if nothing is known of the earlier attempt."""
         for landed in (lambda tries: tries.looking(AttemptState.UNKNOWN, AttemptState.UNKNOWN), lambda _: None):
             tries = Tries(lost, answer(412))
             with pytest.raises(AmbiguousFailure, match="a reply was lost") as raised:
@@ -178,7 +178,7 @@ class DecisiveTests:
             assert isinstance(raised.value.failure, RequestFailed)
 
     def test_a_refusal_counts_where_nothing_was_carried_out(self) -> None:
-        """As the look after it says; one before another try says nothing of that."""
+        """A refusal counts if it is known after the last attempt that none was carried out."""
         tries = Tries(ConnectionFailed("gone"), answer(412))
         with pytest.raises(RequestFailed):
             result(tries.run(tries.looking(AttemptState.UNKNOWN, AttemptState.NOT_DONE), decisive=True))
@@ -188,18 +188,18 @@ class DecisiveTests:
 
     @pytest.mark.parametrize("passed", [NotConnected("refused"), answer(503, "SlowDown")])
     def test_a_refusal_counts_where_no_reply_was_lost(self, passed: Response | Exception) -> None:
-        """Nothing was sent, or S3 said that it did nothing."""
+        """A refusal counts if nothing was sent before, or S3 said that it did nothing."""
         tries = Tries(passed, answer(412))
         with pytest.raises(RequestFailed):
             result(tries.run(tries.looking(), decisive=True))
 
 
 class WhichTests:
-    """What is tried again."""
+    """Which failures are retried."""
 
     @pytest.mark.parametrize("code", ["RequestTimeTooSkewed", "ExpiredToken", "AccessDenied", "BadDigest"])
     def test_errors_that_do_not_pass_are_not(self, code: str) -> None:
-        """They would be the same again."""
+        """Errors that would be the same again are not retried."""
         tries = Tries(answer(403, code))
         with pytest.raises(RequestFailed, match=code):
             result(tries.run())
@@ -210,7 +210,7 @@ class WhichTests:
         [(lambda: answer(503), RequestFailed), (lambda: ConnectionFailed("gone"), ConnectionFailed)],
     )
     def test_so_often_and_not_more(self, outcome: Callable[[], Response | Exception], kind: type[Exception]) -> None:
-        """Then it is the last error that counts."""
+        """The last of three failures is raised."""
         tries = Tries(outcome())
         with pytest.raises(kind):
             result(tries.run())
@@ -224,7 +224,7 @@ def refused(status: int, code: str = "") -> RequestFailed:
 
 
 class StorageErrorsTests:
-    """Each trouble has its own error, as each is told in its own way to the client."""
+    """The errors of storage that failures become."""
 
     @pytest.mark.parametrize(
         ("raised", "expected"),
@@ -243,7 +243,7 @@ class StorageErrorsTests:
         ],
     )
     def test_of_a_read(self, raised: Exception, expected: type[StorageError]) -> None:
-        """An S3 that asks to slow down, one that is away, one that is late and one that is broken are four things."""
+        """An S3 that is busy, away, late or broken gives four different errors of a read."""
         with pytest.raises(expected) as caught, storage_errors():
             raise raised
         assert type(caught.value) is expected
@@ -258,14 +258,14 @@ class StorageErrorsTests:
         ],
     )
     def test_of_a_conditional_write(self, raised: Exception, expected: type[StorageError]) -> None:
-        """What a condition may come to is told apart from trouble."""
+        """A failed condition and a conflict are different from other errors of a write."""
         with pytest.raises(expected) as caught, storage_errors(writes=True, conditional=True):
             raise raised
         assert type(caught.value) is expected
 
 
 class NonsenseTests:
-    """Heads that cannot be: trouble of S3's, and no defect of ours."""
+    """Heads of responses that make no sense."""
 
     @pytest.mark.parametrize(
         "said",
@@ -279,12 +279,12 @@ class NonsenseTests:
         ],
     )
     def test_of_an_object(self, said: dict[str, str]) -> None:
-        """A size, a date or an ETag that is none."""
+        """An invalid size, date or ETag is an error of the bucket."""
         with pytest.raises(BucketError):
             info_of(Response(200, {**SAID, **said}), "k")
 
     def test_of_a_range(self) -> None:
-        """Numbers of more digits than int() takes."""
+        """A range with more digits than int() takes is an error of the bucket."""
         answer = Response(206, {**SAID, "content-range": f"bytes {DIGITS}-5/7"})
         with pytest.raises(BucketError):
             opened(answer, "k", ByteRange(1, 2))
@@ -292,16 +292,16 @@ class NonsenseTests:
 
 
 def found(age: float, etag: str = '"e"', **headers: str) -> Response:
-    """An answer to a look at an object that was put `age` seconds ago."""
+    """The response to a look-up of an object that was put `age` seconds ago."""
     dates = {"date": formatdate(NOW, usegmt=True), "last-modified": formatdate(NOW - age, usegmt=True)}
     return Response(200, {**dates, "etag": etag, **headers})
 
 
 class OwnTests:
-    """Recognising what was put."""
+    """How a write recognises its object."""
 
     def test_ids_differ(self) -> None:
-        """They are random."""
+        """Write ids are random."""
         assert len({new_write_id() for _ in range(100)}) == 100
 
     @pytest.mark.parametrize(
@@ -315,13 +315,13 @@ class OwnTests:
         ],
     )
     def test_by_its_id(self, sent: str | None, kept: str | None, status: int, expected: bool) -> None:
-        """A write without an id recognises nothing, also where the object has none."""
+        """A write recognises an object by its id, and none if it has no id."""
         headers = {} if kept is None else {WRITE_ID_NAME: kept}
         assert is_own(Response(status, headers), {} if sent is None else {WRITE_ID_NAME: sent}) == expected
 
 
 class DatesTests:
-    """What an object's date says, beside when a write began."""
+    """What the date of an object proves."""
 
     @pytest.mark.parametrize(
         ("age", "before", "since"),
@@ -336,15 +336,15 @@ class DatesTests:
         ],
     )
     def test_of_a_write_that_began_five_seconds_ago(self, age: float, before: bool, since: bool) -> None:
-        """Near to when it began, the dates say neither."""
+        """An object is older or newer than a write only if the dates differ by more than the skew."""
         assert (was_there_before(found(age), 5), was_put_since(found(age), 5)) == (before, since)
 
     def test_of_an_object_in_parts(self) -> None:
-        """It may be dated to when its upload was created, long before it was there."""
+        """The date of an object in parts does not prove that it was there."""
         assert not was_there_before(found(60, '"e-2"'), 5)
 
     @pytest.mark.parametrize("headers", [{"date": "today"}, {"last-modified": ""}])
     def test_that_cannot_be_read(self, headers: dict[str, str]) -> None:
-        """They say nothing."""
+        """Dates that cannot be parsed prove nothing."""
         answer = found(60, **headers)
         assert (was_there_before(answer, 5), was_put_since(answer, 1e9)) == (False, False)

@@ -1,4 +1,4 @@
-"""Whole reads that are verified, of an endpoint that says what a test wants."""
+"""Verified reads of whole objects from a scripted endpoint."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def read(bucket: S3Bucket, consumer: Consumer | None = None, wanted: ByteR
 
 
 class WholeReadTests:
-    """GETs of a whole object from the scripted endpoint."""
+    """GETs of whole objects."""
 
     @pytest.mark.parametrize(
         "told",
@@ -71,7 +71,7 @@ class WholeReadTests:
     @pytest.mark.parametrize("content", [DATA, BAD])
     @pytest_twisted.ensureDeferred
     async def test_by_default(self, on_scripted: OnScripted, told: dict[str, str], content: bytes) -> None:
-        """Checksums are asked for; wrong bytes end before the last of them, in an error that names the object."""
+        """Checksums are requested; a damaged object ends before its last bytes, with an error that names it."""
         endpoint, make = on_scripted
         endpoint.told.update(told)
         endpoint.objects["k"] = content, "etag"
@@ -89,7 +89,7 @@ class WholeReadTests:
 
     @pytest_twisted.ensureDeferred
     async def test_nothing_is_sent_of_a_small_object_that_is_damaged(self, on_scripted: OnScripted) -> None:
-        """All of its bytes are the last ones."""
+        """Nothing of a small damaged object is delivered."""
         endpoint, make = on_scripted
         endpoint.told["x-amz-checksum-crc32c"] = b64(crc(SMALL))
         bucket, consumer = make(), Consumer()
@@ -103,7 +103,7 @@ class WholeReadTests:
     @pytest.mark.parametrize("content", [SMALL, SMALL[::-1]])
     @pytest_twisted.ensureDeferred
     async def test_an_object_that_came_with_its_head(self, content: bytes) -> None:
-        """It is verified when it is opened, so that damage is an error with a status of its own."""
+        """An object that came with its head is verified when it is opened."""
 
         async def judge(mismatch: str) -> None:
             raise DamagedObject(mismatch)
@@ -122,7 +122,7 @@ class WholeReadTests:
     @pytest.mark.parametrize("verify", [None, False, True])
     @pytest_twisted.ensureDeferred
     async def test_what_has_no_checksum(self, on_scripted: OnScripted, verify: bool | None) -> None:
-        """It is served as it is, or refused, as the settings say; an empty object has nothing that could be wrong."""
+        """An object without a checksum is served or refused, as configured; an empty one is always served."""
         endpoint, make = on_scripted
         bucket = make(verify_reads=verify)
         endpoint.objects["k"] = DATA, "etag"
@@ -136,7 +136,7 @@ class WholeReadTests:
 
     @pytest_twisted.ensureDeferred
     async def test_switched_off(self, on_scripted: OnScripted) -> None:
-        """Nothing is asked for, and nothing compared."""
+        """With `verify_reads = false`, no checksums are requested or compared."""
         endpoint, make = on_scripted
         endpoint.told.update(FULL)
         endpoint.objects["k"] = BAD, "etag"
@@ -147,7 +147,7 @@ class WholeReadTests:
     @pytest.mark.parametrize("parts", [None, 400_000])
     @pytest_twisted.ensureDeferred
     async def test_by_the_etag(self, on_scripted: OnScripted, content: bytes, parts: int | None) -> None:
-        """Where every read must be verified, and there is nothing better, the MD5 in the ETag serves."""
+        """With `verify_reads = true`, the MD5 in the ETag is used if there is nothing better."""
         endpoint, make = on_scripted
         etag = hashlib.md5(DATA).hexdigest()
         if parts is not None:
@@ -165,7 +165,7 @@ class WholeReadTests:
     @pytest.mark.parametrize("metadata", [NOTED[CHECKSUM_NAME].replace("200", "199"), "x;size=2000000", "", ";size="])
     @pytest_twisted.ensureDeferred
     async def test_a_note_of_another_object(self, on_scripted: OnScripted, metadata: str) -> None:
-        """Tools that copy metadata to other bytes do not make an object unreadable."""
+        """Metadata that a tool copied to other bytes does not make an object unreadable."""
         endpoint, make = on_scripted
         endpoint.told[CHECKSUM_NAME] = metadata
         endpoint.objects["k"] = BAD, "etag"
@@ -173,7 +173,7 @@ class WholeReadTests:
 
     @pytest_twisted.ensureDeferred
     async def test_ranges_are_not(self, on_scripted: OnScripted) -> None:
-        """The checksum of the whole object, which rclone tells with a range of it, is not taken for the range's."""
+        """A range is not verified by the checksum of the whole object."""
         endpoint, make = on_scripted
         endpoint.told.update({**FULL, **NOTED})
         endpoint.objects["k"] = BAD, "etag"
@@ -188,7 +188,7 @@ class PartSizeTests:
     @pytest.mark.parametrize("content", [DATA, BAD])
     @pytest_twisted.ensureDeferred
     async def test_is_asked_for(self, on_scripted: OnScripted, content: bytes) -> None:
-        """The size of the first part tells where the others begin."""
+        """The size of the first part is requested to verify a composite checksum."""
         endpoint, make = on_scripted
         endpoint.told.update(COMPOSITE)
         endpoint.objects["k"] = content, "etag"
@@ -213,7 +213,7 @@ class PartSizeTests:
     )
     @pytest_twisted.ensureDeferred
     async def test_is_not_known(self, on_scripted: OnScripted, answer: Answer) -> None:
-        """Then the object cannot be verified, and is not taken for damaged."""
+        """An object whose part size is unknown cannot be verified, and does not count as damaged."""
         endpoint, make = on_scripted
         endpoint.told.update(COMPOSITE)
         endpoint.objects["k"] = DATA, "etag"
@@ -224,13 +224,13 @@ class PartSizeTests:
 
 
 class InPiecesTests:
-    """Reads that are put together from several answers."""
+    """Reads that consist of several responses."""
 
     @pytest.mark.parametrize("told", [FULL, {**COMPOSITE, PART_SIZE_NAME: "300000"}])
     @pytest.mark.parametrize("content", [DATA, BAD])
     @pytest_twisted.ensureDeferred
     async def test_resumed(self, on_scripted: OnScripted, told: dict[str, str], content: bytes) -> None:
-        """All of them are one object, whose checksum is that of all bytes in order."""
+        """A read that was resumed is verified by the checksum of all bytes in order."""
         endpoint, make = on_scripted
         endpoint.told.update(told)
         endpoint.objects["k"] = content, "etag"
@@ -246,7 +246,7 @@ class InPiecesTests:
     @pytest.mark.parametrize("content", [DATA, BAD])
     @pytest_twisted.ensureDeferred
     async def test_read_ahead(self, on_scripted: OnScripted, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
-        """Ranges that are fetched ahead from a slow S3 are verified in their order."""
+        """Ranges that were read ahead are verified in order."""
         sizes = {"FROM_SIZE": 1 << 20, "TIMED_BYTES": 1 << 17, "SEGMENT": 1 << 17, "LEAD": 1 << 18}
         for module in (readahead, front, s3reader):
             for name, value in sizes.items():

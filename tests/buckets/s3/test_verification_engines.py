@@ -1,4 +1,4 @@
-"""Whole reads from real engines: by what they are verified, and that a byte which changes on the way is found."""
+"""Verified reads of whole objects from real engines, behind a proxy that changes bytes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SOURCES = {
 
 
 class OnEngine:
-    """A new bucket of an engine, behind a proxy that changes bytes, and the readers that it opens."""
+    """A new bucket of an engine behind a proxy that changes bytes, and the readers that it opens."""
 
     def __init__(self, proxy: FaultProxy) -> None:
         self.proxy = proxy
@@ -75,7 +75,7 @@ class EngineTests:
     @pytest.mark.parametrize("verify", [None, True])
     @pytest_twisted.ensureDeferred
     async def test_what_it_gives(self, on_engine: tuple[str, OnEngine], size: int, verify: bool | None) -> None:
-        """Whole reads are verified by what is documented of each engine; a byte that is changed on the way is found."""
+        """Reads are verified by what is documented for each engine, and a changed byte is noticed."""
         name, made = on_engine
         data = random.Random(size).randbytes(size)
         bucket: Any = made.bucket(verify)
@@ -98,7 +98,7 @@ class EngineTests:
 
     @pytest_twisted.ensureDeferred
     async def test_an_overwrite_by_another_tool(self, on_engine: tuple[str, OnEngine]) -> None:
-        """What storaged or the engine knew of the old object is not held against the new one."""
+        """The checksum of an old object is not used for one that another tool put in its place."""
         _, made = on_engine
         bucket = made.bucket(None)
         await bucket.put("k", BytesBody(DATA), 1 << 30)

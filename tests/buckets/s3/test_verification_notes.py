@@ -1,4 +1,4 @@
-"""What storaged notes in the metadata of objects in S3, to verify reads by, and notes that became wrong."""
+"""The checksums and part sizes that storaged adds to the metadata of objects in S3, and those that became wrong."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from twisted_storaged.runtime.concurrency import ConsumerGone
 
 
 class NoteTests:
-    """What is noted with an object, for engines that keep no checksums."""
+    """Metadata for engines that keep no checksums."""
 
     async def put(self, bucket: S3Bucket, data: bytes, options: PutOptions = NO_OPTIONS) -> None:
         await bucket.put("k", BytesBody(data), 1 << 30, options)
 
     @pytest_twisted.ensureDeferred
     async def test_in_one_piece(self, on_scripted: OnScripted) -> None:
-        """The CRC-32C and the size of what is sent."""
+        """An object that is sent in one piece has its CRC-32C and size in its metadata."""
         endpoint, make = on_scripted
         await self.put(make(), DATA)
         assert endpoint.calls[0].headers[CHECKSUM_NAME] == NOTED[CHECKSUM_NAME]
 
     @pytest_twisted.ensureDeferred
     async def test_in_parts(self, on_scripted: OnScripted) -> None:
-        """The size of the parts, as the checksum is not known when the upload begins."""
+        """An object that is sent in parts has the part size in its metadata."""
         endpoint, make = on_scripted
         await self.put(make(), bytes(6 * MiB))
         create = endpoint.calls[0]
@@ -44,7 +44,7 @@ class NoteTests:
     @pytest.mark.parametrize(("length", "noted"), [(1900, True), (2030, False)])
     @pytest_twisted.ensureDeferred
     async def test_takes_no_room_from_users(self, on_scripted: OnScripted, length: int, noted: bool) -> None:
-        """S3 keeps 2 KiB of metadata; what does not fit is not noted."""
+        """Nothing is added to metadata that would exceed S3's 2 KiB then."""
         endpoint, make = on_scripted
         options = PutOptions((("x-amz-meta-a", "v" * length),))
         for data, name in ((DATA, CHECKSUM_NAME), (bytes(6 * MiB), PART_SIZE_NAME)):
@@ -54,11 +54,11 @@ class NoteTests:
 
 
 class StaleNoteTests:
-    """An object that a tool copied with its metadata, in as many parts, but of another size than is noted."""
+    """Objects that a tool copied with their metadata, in as many parts of another size."""
 
     @pytest.fixture
     def endpoint(self, on_scripted: OnScripted) -> OnScripted:
-        """The note says 300,000, and seven parts there are; but they have 290,000 bytes."""
+        """An object of seven parts of 290,000 bytes, with 300,000 in its metadata."""
         endpoint, make = on_scripted
         endpoint.told.update({"x-amz-checksum-crc32c": composite(DATA, 290_000), PART_SIZE_NAME: "300000"})
         endpoint.objects["k"] = DATA, "etag"
@@ -70,7 +70,8 @@ class StaleNoteTests:
 
     @pytest_twisted.ensureDeferred
     async def test_is_not_damage(self, endpoint: OnScripted) -> None:
-        """The engine is asked before the last bytes are kept back: the note is wrong, and the object is served."""
+        """An object that differs because of a wrong part size is served, after the engine was asked for the right
+        one."""
         scripted, make = endpoint
         scripted.script = self.first_part_has(290_000)
         consumer = Consumer()
@@ -79,7 +80,7 @@ class StaleNoteTests:
 
     @pytest_twisted.ensureDeferred
     async def test_is_not_verified_either(self, endpoint: OnScripted) -> None:
-        """So it is refused where everything must be, before its last bytes."""
+        """An object with a wrong part size is refused before its last bytes if verification is required."""
         scripted, make = endpoint
         scripted.script = self.first_part_has(290_000)
         consumer = Consumer()
@@ -90,7 +91,7 @@ class StaleNoteTests:
     @pytest.mark.parametrize("told", [300_000, len(DATA)])
     @pytest_twisted.ensureDeferred
     async def test_an_engine_that_does_not_contradict(self, endpoint: OnScripted, told: int) -> None:
-        """A mismatch is damage where the engine says the same as the note, or gives the size of the whole."""
+        """A mismatch is damage if the engine confirms the part size, or only knows the size of the whole."""
         scripted, make = endpoint
         scripted.script = self.first_part_has(told)
         with pytest.raises(DamagedObject):
@@ -98,7 +99,7 @@ class StaleNoteTests:
 
     @pytest_twisted.ensureDeferred
     async def test_a_consumer_that_leaves_meanwhile(self, endpoint: OnScripted) -> None:
-        """It is not written to any more."""
+        """A consumer that leaves while the engine is asked gets no more bytes."""
         scripted, make = endpoint
         scripted.script = self.first_part_has(290_000)
 

@@ -1,5 +1,4 @@
-"""An S3 that lies: every answer to a write that is not what S3 documents, and every reply that is lost, against what
-the client is told."""
+"""Writes to an S3 whose responses are lost or are not as S3 documents them, and what the client gets."""
 
 from __future__ import annotations
 
@@ -53,7 +52,7 @@ LIES = [
 def made(
     on_scripted: OnScripted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[tuple[Scripted, S3Bucket]]:
-    """An endpoint that keeps all conditions, and a bucket on it that does not wait between its tries."""
+    """A scripted endpoint that checks all conditions, and a bucket that does not pause between attempts."""
     monkeypatch.setattr(responses, "_pause", lambda _: 0.0)
     endpoint, make_bucket = on_scripted
     yield endpoint, make_bucket(conditional_writes="all")
@@ -70,7 +69,7 @@ async def put(
 
 
 def first(name: str, answer: Answer, then: Callable[[], None] = lambda: None) -> Callable[[Call], Answer | None]:
-    """A script that gives the first call of this name this answer, and does something before."""
+    """A script that gives the first call of this operation this answer, after doing something."""
     left = [answer]
 
     def script(call: Call) -> Answer | None:
@@ -83,7 +82,7 @@ def first(name: str, answer: Answer, then: Callable[[], None] = lambda: None) ->
 
 
 def etag_of(data: bytes) -> str:
-    """What the endpoint gives a body that is put as this test puts it."""
+    """The ETag that the endpoint gives a body that is put as this test puts it."""
     if data == SMALL:
         return hashlib.md5(data).hexdigest()
     parts = [data[start : start + 5 * MiB] for start in range(0, len(data), 5 * MiB)]
@@ -91,12 +90,12 @@ def etag_of(data: bytes) -> str:
 
 
 class LiesTests:
-    """Answers with the status of success that are not S3's."""
+    """Responses that claim success and are not S3's."""
 
     @pytest.mark.parametrize(("name", "lie"), LIES)
     @pytest_twisted.ensureDeferred
     async def test_are_not_believed(self, made: tuple[Scripted, S3Bucket], name: str, lie: Answer) -> None:
-        """A write that gets nothing else fails, leaves the old object, and no upload."""
+        """A write that gets only such responses fails, and leaves the old object and no upload."""
         endpoint, bucket = made
         endpoint.objects["k"] = b"old", "etag"
         endpoint.script = lambda call: lie if call.name == name else None
@@ -107,7 +106,7 @@ class LiesTests:
     @pytest.mark.parametrize(("name", "lie"), LIES)
     @pytest_twisted.ensureDeferred
     async def test_are_asked_about_again(self, made: tuple[Scripted, S3Bucket], name: str, lie: Answer) -> None:
-        """A write that gets one of them is carried out by the next try."""
+        """A write that gets one such response is carried out by the next attempt."""
         endpoint, bucket = made
         data = SMALL if name == "PutObject" else LARGE
         endpoint.script = first(name, lie)
@@ -120,7 +119,7 @@ class LiesTests:
     )
     @pytest_twisted.ensureDeferred
     async def test_about_what_was_done(self, made: tuple[Scripted, S3Bucket], name: str, lie: Answer) -> None:
-        """A write that was carried out is recognised, and not sent again."""
+        """A write that was carried out despite such a response is recognised, and not repeated."""
         endpoint, bucket = made
         data = SMALL if name == "PutObject" else LARGE
         told = Answer(200, lie.body or b" ", lie.headers, do_it_first=True)
@@ -139,7 +138,7 @@ class LiesTests:
     )
     @pytest_twisted.ensureDeferred
     async def test_are_not_what_other_engines_say(self, made: tuple[Scripted, S3Bucket], body: bytes) -> None:
-        """A result in whatever namespace, with or without an ETag, after blanks, is a success."""
+        """A result in any namespace, with or without an ETag, after white space, is a success."""
         endpoint, bucket = made
         endpoint.script = first("CompleteMultipartUpload", Answer(200, body, do_it_first=True))
         info = await put(bucket, LARGE)
@@ -150,7 +149,7 @@ class LiesTests:
     @pytest.mark.parametrize("condition", [None, Condition("etag")])
     @pytest_twisted.ensureDeferred
     async def test_about_a_delete(self, made: tuple[Scripted, S3Bucket], condition: Condition | None) -> None:
-        """A page that is not S3's does not say that the object is gone."""
+        """A page that is not S3's does not prove that an object was deleted."""
         endpoint, bucket = made
         endpoint.objects["k"] = b"old", "etag"
         endpoint.script = lambda call: Answer(200, b"<html/>") if call.name == "DeleteObject" else None
@@ -159,7 +158,7 @@ class LiesTests:
 
 
 class SameBytesTests:
-    """Two writers of the same bytes, one of whom had a reply lost: equal bytes do not tell whose they are."""
+    """Two writers of the same bytes, one of whose replies was lost."""
 
     @LOST
     @SIZES
@@ -167,7 +166,7 @@ class SameBytesTests:
     async def test_create_only_of_what_was_there(
         self, made: tuple[Scripted, S3Bucket], data: bytes, name: str, lost: Answer
     ) -> None:
-        """It is refused: the object is older than the write, or the upload was never completed."""
+        """A create-only PUT is refused if the object is older than it, or its upload was not completed."""
         endpoint, bucket = made
         endpoint.objects["k"] = data, hashlib.md5(data).hexdigest() if data == SMALL else etag_of(data)
         endpoint.script = first(name, lost)
@@ -180,7 +179,7 @@ class SameBytesTests:
     async def test_create_only_that_lost_the_race(
         self, made: tuple[Scripted, S3Bucket], data: bytes, name: str, lost: Answer
     ) -> None:
-        """A PutObject may have been first and then replaced: unknown. An upload that is still there was not."""
+        """A create-only PUT that another writer overtook is ambiguous, or refused if its upload was not completed."""
         endpoint, bucket = made
         endpoint.script = first(name, lost, lambda: endpoint.objects.keep("k", (data, etag_of(data)), {}))
         with pytest.raises(OutcomeUnknown if data == SMALL else PreconditionFailed):
@@ -192,7 +191,7 @@ class SameBytesTests:
     async def test_compare_and_swap(
         self, made: tuple[Scripted, S3Bucket], data: bytes, name: str, lost: Answer
     ) -> None:
-        """It is never told that it has swapped what another has swapped for the same bytes."""
+        """A PUT with If-Match is not a success because another writer put the same bytes."""
         endpoint, bucket = made
         endpoint.objects["k"] = b"old", "etag"
         endpoint.script = first(name, lost, lambda: endpoint.objects.keep("k", (data, etag_of(data)), {}))
@@ -204,7 +203,7 @@ class SameBytesTests:
     async def test_a_write_that_was_replaced_is_unknown(
         self, made: tuple[Scripted, S3Bucket], data: bytes, name: str
     ) -> None:
-        """It was carried out, and then another's: neither a success nor a refusal can be proven."""
+        """A write that was carried out and then replaced is ambiguous."""
         endpoint, bucket = made
         lost = first(name, Answer(drop=True, do_it_first=True))
 
@@ -221,7 +220,7 @@ class SameBytesTests:
     @pytest.mark.parametrize("done", [True, False])
     @pytest_twisted.ensureDeferred
     async def test_conditional_delete(self, made: tuple[Scripted, S3Bucket], lost: Answer, done: bool) -> None:
-        """That the object is not there proves nothing, as another may have removed it."""
+        """A missing object does not prove that a conditional DELETE was carried out."""
         endpoint, bucket = made
         endpoint.objects["k"] = b"x", "etag"
         endpoint.script = first("DeleteObject", replace(lost, do_it_first=done))
@@ -234,7 +233,7 @@ class SameBytesTests:
 
     @pytest_twisted.ensureDeferred
     async def test_conditional_delete_of_what_was_replaced(self, made: tuple[Scripted, S3Bucket]) -> None:
-        """It may have been removed before."""
+        """An object that was replaced does not prove whether a conditional DELETE was carried out."""
         endpoint, bucket = made
         endpoint.objects["k"] = b"x", "another"
         endpoint.script = first("DeleteObject", Answer(drop=True))
@@ -243,12 +242,12 @@ class SameBytesTests:
 
 
 class AgainTests:
-    """The same large body put again, where the reply to Complete is lost and nothing was completed."""
+    """A large body that is put again, where the reply to CompleteMultipartUpload is lost and nothing was completed."""
 
     @LOST
     @pytest_twisted.ensureDeferred
     async def test_is_completed(self, made: tuple[Scripted, S3Bucket], lost: Answer) -> None:
-        """It is not taken for the old object, and has its new metadata."""
+        """The old object with the same bytes is not taken for the new one, which has its new metadata."""
         endpoint, bucket = made
         await put(bucket, LARGE)
         endpoint.script = first("CompleteMultipartUpload", lost)
@@ -259,7 +258,7 @@ class AgainTests:
     @LOST
     @pytest_twisted.ensureDeferred
     async def test_create_only_is_refused(self, made: tuple[Scripted, S3Bucket], lost: Answer) -> None:
-        """Right after the first: the upload, which was still there, is the proof."""
+        """A create-only PUT right after the first is refused, as its upload still existed."""
         endpoint, bucket = made
         await put(bucket, LARGE)
         endpoint.script = first("CompleteMultipartUpload", lost)
@@ -268,7 +267,7 @@ class AgainTests:
 
 
 class OwnTests:
-    """What a write is recognised by."""
+    """The write id."""
 
     @LOST
     @SIZES
@@ -276,7 +275,7 @@ class OwnTests:
     async def test_does_not_depend_on_etags(
         self, made: tuple[Scripted, S3Bucket], data: bytes, name: str, lost: Answer
     ) -> None:
-        """An engine that encrypts has ETags that are no MD5."""
+        """A write is recognised by its id if ETags are no MD5s, as with encryption."""
         endpoint, bucket = made
         endpoint.etag_of = lambda _: secrets.token_hex(16)
         for condition in (ABSENT, None):
@@ -289,7 +288,7 @@ class OwnTests:
     @SIZES
     @pytest_twisted.ensureDeferred
     async def test_is_not_shown(self, made: tuple[Scripted, S3Bucket], data: bytes, name: str) -> None:
-        """The engine keeps a random id with each object; clients do not see it."""
+        """Each object has a random write id, which clients do not see."""
         endpoint, bucket = made
         seen = set()
         for _ in range(2):
@@ -300,7 +299,7 @@ class OwnTests:
 
     @pytest_twisted.ensureDeferred
     async def test_has_no_room(self, made: tuple[Scripted, S3Bucket]) -> None:
-        """Beside all the metadata that a client may have: then nothing is recognised, and nothing is guessed."""
+        """A write whose metadata leave no room for an id recognises nothing."""
         endpoint, bucket = made
         name = "x-amz-meta-a"
         metadata = ((name, "x" * (2048 - len(name))),)
@@ -318,7 +317,7 @@ class DeleteTests:
     """An unconditional DELETE whose reply was lost."""
 
     async def lose(self, made: tuple[Scripted, S3Bucket], then: Callable[[Objects], None]) -> int:
-        """Delete, lose the reply after something has happened to the objects; gives how often it was sent."""
+        """Delete, lose the reply after a change of the objects; returns how often it was sent."""
         endpoint, bucket = made
         endpoint.objects["k"] = b"old", "etag"
         endpoint.script = first("DeleteObject", Answer(drop=True), lambda: then(endpoint.objects))
@@ -327,12 +326,12 @@ class DeleteTests:
 
     @pytest_twisted.ensureDeferred
     async def test_of_what_is_gone_is_not_sent_again(self, made: tuple[Scripted, S3Bucket]) -> None:
-        """It would remove what is put meanwhile."""
+        """A DELETE is not repeated if the object is gone."""
         assert await self.lose(made, Objects.clear) == 1
 
     @pytest_twisted.ensureDeferred
     async def test_leaves_what_was_put_since(self, made: tuple[Scripted, S3Bucket]) -> None:
-        """That the engine dates after the delete began."""
+        """A DELETE is not repeated if the object was put after it began."""
 
         def put_another(objects: Objects) -> None:
             objects.keep("k", (b"new", "new"), {})
@@ -343,6 +342,6 @@ class DeleteTests:
 
     @pytest_twisted.ensureDeferred
     async def test_that_was_not_carried_out_is_sent_again(self, made: tuple[Scripted, S3Bucket]) -> None:
-        """The old object is there."""
+        """A DELETE is repeated if the old object is there."""
         assert await self.lose(made, lambda _: None) == 2
         assert made[0].objects == {}

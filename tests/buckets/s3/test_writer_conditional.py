@@ -30,7 +30,7 @@ Made = tuple[Scripted, Callable[[str], S3Bucket]]
 
 @pytest.fixture
 def made(on_scripted: OnScripted) -> Made:
-    """An endpoint that keeps all conditions, and what makes a bucket that claims such."""
+    """A scripted endpoint that checks all conditions, and a function that makes a bucket with a setting."""
     endpoint, make_bucket = on_scripted
     return endpoint, lambda claimed: make_bucket(conditional_writes=claimed)
 
@@ -49,12 +49,12 @@ def first(name: str, answer: Answer) -> Callable[[Call], Answer | None]:
 
 
 class RefusalTests:
-    """What the engine says."""
+    """Conditional writes that the engine refuses."""
 
     @BOTH
     @pytest_twisted.ensureDeferred
     async def test_that_another_write_is_under_way(self, made: Made, data: bytes, name: str) -> None:
-        """The client may come again."""
+        """A refusal because of another write in progress is a conflict."""
         endpoint, make = made
         endpoint.script = first(name, Answer(409, ERROR % b"ConditionalRequestConflict"))
         with pytest.raises(WriteConflict):
@@ -64,7 +64,7 @@ class RefusalTests:
     @BOTH
     @pytest_twisted.ensureDeferred
     async def test_that_there_is_nothing_to_compare_with(self, made: Made, data: bytes, name: str) -> None:
-        """The condition does not hold."""
+        """A condition on an object that does not exist has failed."""
         endpoint, make = made
         with pytest.raises(PreconditionFailed):
             await put(make("all"), data, Condition("etag"))
@@ -72,7 +72,7 @@ class RefusalTests:
 
     @pytest_twisted.ensureDeferred
     async def test_that_there_is_no_such_upload(self, made: Made) -> None:
-        """Is trouble, and says nothing of conditions."""
+        """A missing upload is an error of the bucket, and no failed condition."""
         endpoint, make = made
         endpoint.script = first("CompleteMultipartUpload", Answer(404, ERROR % b"NoSuchUpload"))
         with pytest.raises(BucketError, match="NoSuchUpload"):
@@ -80,13 +80,13 @@ class RefusalTests:
 
 
 class LostReplyTests:
-    """A write that was carried out, and whose reply did not come: the next try is refused for it."""
+    """Conditional writes that were carried out and whose reply was lost, so that the next attempt is refused."""
 
     @pytest.mark.parametrize("lost", [Answer(drop=True, do_it_first=True), Answer(500, do_it_first=True)])
     @BOTH
     @pytest_twisted.ensureDeferred
     async def test_is_no_refusal(self, made: Made, data: bytes, name: str, lost: Answer) -> None:
-        """The engine is asked whose object it is."""
+        """A refusal because of the write's own object is a success."""
         endpoint, make = made
         bucket = make("all")
         endpoint.script = first(name, lost)
@@ -100,7 +100,7 @@ class LostReplyTests:
     @BOTH
     @pytest_twisted.ensureDeferred
     async def test_of_somebody_elses_object_it_is(self, made: Made, data: bytes, name: str) -> None:
-        """Though one try was lost."""
+        """A refusal because of another client's object is one, though an earlier reply was lost."""
         endpoint, make = made
         endpoint.objects["k"] = b"other", "etag"
         endpoint.script = first(name, Answer(drop=True))
@@ -110,7 +110,7 @@ class LostReplyTests:
     @BOTH
     @pytest_twisted.ensureDeferred
     async def test_the_same_bytes_are_no_proof(self, made: Made, data: bytes, name: str) -> None:
-        """Where no try was lost, the object is somebody else's, whatever it is."""
+        """A refusal counts if no reply was lost, whatever bytes the object has."""
         _, make = made
         bucket = make("all")
         await put(bucket, data, ABSENT)
@@ -119,7 +119,7 @@ class LostReplyTests:
 
     @pytest_twisted.ensureDeferred
     async def test_of_a_delete(self, made: Made) -> None:
-        """Nothing proves that it was this delete by which the object is gone; without a lost reply, it was not."""
+        """A conditional DELETE after a lost reply is ambiguous; without one, a missing object is a refusal."""
         endpoint, make = made
         bucket = make("all")
         endpoint.objects["k"] = b"x", "etag"
@@ -131,7 +131,7 @@ class LostReplyTests:
 
     @pytest_twisted.ensureDeferred
     async def test_on_a_connection_that_was_kept(self, made: Made) -> None:
-        """A request that is sent again because the connection was old counts as one that may have been carried out."""
+        """A request that is repeated because its connection was closed may have been carried out before."""
         endpoint, make = made
         bucket = make("all")
         with suppress(ObjectNotFound):
