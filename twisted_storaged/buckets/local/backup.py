@@ -40,9 +40,12 @@ def back_up(path: Path, target: Path) -> int:
     contents = ContentFiles(path)
     partial: Path | None = None
     try:
+        # A daemon has checked them at its start. Without one, opening a damaged log would reset the wal-index, which
+        # tells the next start what was committed.
         if not contents.is_in_use():
             Generation(path, boot_id()).check_files(has_contents=any(contents.names()))
         with closing(connect_to_read(contents.index_path)) as index:
+            # The copy is made beside its target, as rename(2) cannot move it from another file system.
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.partial-", dir=target.parent))
             count = _copy(index, contents, ContentFiles(partial))
@@ -61,12 +64,14 @@ def _copy(index: sqlite3.Connection, contents: ContentFiles, copy: ContentFiles)
     """Fill the empty folder of the copy, durably; returns how many files it has."""
     for folder in (copy.objects_path, *(copy.objects_path / f"{number:02x}" for number in range(256))):
         make_folder(folder)
+    # Before SQLite creates it, with a mode that lets others read it.
     touch(copy.index_path)
     linked: set[str] = set()
     for _ in range(ROUNDS):
         with _snapshot(index):
             names = {name for (name,) in index.execute("SELECT etag FROM objects WHERE row IS NULL")}
             linked.update(_link(names - linked, contents, copy))
+            # Only once all files are linked: a file whose object was replaced since cannot be linked any more.
             if names <= linked:
                 with closing(sqlite3.connect(copy.index_path)) as copied:
                     index.backup(copied)
@@ -78,6 +83,7 @@ def _copy(index: sqlite3.Connection, contents: ContentFiles, copy: ContentFiles)
     for name in linked - names:
         copy.path_of(name).unlink()
     write_copied(copy.index_path.parent, *origin)
+    # The contents of all files are durable by now, but not their names in these new folders.
     for folder in (*copy.objects_path.iterdir(), copy.objects_path, copy.objects_path.parent):
         sync_folder(folder)
     return len(names)

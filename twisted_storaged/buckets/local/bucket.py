@@ -110,6 +110,7 @@ class LocalBucket:
         self._heads: Batcher[str, ObjectInfo | None] = Batcher(
             clock, lambda keys: self._run(_each, self._index.head, [(key,) for key in keys])
         )
+        # A reader has a file open, which nobody would close if its GET was cancelled meanwhile.
         self._opens: Batcher[_Wanted, IObjectReader] = Batcher(
             clock, lambda wanted: self._run(_each, self._open, wanted), unclaimed=lambda reader: reader.close()
         )
@@ -123,17 +124,22 @@ class LocalBucket:
                 self._generation = Generation(path, self._directory.boot)
                 # Before SQLite opens the index, which changes its files.
                 self._generation.check_files(has_contents=any(self._directory.names()))
+                # With mode 0600, which SQLite gives its log and wal-index as well.
                 touch(self._directory.index_path)
                 self._index = IndexWriter(self._directory.index_path)
+                # If the start fails, `index.state` may still say that the log is needed.
                 opened.callback(self._close_index, keep_log=True)
                 self._generation.open(self._index)
+                # After the start was counted: that commit makes SQLite create the files that are watched from here on.
                 self._writes = Commits(self._index, self._directory.index_path, self._directory.objects_path)
                 opened.callback(self._writes.close)
+                # Last, since an index that is refused above does not say which files are leftovers.
                 self._sweep()
                 opened.pop_all()
         except (OSError, sqlite3.Error) as error:
             raise StartError(f"bucket {self.name}: {path} cannot be used: {error}") from error
         memory = self._directory.memory
+        # Otherwise more than 32 MiB of free pieces would stay after many GETs.
         self._delivering.when_idle.append(lambda: memory.trim(KEEP_FOR_READS))
         self._threads.start()
 
@@ -204,6 +210,7 @@ class LocalBucket:
         except (sqlite3.DatabaseError, DamagedObject) as error:
             if not is_corrupt(error):
                 raise
+            # The bucket starts all the same: objects whose rows are intact can still be read.
             self._log.critical("bucket {name} is damaged: {error}: run --scrub", name=self.name, error=error)
         else:
             self._log.info(
@@ -226,6 +233,7 @@ class LocalBucket:
         outcomes = self._writes.commit(changes)
         for change, outcome in zip(changes, outcomes, strict=True):
             if change.entry is not None and change.entry.content is None and not isinstance(outcome, StorageError):
+                # In the same call, so that it is gone before the client is told: a sweep removes contents with a note.
                 self._directory.drop_note(change.entry.info.etag)
         return outcomes
 
@@ -245,6 +253,7 @@ class LocalBucket:
             if entry.content is not None:
                 verify_content(entry, entry.content)
                 return InlineReader(entry.info, entry.content, span)
+            # Before the first read, while the client can still get an error response.
             verify_size(entry, descriptor)
             source = FileSource(descriptor, entry, span, self._directory.memory)
             return FileReader(entry.info, span, source, self._delivering, self._run)
@@ -281,6 +290,7 @@ class LocalBucket:
         removed.addErrback(self._not_removed, name)
 
     def _remove(self, name: str) -> None:
+        # In this order: after a kill in between, the next start still knows that the file may be removed.
         self._directory.remove(name)
         self._index.removed(name)
 

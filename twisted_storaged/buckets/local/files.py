@@ -62,6 +62,7 @@ class ContentFiles:
 
     def unnamed(self, named: Iterator[str]) -> Iterator[str]:
         """Yield every content that is not in `named`, which is in order."""
+        # Two sequences in order are merged: all names of a large bucket would take much memory.
         kept = next(named, None)
         for name in self.names():
             while kept is not None and kept < name:
@@ -121,6 +122,7 @@ class DataFolder(ContentFiles):
         """Create an empty content with a new name, and its note."""
         name = os.urandom(16).hex()
         # The note first: a content without one is never removed, but moved to `lost/`.
+        # Not synced: a note only counts until the kernel is booted again, and survives a kill -9 without that.
         os.close(os.open(self._notes / name, _NEW, 0o600))
         return ContentFile(self, name)
 
@@ -155,6 +157,7 @@ class ContentFile:
         self._folder = folder
         self._path = folder.path_of(name)
         self._descriptors = [os.open(self._path, _NEW, 0o600)]
+        # Not all file systems have O_DIRECT: see open(2)
         with suppress(OSError):
             self._descriptors.append(os.open(self._path, _DIRECT))
 
@@ -250,6 +253,7 @@ def read_at(descriptor: int, size: int, offset: int, memory: BufferPool) -> memo
 
     A descriptor that is O_DIRECT loses that flag when it is read at an offset where no block begins.
     """
+    # O_DIRECT reads whole multiples only; at the end of the file, it returns fewer bytes.
     whole = -(-size // ALIGNMENT) * ALIGNMENT
     piece, count = memory.take(whole), 0
     blocks = piece[:whole]
@@ -264,6 +268,7 @@ def _read_some(data: memoryview, descriptor: int, offset: int) -> int:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
+        # The file is not opened again without O_DIRECT, since its name may have been removed meanwhile.
         flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
         return os.preadv(descriptor, [data], offset)

@@ -74,20 +74,23 @@ class Generation:
             if state is not None or has_contents:
                 raise _refused(self._index_path, "does not exist, but there are objects that it should name")
             return
+        # Without either, it is what a first start left that was killed before SQLite wrote to it.
         if self._index_path.stat().st_size == 0 and (state is not None or has_contents):
             raise _refused(self._index_path, "is empty, but there are objects that it should name")
         if state is not None and state.is_open:
             self._check_wal(state)
 
     def _check_wal(self, state: State) -> None:
-        """Check the log that a daemon leaves which ended without closing the index. It has the commit of its start."""
+        """Check the log that a daemon leaves which ended without closing the index."""
         wal_path = self._index_path.with_name("index.sqlite-wal")
         wal = read_wal(wal_path)
+        # There must be one: a daemon commits its start before it notes in `index.state` that the index is open.
         if wal is None:
             raise _refused(wal_path, "is missing, empty or damaged, but the last daemon has not closed the index")
         committed = self._committed(state, wal)
         if committed is not None and wal.frames < committed.frames:
             raise _refused(wal_path, f"is damaged: of {committed.frames} committed frames, {wal.frames} can be read")
+        # All acknowledged commits are among the counted frames, so that what follows these need not be readable.
         if committed is not None and committed.is_counted:
             return
         # A loss of power can tear the last commit, which was never acknowledged. A kill -9 or a full disk can tear the
@@ -97,7 +100,8 @@ class Generation:
             raise _refused(wal_path, f"is damaged: {wal.unreadable} commits in it cannot be read")
 
     def _committed(self, state: State, wal: WalState) -> WalIndex | None:
-        """Return what the wal-index says of this log; None if the machine was booted since, which discards it."""
+        """Return what the wal-index says of this log; None if that is unknown."""
+        # SQLite never syncs the wal-index, so that it proves nothing after a loss of power. https://sqlite.org/walformat.html
         if state.boot != self._boot:
             return None
         try:
@@ -117,12 +121,15 @@ class Generation:
             StartError: it is another index, or an older copy.
         """
         self._compare(index)
+        # The index first: after a kill in between it is ahead of `index.state`, which is accepted. If it was behind, it
+        # would be taken for an older copy.
         generation, starts = index.count_start()
         self._write(State(generation, starts, self._boot, is_open=True))
 
     def _compare(self, index: IndexWriter) -> None:
         state, (generation, starts) = self._state, index.identity()
         if state is None:
+            # The folder is new, an older version wrote it, or the operator removed `index.state` to accept the index.
             if self._has_contents and index.is_empty():
                 raise _refused(self._index_path, "names no object, but there are files of objects")
             return
@@ -209,6 +216,7 @@ def read_wal_index(descriptor: int) -> WalIndex | None:
         OSError: it cannot be read.
     """
     first, second = (os.pread(descriptor, _WAL_INDEX.size, at) for at in (0, _WAL_INDEX.size))
+    # SQLite writes one copy after the other, so that they differ if it was killed in between.
     if len(first) < _WAL_INDEX.size or first != second:
         return None
     changes, is_made, page_size, frames, salts = _WAL_INDEX.unpack(first)

@@ -98,6 +98,7 @@ class IndexReader:
         content, blocks, crc = columns[_COLUMNS:]
         if row.row is not None and content is None:
             raise damaged_row(key, "its content is not in the index")
+        # SQLite stores the type of each value beside it, which a flipped bit changes as well.
         if row.blocks is not None and (type(blocks) is not bytes or packed_checksum(info.etag, blocks) != crc):
             raise damaged_row(key, "the checksums of its blocks in the index are damaged")
         return Entry(info, content, row.checksum, blocks)
@@ -234,6 +235,7 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
 
 def is_corrupt(error: Exception) -> bool:
     """Whether an error means that the index is damaged, as found by SQLite or by a checksum."""
+    # Extended error codes have the code in their lowest byte. https://sqlite.org/rescode.html
     return isinstance(error, DamagedObject) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _CORRUPT
 
 

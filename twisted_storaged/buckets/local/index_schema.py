@@ -104,11 +104,14 @@ def add_functions(connection: sqlite3.Connection) -> None:
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """A transaction: committed at the end of the context, rolled back on an exception."""
+    # Conditions are read before anything is written: a transaction that begins with a read fails to write, without
+    # waiting, if another program has written since. https://sqlite.org/lang_transaction.html
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
         connection.execute("COMMIT")
     except BaseException:
+        # After some errors, such as a full disk, SQLite has rolled back by itself.
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
@@ -173,15 +176,18 @@ def listed_checksum(key: str, size: int, etag: str, last_modified: float) -> int
     except _OTHER_TYPES:
         return -1
     checksum: int = crc32c(columns)
+    # The f-string takes a key of any type.
     return checksum if type(key) is str else -1
 
 
 def row_checksum(listed: int, row: Row) -> int:
     """Compute the checksum of a row whose listed columns have the checksum `listed`; -1 for values of wrong types."""
     try:
+        # A checksum may be 0, but no row has the number 0.
         known = -1 if row.checksum is None else row.checksum
         numbers = _NUMBERS(row.row or 0, row.details or 0, row.blocks or 0, known)
         checksum: int = crc32c(numbers + f"{row.metadata or ''}\0{row.digests or ''}".encode(), listed)
+    # OverflowError, since `listed` is -1 if those columns have wrong types.
     except (*_OTHER_TYPES, OverflowError):
         return -1
     return checksum
@@ -212,6 +218,7 @@ def unpack(packed: bytes) -> array[int]:
 
 def packed_checksum(etag: str, packed: bytes) -> int:
     """Compute the checksum of the packed checksums of an object's blocks, and of its ETag."""
+    # With the ETag, so that a row with the checksums of another object is detected.
     checksum: int = crc32c(packed, crc32c(etag.encode()))
     return checksum
 

@@ -121,10 +121,12 @@ class IndexWriter(IndexReader):
             replaced = [
                 (outcome,)
                 for change, outcome in zip(changes, outcomes, strict=True)
+                # A repair of checksums writes an object again with the file that it has, which must stay.
                 if isinstance(outcome, str) and (change.entry is None or change.entry.info.etag != outcome)
             ]
             self._writer.executemany("INSERT OR IGNORE INTO replaced VALUES (?)", replaced)
             self._writer.executemany("DELETE FROM replaced WHERE name = ?", [(name,) for name in gone])
+        # Not before the commit: if that fails, the next one has to note them.
         for _ in gone:
             self._removed.popleft()
         return outcomes
@@ -135,6 +137,7 @@ class IndexWriter(IndexReader):
 
     def is_checkpointed(self) -> bool:
         """Checkpoint the log; returns whether it is complete, or False if other programs are reading."""
+        # PASSIVE, as other modes wait for readers. https://sqlite.org/pragma.html#pragma_wal_checkpoint
         busy, frames, done = self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         return not busy and frames == done
 
@@ -147,6 +150,7 @@ class IndexWriter(IndexReader):
         try:
             found = self._writer.execute("SELECT generation, starts FROM origin").fetchone()
         except sqlite3.OperationalError:
+            # No start of a version with this table was counted yet.
             found = None
         return found or ("", 0)
 
@@ -211,6 +215,7 @@ class IndexWriter(IndexReader):
         info, details = entry.info, details_of(entry.info)
         blocks = None if entry.blocks is None else (entry.blocks, packed_checksum(info.etag, entry.blocks))
         row = Row(
+            # The rows of the replaced object are overwritten, which is faster than deleting them and adding new ones.
             self._store(_CONTENTS, old.row, None if entry.content is None else (entry.content,)),
             self._store(_DETAILS, old.details, details),
             entry.checksum,
@@ -232,6 +237,7 @@ class IndexWriter(IndexReader):
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    # WAL: readers and the writer do not wait for each other. https://sqlite.org/wal.html
     connection.execute("PRAGMA journal_mode = WAL")
     # FULL: a commit syncs the log before it returns. https://sqlite.org/pragma.html#pragma_synchronous
     connection.execute("PRAGMA synchronous = FULL")

@@ -181,6 +181,7 @@ class FileReader:
     async def deliver(self, consumer: IConsumer) -> None:
         gate = BackpressureGate()
         consumer.registerProducer(gate, True)
+        # One more than is read ahead: the chunk that is being sent.
         portion = self._budget.join(AHEAD + 1)
         try:
             await self._pump(consumer, gate, portion)
@@ -198,6 +199,8 @@ class FileReader:
         try:
             while ahead:
                 chunk = await ahead.popleft()
+                # Before the chunk is written: without the last chunk, the client sees that a wrong content is
+                # incomplete.
                 self._source.check(chunk)
                 # Before writing, so that the disk works while the client takes this chunk.
                 self._read(ahead, portion)
@@ -206,6 +209,7 @@ class FileReader:
                 size = len(chunk.data)
                 del chunk
                 await gate.opened()
+                # Only when the client has room again: until then the memory is still in use.
                 portion.release(size)
                 self._read(ahead, portion)
         finally:
@@ -219,6 +223,7 @@ class FileReader:
             step = _step(portion.next_size())
             if not step:
                 return
+            # The first read of a range ends where a block does, so that later reads begin with a block.
             size = min(step - self._at % min(step, BLOCK_SIZE), self.span.end - self._at)
             portion.hold(size)
             ahead.append(self._run(self._source.read, self._at, size))

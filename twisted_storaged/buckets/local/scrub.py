@@ -125,16 +125,15 @@ class Scrub:
             self._damage(f"the index: {' '.join(fault.split())}")
 
     def _check_generation(self) -> None:
-        """Report what a start would refuse, unless a daemon is running, which has checked it.
-
-        Nothing else is checked then: opening a damaged log with SQLite resets the wal-index, and the next start could
-        no longer tell that commits are lost.
-        """
+        """Report what a start would refuse, and raise StartError then."""
+        # A running daemon has checked it.
         if not self._in_use:
             try:
                 Generation(self._path, boot_id()).check_files(has_contents=any(self._contents.names()))
             except StartError as error:
                 self._damage(str(error))
+                # Nothing else is checked: opening a damaged log with SQLite resets the wal-index, and the next start
+                # could no longer tell that commits are lost.
                 raise
 
     def _check_objects(self, index: IndexReader) -> None:
@@ -204,6 +203,7 @@ class Scrub:
                 chunk = source.read(offset, min(CHUNK, size - offset))
                 source.check(chunk)
                 found += block_checksums(chunk.data)
+        # Where blocks have checksums, the source has not verified the whole.
         if entry.checksum is not None and combined(found, size) != entry.checksum:
             raise damaged(entry, "the checksum of the file is wrong")
         return found
@@ -227,6 +227,7 @@ class Scrub:
             # The daemon removes a replaced file soon after the commit. Wait until it has.
             self._sleep(SETTLE_SECONDS)
         # Some may have been committed or removed since; those with a note belong to uploads.
+        # In this order: a note is removed after the commit, so that a file without one is in the index by now.
         found.difference_update(self._contents.pending())
         found.difference_update(index.replaced())
         found.difference_update(index.files())
@@ -234,22 +235,20 @@ class Scrub:
 
 
 def _keys(index: IndexReader) -> Iterator[tuple[bytes, bool]]:
-    """Yield all keys, and whether their rows match their checksums.
-
-    Between two pages the index is not being read, so that the log of a daemon can be reset. A damaged key may be
-    anywhere in the order: the next page begins after the last sound one. Where SQLite finds the index damaged, the keys
-    before that place are read one by one, and then SQLite's error is raised.
-    """
+    """Yield all keys, and whether their rows match their checksums. Raises SQLite's error where SQLite finds damage."""
     after, limit = b"", PAGE_LIMIT
     while True:
         try:
+            # In pages: between two, the index is not being read, so that the log of a daemon can be reset.
             page = index.walk(after, limit)
         except sqlite3.DatabaseError:
             if limit == 1:
                 raise
+            # One by one, so that no key before the damaged place is left out.
             limit = 1
             continue
         full = len(page) == limit
+        # A damaged key may be anywhere in the order, so that the next page begins after the last sound one.
         while full and not page[-1][1] and any(is_sound for _, is_sound in page):
             page.pop()
         yield from page

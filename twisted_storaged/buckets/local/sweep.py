@@ -60,6 +60,7 @@ def sweep(directory: DataFolder, index: IndexWriter, warn: Callable[[str], None]
     if swept.lost:
         # The moves must be durable before the notes are removed, which say why there were files without a row.
         sync_folder(directory.lost_path)
+    # After the files: names of files that a killed start has removed already do no harm.
     index.forget_replaced()
     for note in notes.values():
         note.unlink(missing_ok=True)
@@ -73,10 +74,12 @@ def sweep(directory: DataFolder, index: IndexWriter, warn: Callable[[str], None]
 
 
 def _move(path: Path, lost: Path) -> None:
-    """Move a file without replacing one. A start that was killed may have made the link already."""
+    """Move a file without replacing one."""
     try:
         os.link(path, lost)
     except FileExistsError:
+        # A start that was killed may have made this link already.
+        # Otherwise it is another content of that name, which must not be lost either.
         if not path.samefile(lost):
             raise
     path.unlink()

@@ -63,6 +63,7 @@ class _NewFile:
         self._file: ContentFile | None = None
         self._key = key
         self._directory = directory
+        # By part, since several threads write parts at once, in any order.
         self._checksums: dict[int, list[int]] = {}
 
     @property
@@ -158,6 +159,7 @@ class Commits:
             _log.critical("a commit failed, no writes are accepted until its log is truncated: {error}", error=error)
             self._settle(error, begun=True)
             raise
+        # Again: a commit that went to a folder which was replaced meanwhile must not be acknowledged.
         self._check_files(begun=True)
         return outcomes
 
