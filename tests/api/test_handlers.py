@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
 
 from tests.buckets.local.embedded import logged
 from tests.server.wire import Server, chunk, chunked_put, put, request
@@ -24,7 +25,7 @@ from twisted_storaged.errors import (
     OutOfSpace,
     UnverifiableObject,
 )
-from twisted_storaged.model import ListQuery
+from twisted_storaged.model import ListQuery, ObjectInfo
 from twisted_storaged.routing import DEFAULT_MAX_PUT, VECTORS_MAX_PUT, Policy, Rule
 from twisted_storaged.runtime import write_buffer as outgoing
 
@@ -216,6 +217,24 @@ class RefusalTests:
         """A chunked body over the cap is a 413, even if its end arrives in the same read."""
         server = Server(policy=Policy([Rule("", 10)]))
         assert server.ask(chunked_put("a") + chunk(b"0123456789x") + chunk(b"")).status == 413
+        assert server.bucket.objects == {}
+
+    def test_a_body_over_the_cap_that_is_read_late(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A chunked body over the cap is a 413, even if its end has arrived before the bucket begins to read it."""
+        server = Server(policy=Policy([Rule("", 10)]))
+        ready: Deferred[None] = Deferred()
+        put = server.bucket.put
+
+        async def put_when_ready(*args: Any) -> ObjectInfo:
+            await ready
+            return await put(*args)
+
+        monkeypatch.setattr(server.bucket, "put", put_when_ready)
+        connection = server.connect()
+        connection.send(chunked_put("a") + chunk(b"0123456789") + chunk(b"x") + chunk(b""))
+        ready.callback(None)
+        connection.flow()
+        assert connection.response().status == 413
         assert server.bucket.objects == {}
 
 

@@ -140,10 +140,11 @@ class RequestBody:
             early.append(bytes(self.buffered))
         for data in early:
             self._deliver(data)
-        if self.complete:
-            self._finish(None)
-        else:
+        if not self.complete:
             self._ask_for_more()
+        elif self._wanted:
+            # Not if these bytes exceeded the limit: then it is about to fail.
+            self._finish(None)
         return finished
 
     def pauseProducing(self) -> None:
