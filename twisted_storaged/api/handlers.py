@@ -139,6 +139,7 @@ class ObjectHandlers:
 
     def _bucket_name(self, request: StreamingRequest) -> str | None:
         """The bucket that the path names or, if the path names none, the query."""
+        # Compared with None: `/buckets//objects/k` names the empty bucket, which does not exist, and not the query's.
         if self._bucket is not None or b"?" not in request.uri:
             return self._bucket
         named = parameter(request, "bucket")
@@ -168,13 +169,11 @@ def _read_options(request: StreamingRequest) -> tuple[ReadConditions | None, str
 
 
 async def _open(bucket: IBucket, key: str, conditions: ReadConditions | None) -> tuple[IObjectReader, Span | None]:
-    """Open what is to be sent; the span is None for the whole object.
-
-    A HEAD comes first if a condition may spare the bytes. The object whose bytes are sent must meet the conditions,
-    so they are applied to it again.
-    """
+    """Open what is to be sent; the span is None for the whole object."""
     if conditions is None:
         return await bucket.get(key), None
+    # A HEAD comes first if a condition may spare the bytes. The object may be replaced before the GET, so that the
+    # conditions are applied once more, to what was opened.
     wanted = conditions.apply(await bucket.head(key)) if conditions.depends else conditions.wanted
     reader = await bucket.get(key, wanted)
     if _applied(conditions, reader) != wanted:

@@ -98,6 +98,7 @@ class DocumentWriter:
 
     async def end(self, next_after: str | None) -> AsyncGenerator[bytes, None]:
         """Yield what follows the last page."""
+        # A list without objects has not written its beginning yet.
         end = b"]" if self._lead == b"," else self._lead + b"]"
         if self._with_prefixes:
             yield end + b',"common_prefixes":['
@@ -159,6 +160,7 @@ async def send_list(request: Any, query: ListQuery, pages: Pages, make_spool: Ca
     gate = BackpressureGate()
     request.registerProducer(gate, True)
     try:
+        # A generator that is left early runs its `finally` blocks only when it is closed.
         async with aclosing(_pieces(writer, limited)) as pieces:
             async for piece in pieces:
                 if not request.startedWriting:

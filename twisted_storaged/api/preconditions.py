@@ -177,19 +177,17 @@ def _date_if_valid(request: Any, name: str) -> int | None:
 
 
 def _if_range(request: Any) -> ETags | None:
-    """Parse If-Range; for a date, the result is an empty list of entity tags, which matches no object.
-
-    A date is a strong validator only if the server knows that the object did not change twice within that second
-    (RFC 9110, 8.8.2.2). No bucket does: two objects of one second have the same Last-Modified, and an object that was
-    uploaded to S3 in parts has the time at which the upload began. So a date never proves that the range belongs to the
-    object that the client has (13.1.5), and the whole object is sent. Clients can use the ETag instead.
-    """
+    """Parse If-Range; for a date, the result is an empty list of entity tags, which matches no object."""
     text = field(request, "If-Range")
     if text is None:
         return None
     if _ONE_TAG.fullmatch(text):
         return ETags((text,))
     _parse_date(text, "If-Range")
+    # A date is a strong validator only if the server knows that the object did not change twice within that second
+    # (RFC 9110, 8.8.2.2). No bucket does: two objects of one second have the same Last-Modified, and an object that was
+    # uploaded to S3 in parts has the time at which the upload began. So a date never proves that the range belongs to
+    # the object that the client has (13.1.5), and the whole object is sent. Clients can use the ETag instead.
     return ETags(())
 
 

@@ -75,6 +75,7 @@ ERROR_RESPONSES: Mapping[type[BaseException] | None, ErrorResponse] = {
     errors.BucketUnreachable: ErrorResponse(http.BAD_GATEWAY, "bucket unreachable", retry=True),
     errors.WritesSuspended: ErrorResponse(http.SERVICE_UNAVAILABLE, "bucket takes no writes: see the log", retry=True),
     errors.BucketBusy: ErrorResponse(http.SERVICE_UNAVAILABLE, "bucket busy", retry=True),
+    # Without Retry-After, since the object must be read before a retry.
     errors.OutcomeUnknown: ErrorResponse(http.GATEWAY_TIMEOUT, "outcome unknown: read the object before trying again"),
     errors.OutOfSpace: ErrorResponse(http.INSUFFICIENT_STORAGE_SPACE, "out of space"),
     errors.NoFreeSlot: ErrorResponse(http.SERVICE_UNAVAILABLE, "storaged: put concurrency cap reached", retry=True),
@@ -88,6 +89,7 @@ def send_failure(failure: Failure, request: StreamingRequest) -> None:
     If the response has begun, the connection is dropped, so that the client cannot take it for complete.
     """
     response = ERROR_RESPONSES.get(failure.type, INTERNAL_ERROR)
+    # The client is not told the cause of a BucketError, so that the log must have it.
     if failure.check(errors.BucketError) or (
         # A client that disconnects is no error of ours.
         response is INTERNAL_ERROR and not failure.check(errors.BodyLost, ConsumerGone)
@@ -97,6 +99,7 @@ def send_failure(failure: Failure, request: StreamingRequest) -> None:
         request.cut(type(failure.value).__name__)
     elif not request.gone:
         headers = [(b"Retry-After", b"%d" % RETRY_AFTER)] if response.retry else []
+        # RFC 9110, 15.5.17: so the client learns the size.
         if isinstance(failure.value, errors.RangeNotSatisfiable):
             headers.append((b"Content-Range", b"bytes */%d" % failure.value.size))
         send_text(request, response.status, response.message or str(failure.value), headers)

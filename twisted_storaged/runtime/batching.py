@@ -94,6 +94,7 @@ class Batcher(Generic[_T, _R]):
     def _do_waiting(self) -> None:
         batch, self._waiting = self._waiting, []
         outcomes = [outcome for _, outcome in batch]
+        # A `do_all` that raises at once must not leave the batcher busy forever.
         done = maybeDeferred(self._do_all, [thing for thing, _ in batch])
         done.addCallback(self._checked, len(batch))
         done.addCallbacks(self._succeeded, self._failed, callbackArgs=(outcomes,), errbackArgs=(outcomes,))
@@ -117,5 +118,6 @@ class Batcher(Generic[_T, _R]):
 
     def _failed(self, failure: Failure, outcomes: list[Deferred[_R]]) -> None:
         for outcome in outcomes:
+            # One that was cancelled ignores this: Deferred.cancel lets one more result pass.
             outcome.errback(failure)
         self._go_on()

@@ -151,8 +151,9 @@ class Threads:
         """Accept no more calls; fires when those under way have ended."""
         stopped: Deferred[None] = Deferred()
 
+        # In a thread, as stopping the pool blocks until all of its threads have ended.
         def join() -> None:
-            self._pool.stop()  # blocks until all threads have ended
+            self._pool.stop()
             self._reactor.callFromThread(stopped.callback, None)
 
         Thread(target=join, daemon=True).start()
@@ -181,6 +182,7 @@ class InFlight:
         await self._below(lambda: 1)
 
     async def _below(self, limit: Callable[[], int]) -> None:
+        # Asked each time, as the limit changes while other bodies come and go.
         while self._count >= limit():
             self._waiting = Deferred()
             await self._waiting

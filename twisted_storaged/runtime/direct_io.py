@@ -15,7 +15,8 @@ from twisted.internet.tcp import Connection
 #: Takes up to so many bytes from a socket; returns how many, 0 at the end of the stream, or None if it cannot now.
 TakeFrom = Callable[[socket, int], int | None]
 
-#: Bytes that must have arrived before a spliced socket counts as readable, if as many are expected.
+#: Bytes that must have arrived before a spliced socket counts as readable, if as many are expected. With more, sender
+#: and receiver would take turns instead of working at the same time.
 LOW_WATERMARK = 64 << 10
 
 
@@ -43,6 +44,7 @@ class Takeover:
 
     def start(self) -> None:
         """Handle readiness from now on."""
+        # On the instance: the reactor looks the method up for each event.
         self._transport.__dict__[self.method] = self._ready
 
     def stop(self) -> None:
@@ -124,6 +126,7 @@ class SpliceReader(Takeover):
         return required
 
     def _set_watermark(self) -> None:
+        # A socket that requires more bytes than are still to come would never be readable.
         count = LOW_WATERMARK if self._may_wait and self._left() > LOW_WATERMARK else 1
         if count != self._watermark and self._transport.connected:
             self._watermark = count
@@ -135,6 +138,7 @@ class SpliceReader(Takeover):
     def attempted(self, result: int | None) -> Exception | None:
         ended: Exception | None = None
         if result is None:
+            # Of the class, as the instance's own is `_ready`.
             ended = type(self._transport).doRead(self._transport)
         elif not result:
             return CONNECTION_DONE

@@ -35,6 +35,7 @@ def touch(path: Path) -> None:
         StartError: it belongs to another user.
         OSError: it cannot be created.
     """
+    # The mode is for a new file only, so that `tighten` is needed for an existing one.
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     tighten(path)
 
@@ -65,7 +66,7 @@ def write_durably(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(descriptor)
-    # Only after the fsync: otherwise the name could lead to an empty file after a crash. See rename(2)
+    # Only after the fsync: otherwise the name could lead to an empty file after a crash. See rename(2).
     new.replace(path)
     sync_folder(path.parent)
 
@@ -92,10 +93,8 @@ def _in_thread(call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -
 
 
 def _new_file() -> Any:
-    """Create a file without a name, which disappears with the process.
-
-    Not in `/tmp`, which is often memory. See file-hierarchy(7)
-    """
+    """Create a file without a name, which disappears with the process."""
+    # Not in `/tmp`, which is often memory. See file-hierarchy(7).
     persistent = "TMPDIR" not in os.environ and os.access("/var/tmp", os.W_OK)  # noqa: S108
     return tempfile.TemporaryFile(dir="/var/tmp" if persistent else None, buffering=0)  # noqa: S108
 
@@ -149,6 +148,7 @@ class Spool:
             if self._file is None:
                 self._file = self._make_file()
             left = memoryview(data)
+            # An unbuffered file may take fewer bytes than it is given.
             while left:
                 left = left[self._file.write(left) :]
         except OSError as error:

@@ -13,11 +13,9 @@ from twisted.application.service import IService
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
-# SIGTERM and SIGINT: each ends the daemon with status 0, while it starts as well as while it serves.
-
 
 class StopSignals:
-    """The handlers of the signals that stop the daemon.
+    """The handlers of SIGTERM and SIGINT: each ends the daemon with status 0, while it starts and while it serves.
 
     Attributes:
         service: what must be stopped before the process ends, once it runs; None while it is being made.
@@ -32,11 +30,9 @@ class StopSignals:
         self._stopping = False
 
     def install(self) -> None:
-        """Handle the signals from now on.
-
-        Twisted installs handlers of its own when its reactor starts; with those the process would die of the signal in
-        the end, and a second signal would be a traceback.
-        """
+        """Handle the signals from now on."""
+        # Again when the reactor has started, as it installs handlers of its own then: with those the process would die
+        # of the signal in the end, and a second signal would be a traceback.
         self._reactor.callWhenRunning(self._set_handlers)
         self._set_handlers()
 
@@ -58,11 +54,6 @@ class StopSignals:
         self._reactor.callFromThread(self._reactor.stop)
 
 
-# Giving memory back to the system that malloc keeps after a load.
-#
-# What was allocated in small pieces by many clients is freed in the middle of the heap, and malloc keeps those pages
-# for later; `malloc_trim` gives them back. https://man7.org/linux/man-pages/man3/malloc_trim.3.html
-
 #: Seconds between two looks. A look takes 10 µs, and a trim a few ms after a load, but 50 µs when there is nothing.
 EVERY = 5.0
 #: Bytes over the least that the process ever had, from which on a trim is tried.
@@ -78,7 +69,10 @@ def resident() -> int:
 
 
 def trim() -> None:
-    """Give back what is free; a C library other than glibc has no such call, and needs none."""
+    """Give back to the system the free memory that malloc keeps."""
+    # What many clients allocate in small pieces is freed in the middle of the heap, and malloc keeps those pages for
+    # later. https://man7.org/linux/man-pages/man3/malloc_trim.3.html
+    # A C library other than glibc has no such call, and needs none.
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)

@@ -156,6 +156,7 @@ class WriteBuffer:
             self.push()
             return False
         pieces, self._pieces, self._size = self._pieces, [], 0
+        # The head of the response, which was collected, leaves with `data` in one `sendmsg`.
         self._in_place.send(_Memory([*pieces, data]))
         return True
 
@@ -165,6 +166,7 @@ class WriteBuffer:
         Returns how many were moved, 0 at the end of the stream, or None if the transport cannot do that now. Raises
         OSError, as `recv` does.
         """
+        # What was collected comes first. If it does not leave at once, these bytes cannot go past the transport.
         self.push()
         if not self._in_place.ready:
             return None
@@ -180,6 +182,7 @@ class WriteBuffer:
 
     def close(self) -> None:
         """Release what a response needed; if some of it is unsent, the next call does."""
+        # A pipe that is closed loses the bytes in it.
         if self._in_place.busy:
             return
         pipe, self._pipe = self._pipe, None

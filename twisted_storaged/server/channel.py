@@ -131,6 +131,7 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
         super().connectionMade()
         self._held: list[bytes] = []
         self._peer, self._host = self.transport.getPeer(), self.transport.getHost()
+        # Over TLS the socket carries records, so that no body can be read from it, or written to it, directly.
         self._plain = hasattr(self.transport, "getHandle") and not self.isSecure()
         self._outgoing = WriteBuffer(self.transport, self, self.site.flush_queue)
         self.read_in_chunks_of(USUAL_READ_SIZE)
@@ -146,6 +147,8 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
             return
         # If Twisted refuses these bytes, it writes to the transport itself: what we hold must be there first.
         self._outgoing.push()
+        # Twisted's parser is for all else: for a head in several reads or with fields that are not plain, and for what
+        # follows the request in the same read, which it keeps until this one has been answered.
         between = self.line_mode and self.persistent and not self.requests and not self.has_unparsed
         head = parse_plain_head(data) if between else None
         if head is None or len(data) > head.size + head.length:
@@ -169,10 +172,12 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
         """Produce and parse again: the transport has sent what it had."""
         self.paused = False
         super().resumeProducing()
+        # The producer that was just resumed may have filled the transport again.
         if (self._held or self.has_unparsed) and not self.transport_is_full:
             held, self._held = b"".join(self._held), []
             self.resume_reading()
             self.dataReceived(held)
+        # Twisted has resumed the socket as well, although the consumer of this body wants no more of it yet.
         if self.requests and self.requests[-1].body.holds_back:
             self.pause_reading()
 
@@ -184,9 +189,11 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
         self.request_line = head.method, head.target, b"HTTP/1.1"
         if len(body) == head.length:
             request.body.came(body)
+            # `length` is 0 here, as between requests: the request is dispatched when its content is complete.
             self._begin_request(request)
             self.allContentReceived()
             return
+        # HTTPChannel.dataReceived, which does this for other requests, was not called.
         self.resetTimeout()
         self.length = head.length
         self._begin_request(request)
@@ -220,6 +227,7 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
     def _refuse(self, status: int) -> None:
         """Respond to bytes that are no request, or no body as its head frames it, and end the connection."""
         self.transport.write(NO_REQUEST % (status, RESPONSES_TO_NONE[status]))
+        # A request that was dispatched has a line of its own in the access log, see `_end_refused`.
         if not self.requests or not self.requests[-1].dispatched:
             self.site.log_refused(self.getPeer(), status)
         self._end_refused(status)
@@ -233,11 +241,13 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
     def _begin_request(self, request: StreamingRequest) -> None:
         command, path, version = self.request_line
         self.persistent = self.checkPersistence(request, version)
+        # Without a body, `requestReceived` dispatches it: a response that begins before that ends the connection.
         if self.length != 0:
             self._left = self.length or 0
             expect = request.fields.get("expect", [""])[0].lower()
             request.body.announce(self.length, expect == "100-continue" and version == b"HTTP/1.1")
             request.dispatch(command, path, version)
+            # If the handler has responded already, the socket must be read on, to drop the body.
             if request.body.paused and not self._lingering:
                 self.pause_reading()
 
@@ -278,6 +288,8 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
             lines.append(b"Transfer-Encoding: chunked\r\n")
         elif length is not None:
             lines.append(b"Content-Length: %d\r\n" % length)
+        # What is still to come of the request body would be taken for the next request; and a response body without
+        # length and chunks ends with the connection. RFC 9112, 6.3.
         if not self.requests[0].body.complete or (length is None and not chunked and status not in NO_BODY_CODES):
             self.persistent = False
         if not self.persistent:
@@ -319,6 +331,7 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
 
     def _end_refused(self, status: int) -> None:
         for request in self.requests:
+            # For the access log, in which `connectionLost` writes a line.
             request.code, request.startedWriting = status, 1
             request.outcome = "cut: malformed body"
             request.connectionLost(Failure(BodyLost()))
@@ -333,6 +346,7 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
         elif request is None or not request.dispatched:
             super().timeoutConnection()
         elif request.body.paused:
+            # The client cannot send, as storaged does not read.
             self.setTimeout(self.site.timeOut)
         else:
             request.body.fail(BodyStalled(f"no byte came for {self.site.timeOut} s"))
@@ -413,10 +427,13 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
         self._stop_reading_in_place()
         self.clearLineBuffer()
         self._held = []
+        # No parser may see another byte: it would take the rest of the body for requests.
         self.dataReceived = self._drop  # type: ignore[method-assign]
+        # Whether or not bytes arrive: a client that sends on and on would never be idle.
         self._lingering = self.callLater(LINGER_SECONDS, self.transport.loseConnection)
+        # As HTTPChannel.loseConnection does. Over TLS, a connection that has a producer is not closed.
         self.transport.unregisterProducer()
-        # Over TLS, it would close the socket below TLS.
+        # Over TLS, this would close the socket below TLS.
         half_close = getattr(self.transport, "loseWriteConnection", None)
         if half_close is not None and not self.isSecure():
             half_close()

@@ -131,7 +131,7 @@ class RequestBody:
         It fails with PayloadTooLarge, BodyLost or BodyStalled.
         """
         if self._error is not None:
-            return fail(copy(self._error))
+            return fail(copy(self._error))  # a copy, for the reason that `fail` gives
         self._consumer = consumer
         finished = self._finished = Deferred()
         self.paused = False
@@ -163,6 +163,7 @@ class RequestBody:
         self._finished = None
         self._early = []
         self._consumer = self._room = None
+        # Until the response has been written: as the body is incomplete, the channel then drops the rest and closes.
         self.pauseProducing()
 
     def filled(self, count: int) -> None:
@@ -206,20 +207,24 @@ class RequestBody:
 
     def _finish(self, result: Failure | None) -> None:
         finished, self._finished = self._finished, None
+        # Consumer and body refer to each other: the cycle would keep the memory of parts until a garbage collection.
         self._consumer = self._room = None
         if finished is not None:
             finished.callback(result)
 
     def _ask_for_more(self) -> None:
+        # RFC 9110, 10.1.1: a client that has begun to send does not wait for it.
         if self._expects_continue and not self._received:
             self._channel.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if self.declared is None or self.declared > USUAL_READ_SIZE:
             self._read_large()
+        # The consumer may have paused the body when it got what had arrived early.
         if not self.paused:
             self._channel.resume_reading()
 
     def _read_large(self) -> None:
         """Make few and large reads; into the consumer's memory, if it offers some and the length is known."""
+        # A chunked body has to be decoded, as the sizes of its chunks stand between its bytes.
         if (
             self.declared is not None
             and IBufferConsumer.providedBy(self._consumer)
@@ -297,6 +302,7 @@ class StreamingRequest(Request):
         """Write some of the body. After the connection was lost or cut, it is dropped."""
         if self.gone or self.outcome:
             return
+        # The client would take more bytes than were announced for the next response.
         if self._announced is not None and self.sentLength + len(data) > self._announced:
             self._cut_defective(f"more than {self._announced} bytes")
             return
@@ -360,8 +366,11 @@ class StreamingRequest(Request):
             self.dispatch(command, path, version)
 
     def connectionLost(self, reason: Failure) -> None:
+        # First, as the calls below may resume the handler, which asks for it.
         self.gone = True
+        # Before Twisted's own, which takes the channel away.
         if self.dispatched and not self.finished:
+            # A connection that `cut` has dropped is lost, too.
             self.outcome = self.outcome or CLIENT_GONE
             self.channel.site.log(self)
         super().connectionLost(reason)

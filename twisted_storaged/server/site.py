@@ -52,11 +52,13 @@ class AccessLog:
     def _add(self, client: object, what: str, how: str) -> None:
         self._tick()
         self._lines.append(f'{getattr(client, "host", "-")} - - {self._time} "{what}" {how}')
+        # One timer for all lines that are collected until it is due.
         if len(self._lines) == 1:
             self._clock.callLater(WAIT, self.flush)
 
     def flush(self) -> None:
-        """Write the collected lines in one log event: an event for each would cost more than a small GET."""
+        """Write the collected lines."""
+        # In one log event: an event for each line would cost more than a small GET.
         lines, self._lines = self._lines, []
         if lines:
             _log.info("{lines}", lines="\n".join(lines))
@@ -102,6 +104,7 @@ class StorageSite(Site):
         self._access_log.add_refused(client, status)
 
     def stopFactory(self) -> None:
+        # The last requests before a stop are often the ones that are looked for.
         self._access_log.flush()
         super().stopFactory()
 
@@ -120,6 +123,7 @@ class StorageSite(Site):
     def drain(self) -> Deferred[None]:
         """Accept no more requests; fires when every connection has closed."""
         self.draining = True
+        # A copy, as a channel that closes at once leaves the set.
         for channel in list(self.channels):
             channel.close_when_done()
         self._check_drained()
