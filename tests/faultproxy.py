@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-from tests.engines import Engine
+from tests.engines import HOST, Engine
 
 _READ = 1 << 16
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -51,7 +51,7 @@ class FaultProxy:
         self._hung: tuple[bytes, ...] | None = None
         self._changed = threading.Condition()
         self._listen(0)
-        self.engine = replace(engine, endpoint=f"http://127.0.0.1:{self._port}")
+        self.engine = replace(engine, endpoint=f"http://{HOST}:{self._port}")
 
     def cut(self, matching: bytes = b"", after: int = 0, times: float = 1) -> None:
         """Close the connection after so many bytes of the next responses to matching requests."""
@@ -104,7 +104,7 @@ class FaultProxy:
         self.reset()
 
     def _listen(self, port: int) -> None:
-        self._listener = socket.create_server(("127.0.0.1", port))
+        self._listener = socket.create_server((HOST, port))
         self._port = self._listener.getsockname()[1]
         self._accepting = threading.Thread(target=self._accept, args=(self._listener,), daemon=True)
         self._accepting.start()

@@ -19,10 +19,16 @@ from uuid import uuid4
 import boto3
 from botocore.config import Config
 from moto.server import ThreadedMotoServer
+from werkzeug.serving import WSGIRequestHandler
 
 from twisted_storaged.buckets.s3.session import S3Settings
 
 FOLDER = Path(__file__).parent
+#: The number of this worker of pytest-xdist.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+#: Where the engines of this worker's own process listen. Each worker has an address of its own, all of them loopback:
+#: once a port is closed, another worker may get the same, and must not receive what was meant for the first.
+HOST = f"127.0.0.{2 + _WORKER}"
 READY_SECONDS = 120
 #: Engines that do not list keys in the order of their bytes.
 WITHOUT_ORDER = {"rclone"}
@@ -71,7 +77,9 @@ class Engine:
 @contextmanager
 def moto() -> Iterator[Engine]:
     """Start moto in a thread of this process: it accepts any credentials, and keeps everything in memory."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    # Else each answer's body waits up to 40 ms until the client has acknowledged its head.
+    WSGIRequestHandler.disable_nagle_algorithm = True
+    server = ThreadedMotoServer(HOST, 0, verbose=False)
     server.start()
     try:
         host, port = server.get_host_and_port()
@@ -111,7 +119,7 @@ def has_ceph() -> bool:
 
 def free_ports(count: int) -> int:
     """The first of `count` consecutive free ports, of those for this worker of pytest-xdist."""
-    lowest = 20000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 3 * 4000
+    lowest = 20000 + _WORKER % 3 * 4000
     # Offset by the process id, so that concurrent runs of the tests on this machine rarely collide.
     for first in range(lowest + os.getpid() % 30 * 60, lowest + 4000, 60):
         if all(_is_free(port) for port in range(first, first + count)):

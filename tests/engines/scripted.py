@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.engines import Engine
+from tests.engines import HOST, Engine
 
 
 @dataclass(frozen=True)
@@ -213,6 +213,8 @@ def _operation(method: str, query: dict[str, list[str]]) -> str:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    #: Else each answer's body waits up to 40 ms until the client has acknowledged its head.
+    disable_nagle_algorithm = True
     endpoint: ClassVar[Scripted]
 
     def _answer(self) -> None:
@@ -264,7 +266,7 @@ def scripted(tls: tuple[Path, Path] | None = None) -> Iterator[tuple[Scripted, E
     """Run the endpoint with one bucket named `bucket`; with a certificate and its key, over https."""
     endpoint = Scripted()
     handler = type("Handler", (_Handler,), {"endpoint": endpoint})
-    with _Server(("127.0.0.1", 0), handler) as server:
+    with _Server((HOST, 0), handler) as server:
         if tls is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*tls)
@@ -272,6 +274,6 @@ def scripted(tls: tuple[Path, Path] | None = None) -> Iterator[tuple[Scripted, E
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield (
             endpoint,
-            Engine("scripted", f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}", "id", "hunter2"),
+            Engine("scripted", f"{'https' if tls else 'http'}://{HOST}:{server.server_port}", "id", "hunter2"),
         )
         server.shutdown()

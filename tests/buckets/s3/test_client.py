@@ -20,6 +20,7 @@ from cryptography.x509 import NameOID
 from twisted.internet.defer import Deferred
 
 from tests.buckets.test_contract import METADATA, ODD_KEYS
+from tests.engines import HOST
 from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
 from tests.support import BytesBody, Consumer, reactor, result, run_now
 from twisted_storaged.buckets.s3 import responses
@@ -402,7 +403,7 @@ class TlsTests:
         now = datetime.now(UTC)
         builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
         builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + timedelta(days=1))
-        here = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1")), x509.DNSName("localhost")])
+        here = x509.SubjectAlternativeName([x509.IPAddress(ip_address(HOST)), x509.DNSName("localhost")])
         certificate = builder.add_extension(here, critical=False).sign(key, SHA256())
         (folder / "cert.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
