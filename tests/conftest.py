@@ -1,17 +1,20 @@
-"""The option `--all`, and engines that each worker starts once and shares among tests.
+"""The option `--all`, the order of test files, and engines that each worker starts once and shares among tests.
 
 A plain `pytest` runs the core: tests that need no more than the extra `test`, and no long load. `--all` adds tests that
 need other engines (Ceph, Swift, rclone), data tools (DuckDB, pandas, polars, pyarrow), other programs (curl, strace, a
-C compiler), or long loads. The extra `integration` has those of them that PyPI provides.
+C compiler), or long loads. These have the marker `full`: `--all -m full` runs only them. The extra `integration` has
+those of the packages that PyPI provides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import pytest
+from botocore.loaders import JSONFileLoader
 
 from tests import engines
 from tests.engines import Engine
@@ -25,6 +28,21 @@ ALL_ENGINES = [*ENGINES, "swift-3"]
 EXTERNAL = {*ALL_ENGINES} - {"moto"}
 #: Modules that import packages of the extra `integration`.
 IMPORT_MORE = {("integration", "test_data_tools.py"), ("integration", "test_docs.py")}
+#: The files of the core that take longest, in this order.
+LONGEST = [
+    "test_s3_faults.py",
+    "test_daemon.py",
+    "test_contract.py",
+    "test_on_engines.py",
+    "test_conformance.py",
+    "test_resets.py",
+    "test_model.py",
+    "test_packaging.py",
+    "test_kills.py",
+    "test_scrub.py",
+    "test_config.py",
+    "test_conditional.py",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,20 +60,24 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path.parts[-2:] in IMPORT_MORE and not config.getoption("--all") else None
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without `--all`, deselect tests that are not in the core."""
-    if config.getoption("--all"):
-        return
-    core = [item for item in items if not item.get_closest_marker("full") and not _needs_external_engine(item)]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(core)])
-    items[:] = core
-
-
-def _needs_external_engine(item: pytest.Item) -> bool:
-    """Whether a parameter of a test is the name of an external engine."""
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark tests that are not in the core: those of some modules, and those that have an external engine's name."""
     callspec = getattr(item, "callspec", None)
     values = [] if callspec is None else callspec.params.values()
-    return any(isinstance(value, str) and value in EXTERNAL for value in values)
+    if item.path.parts[-2:] in IMPORT_MORE or any(isinstance(one, str) and one in EXTERNAL for one in values):
+        item.add_marker("full")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without `--all`, deselect tests that are not in the core; put the files that take longest first."""
+    if not config.getoption("--all"):
+        deselected = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+    # pytest-xdist hands out files in this order: one that takes long must not be the last, alone on its worker.
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 class Engines:
@@ -80,6 +102,15 @@ class Engines:
             }
             self._running[name] = self._stack.enter_context(start[name]())
         return self._running[name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def service_models() -> Iterator[None]:
+    """Let botocore parse its descriptions of services once: without this, each new session parses megabytes of JSON."""
+    load_file = cache(JSONFileLoader().load_file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", lambda _, path: load_file(path))
+        yield
 
 
 @pytest.fixture(scope="session")
