@@ -7,6 +7,7 @@ import resource
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -70,6 +71,20 @@ class BlockingPoolTests:
             pool = BlockingPool(address, 5, 5)
             assert ask(pool) == b"hi"
             time.sleep(0.1)  # the server closes; there is no event to wait for on this side
+            assert ask(pool) == b"hi"
+            pool.close()
+
+    def test_one_that_another_thread_takes_first_is_not(self) -> None:
+        """A thread that loses the last idle connection to another thread makes a new one."""
+
+        class Emptied(deque[socket.socket]):
+            def __bool__(self) -> bool:
+                """Seem to have an element, as before another thread took it."""
+                return True
+
+        with server(answers(OK)) as address:
+            pool = BlockingPool(address, 5, 5)
+            pool._idle = Emptied()
             assert ask(pool) == b"hi"
             pool.close()
 

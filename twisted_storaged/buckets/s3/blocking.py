@@ -74,21 +74,27 @@ class BlockingPool:
     def close(self) -> None:
         """Close idle connections now, and others when they are given back."""
         self._closed = True
-        while self._idle:
-            self._idle.pop().close()
+        while (connection := self._pop()) is not None:
+            connection.close()
 
     def _take(self) -> socket.socket | None:
-        while self._idle:
-            connection = self._idle.pop()
+        while (connection := self._pop()) is not None:
             if not _is_readable(connection):
                 return connection
             connection.close()  # S3 has closed it, or sent something without a request
         return None
 
+    def _pop(self) -> socket.socket | None:
+        try:
+            return self._idle.pop()
+        except IndexError:  # not asked before: another thread may take the last one between the two steps
+            return None
+
     def _connect(self, timeout: float) -> socket.socket:
         where = (self._address.host, self._address.port)
         try:
             connection = socket.create_connection(where, timeout)
+            # Head and body are separate sends: the second must not wait until S3 has acknowledged the first.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._address.tls is not None:
                 connection = self._address.tls.wrap_socket(connection, server_hostname=self._address.host)
@@ -122,6 +128,7 @@ class _Exchange:
         except OSError as error:
             return self._refusal(error), False
         if not all_sent:
+            # Not kept: S3 would take the next request for the rest of this one.
             return self._refusal(ConnectionFailed("S3 answered before it had the whole request")), False
         return self._read(self._read_timeout)
 
