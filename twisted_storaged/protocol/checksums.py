@@ -110,6 +110,7 @@ def checksum_from_headers(headers: Mapping[str, str]) -> ExpectedChecksum | None
         digest = decode_digest(match[1], algorithm.size) if match else None
         if match is None or digest is None or kind == (_FULL if match[2] else _COMPOSITE):
             continue  # malformed, or of the kind that its type denies: neither can be trusted
+        # Preferred, since a composite checksum can only be verified if the sizes of the parts are known.
         if not match[2]:
             return ExpectedChecksum(algorithm, digest, header)
         composite = composite or ExpectedChecksum(algorithm, digest, header, int(match[2]))
@@ -172,6 +173,7 @@ class Verification:
             self._running.update(data)  # type: ignore[arg-type]
             return
         # Pieces need not end where parts do.
+        # A view, so that nothing is copied where a part ends.
         rest = memoryview(data)
         while rest:
             part, rest = rest[: self._part_left], rest[self._part_left :]

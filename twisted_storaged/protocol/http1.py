@@ -78,6 +78,7 @@ class BodyCollector:
     def add(self, data: bytes) -> None:
         """Append bytes. Raises ConnectionFailed when the body becomes too large."""
         self._size += len(data)
+        # Otherwise a body that never ends would fill the memory until the deadline of the request.
         if self._size > MAX_COLLECTED:
             raise ConnectionFailed(f"the response has a body of more than {MAX_COLLECTED} bytes")
         self._pieces.append(data)
@@ -172,8 +173,9 @@ class ResponseParser:
 
     def _read_head(self, data: bytes) -> bytes:
         start, end = 0, data.find(b"\r\n\r\n")
+        # Interim responses (1xx) come before the final one, and are ignored. A loop, as one read may have thousands;
+        # counted, as they may never end.
         while end >= 0:
-            # Interim responses (1xx) come before the final one, and are ignored.
             version, status, headers = _parse_head(data[start:end])
             if status >= 200:
                 self._buffer = b""
@@ -193,6 +195,7 @@ class ResponseParser:
         if self._head_request or status in (204, 304):
             # RFC 9112, 6.3: there is no body, whatever length the head has.
             self._left = 0
+        # Before Content-Length, which this overrides. RFC 9112, 6.3
         elif headers.get("transfer-encoding", "").lower() == "chunked":
             self._chunked = True
         else:
@@ -205,6 +208,7 @@ class ResponseParser:
 
     def _read_length(self, data: bytes) -> bytes:
         assert self._left is not None
+        # Kept, they would be taken for the response to the next request.
         if len(data) > self._left:
             raise ConnectionFailed("the response is followed by bytes that belong to no request")
         self._left -= len(data)
@@ -321,6 +325,7 @@ def parse_plain_head(data: bytes) -> RequestHead | None:
         return None
     method, target, lines = match.groups()
     fields: Fields = {}
+    # The pattern allows no other control characters than tabs, so that nothing else is a line end here.
     for line in lines.decode("ascii").splitlines():
         name, _, value = line.partition(":")
         fields.setdefault(name.lower(), []).append(value.strip())

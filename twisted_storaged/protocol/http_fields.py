@@ -134,6 +134,7 @@ def wanted_algorithm(request: Any) -> str | None:
         return None
     wanted = _parsed(request, "Want-Repr-Digest")
     for algorithm, (weight, _) in wanted.items():
+        # In Python, a boolean is an int.
         if not isinstance(weight, int) or isinstance(weight, bool) or not 0 <= weight <= 10:
             raise InvalidRequest(f"Want-Repr-Digest has a weight for {algorithm} that is not a number from 0 to 10")
     known = {algorithm: weight for algorithm, (weight, _) in wanted.items() if algorithm in _LENGTHS and weight}
@@ -151,6 +152,7 @@ def _dictionary(request: Any, name: str) -> dict[str, bytes]:
     given = _parsed(request, name)
     known = {algorithm: value for algorithm, (value, _) in given.items() if algorithm in _LENGTHS}
     if given and not known:
+        # Ignored, the body would be stored unverified although the client asked for more.
         raise InvalidRequest(f"{name} has no digest of an algorithm that is known: sha-256, sha-512")
     for algorithm, digest in known.items():
         if not isinstance(digest, bytes) or len(digest) != _LENGTHS[algorithm]:

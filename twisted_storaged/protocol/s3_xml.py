@@ -1,9 +1,5 @@
 """Pages of ListObjectsV2: the parameters of the request, and the XML of the response. No I/O.
 
-Lists are long, so the time per key counts. A page is parsed by regular expressions, which expect the elements in the
-order of S3's schema, as most engines write them. Any other page is parsed by an XML parser, which takes four times as
-long.
-
 Names are decoded only if the page says that they are encoded. A page that cannot belong to the requested list is an
 error.
 
@@ -94,6 +90,8 @@ def parse_list(response: Response, query: ListQuery, prefix: str) -> ListPage:
         BucketError: the response is not a page, or cannot be a page of this list.
     """
     try:
+        # Lists are long, so that the time per key counts: an XML parser takes four times as long as the regular
+        # expressions, which expect the elements in the order of S3's schema, as most engines write them.
         page = _parse_usual(response.body.decode("utf-8")) or _parse(response.body)
         keys, times, etags, sizes = zip(*page.objects, strict=True) if page.objects else ((), (), (), ())
         names = _names(keys, page.encoded, prefix + query.prefix)
@@ -164,7 +162,8 @@ def _names(names: Sequence[str], encoded: bool, start: str) -> Sequence[str]:
 
 
 def _decoded(names: Sequence[str]) -> Sequence[str]:
-    """Percent-decode names: all at once, which is three times as fast, unless one contains a line break."""
+    """Percent-decode names."""
+    # All at once, which is three times as fast, unless a name contains a line break.
     together = "\n".join(names)
     if "%" not in together and "+" not in together:
         return names
@@ -191,6 +190,7 @@ def _timestamp(text: str) -> float:
         # Many objects of a list share a minute, which is cached.
         return _minute(text[:16]) + float(text[17:-1])
     time = datetime.fromisoformat(text)
+    # It would be taken for local time.
     if time.tzinfo is None:
         raise ValueError(f"{text!r} has no time zone")
     return time.timestamp()

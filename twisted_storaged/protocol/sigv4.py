@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import NamedTuple
 
 ALGORITHM = "AWS4-HMAC-SHA256"
+# Instead of the payload's SHA-256, which costs more than all other work on a large request.
 UNSIGNED = "UNSIGNED-PAYLOAD"
 
 
@@ -68,6 +69,7 @@ class Signer:
             self._scope = f"{self._stamp[:8]}/{self._region}/s3/aws4_request"
 
     def _mac(self, secret: str) -> HmacSha256:
+        # The secret changes, too, where credentials are temporary.
         if self._derived_from != (self._scope, secret):
             # Four HMACs, whose result is valid until the date changes.
             key = f"AWS4{secret}".encode()
