@@ -102,6 +102,7 @@ class S3Bucket:
 
     @deferred
     async def stop(self) -> None:
+        # First, so that the reaper and the threads do not wait for responses that may never come.
         self._objects.stop()
         await self._reaper.stop()
         await self._threads.stop()
@@ -147,6 +148,7 @@ class S3Bucket:
                 if error.response.status != 416:
                     raise
                 size = size_from_response(error.response)
+                # Not every engine tells the size in a 416.
                 raise RangeNotSatisfiable((await self.head(key)).size if size is None else size) from error
         try:
             reader = S3Reader(s3_key, *opened(response, key, wanted), body, self._reading)
@@ -182,10 +184,8 @@ class S3Bucket:
             with storage_errors(writes=True, conditional=True):
                 await self._objects.delete_object(s3_key, condition_headers(condition))
             return
-        with (
-            suppress(ObjectNotFound),
-            storage_errors(),
-        ):  # S3 deletes nothing without an error, other engines answer 404
+        # S3 deletes nothing without an error, but other engines answer 404.
+        with suppress(ObjectNotFound), storage_errors():
             await self._objects.delete_object(s3_key)
 
     @deferred
@@ -209,6 +209,7 @@ class S3Bucket:
 
     def _uploader_for(self, longest: int) -> Uploader:
         size = part_size(longest)
+        # Bodies that may have more than 48 GiB are rare, so that no memory of their larger parts is kept.
         return self._uploader if size == MIN_PART_SIZE else Uploader(BufferPool(size, keep=0), self._window)
 
 

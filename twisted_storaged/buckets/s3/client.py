@@ -176,6 +176,7 @@ class DataPlane:
                 return found
             refuted = call.conditional and _refutes(found, headers)
             long_ago = was_there_before(found, self._clock.seconds() - began)
+            # An object that has contradicted the condition since before the first attempt was a reason to refuse all.
             return AttemptState.NOT_DONE if refuted and long_ago else AttemptState.UNKNOWN
 
         return await self._send(call, confirm_applied)
@@ -252,6 +253,7 @@ class DataPlane:
         self, call: S3Request, read_size: int = READ_SIZE, confirm_applied: ConfirmApplied | None = None
     ) -> Response:
         """Make a request whose body and response are small."""
+        # Only `retries` may send such a request again, as they know that it may have been carried out.
         once = call.method in ("POST", "DELETE")
 
         async def attempt(ends: float) -> Response:
@@ -279,6 +281,7 @@ class DataPlane:
                 until = time.monotonic() + ends - self._clock.seconds()
                 response = await self._to.run(self._to.blocking.ask, head, call.body, until)
             else:
+                # `once`, as a second attempt must not be made before `confirm_applied` has been asked.
                 response = await self._to.pool.ask(
                     (head, call.body), ReadOptions(until=ends), once=confirm_applied is not None
                 )
@@ -289,6 +292,7 @@ class DataPlane:
 
     async def _head(self, call: S3Request) -> bytes:
         method, path, query = call.method, self._location.path_of(call.key), call.query_text
+        # Each attempt is signed by itself, as credentials may have been refreshed since the last one.
         signed = {"host": self._location.host, **call.headers}
         headers = self._signer.sign(method, path, query, signed, await self._credentials.get())
         if method in ("PUT", "POST"):
@@ -341,6 +345,7 @@ class MultipartUploads:
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_CreateMultipartUpload.html
         """
+        # S3 accepts parts with a checksum only if the upload was created with its algorithm.
         extra = {**headers, "x-amz-checksum-algorithm": "CRC32C"}
         response = await self._objects.ask(S3Request("CreateMultipartUpload", key, {"uploads": ""}, extra))
         return text(xml_root(response), "UploadId"), response.again
@@ -360,6 +365,7 @@ class MultipartUploads:
         extra = {"content-type": "application/xml", **headers}
         call = S3Request("CompleteMultipartUpload", key, {"uploadId": upload_id}, extra, _completion(parts))
         response = await self._objects.ask(call, confirm_applied=confirm_applied)
+        # A lost reply is resolved by a HEAD, whose response has the ETag as a header, and no body.
         return response.headers.get("etag") or (text(xml_root(response), "ETag") if response.body else "")
 
     async def abort(self, key: str, upload_id: str) -> bool:
@@ -387,6 +393,7 @@ class MultipartUploads:
             )
             for item in children(xml_root(response), "Upload")
         ]
+        # The prefix also finds uploads of longer keys.
         return [upload for upload in found if upload.key == key]
 
 

@@ -139,6 +139,7 @@ class Connection(Protocol):
     def _answered(self, parser: ResponseParser, response: Response, body: bytes) -> None:
         if self._streamed and response.status < 300 and not parser.ended:
             self._until = inf
+            # From here on, the client determines how long it takes; S3 must still send something in each read timeout.
             self._stream = StreamedBody(self, body, parser)
             self._fire((response, self._stream))
             return
@@ -170,6 +171,7 @@ class Connection(Protocol):
         S3 must make progress in each read timeout; it need not take a whole body in one.
         """
         before, self._queued = self._queued, queued_bytes(self.transport)
+        # At the first call, `before` is infinite: if anything is queued, S3 gets one more read timeout to take some.
         return now < self._until and 0 < before > self._queued and (before < inf or self._queued > 0)
 
     def give_up(self, error: ConnectionFailed) -> None:
@@ -292,6 +294,7 @@ class ConnectionPool:
             if connection.deadline is None or connection.deadline >= now:
                 continue
             if connection.reset_low_watermark():
+                # Less than the watermark may have come, and is reported from now on.
                 connection.deadline = now + LOOK_EVERY
             elif connection.is_sending(now):
                 connection.touch()

@@ -100,6 +100,7 @@ class Journal:
     def close(self) -> None:
         """End this run. Entries that are left stay for the reaper of another."""
         if self._lock is not None:
+            # Before the lock is released, as others may read the run from then on.
             _forget_if_empty(self._run)
             os.close(self._lock)
             self._lock = None
@@ -120,6 +121,7 @@ class Journal:
             _append(entry.path, fields if kind == UPLOAD else {**fields, "kind": kind})
             os.fsync(self._folder)  # of the folder, as that of a file does not make its name durable: fsync(2)
         except OSError:
+            # Otherwise the reaper would search for an upload that was never created.
             entry.path.unlink(missing_ok=True)
             raise
         return entry
@@ -140,6 +142,7 @@ class Journal:
                 try:
                     entry = _read(path)
                 except (DamagedEntry, OSError):
+                    # Its process may be about to add the id.
                     unsure = True
                 else:
                     unsure = entry is not None and _is_unknown(entry, bucket, key)
@@ -156,6 +159,7 @@ class Journal:
     def _own(self) -> Iterator[JournalEntry]:
         for path in list(self._deferred):
             yield from self._judged(path)
+            # The reaper has ended it since.
             if not path.exists():
                 del self._deferred[path]
 
@@ -193,6 +197,7 @@ class Journal:
     def _may_live(self, run: Path, path: Path) -> bool:
         """Whether the process that made an entry may still work on its upload."""
         if run == self._run:
+            # The lock of this run says nothing: this process holds it.
             return path not in self._deferred
         try:
             os.close(_lock_again(run))
@@ -254,6 +259,7 @@ def _read(path: Path) -> JournalEntry | None:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
+    # A line without its end was not written completely, and so nothing was done that depends on it.
     first, *more = [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")] or [b""]
     if not first:
         return None
@@ -262,6 +268,7 @@ def _read(path: Path) -> JournalEntry | None:
         texts = [fields["bucket"], fields["key"], fields.get("kind", UPLOAD)]
         if not all(isinstance(text, str) for text in texts) or not isinstance(fields["began"], (int, float)):
             raise TypeError("its first line has other fields")
+    # json raises RecursionError for deeply nested arrays.
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedEntry(f"{type(error).__name__}: {error}") from error
     bucket, key, kind = texts
@@ -287,6 +294,7 @@ def _append(path: Path, fields: dict[str, object]) -> None:
                 left = left[os.write(descriptor, left) :]
             os.fsync(descriptor)
         except OSError:
+            # The next line must not be appended to half of this one.
             os.ftruncate(descriptor, size)
             raise
     finally:

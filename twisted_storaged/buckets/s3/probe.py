@@ -144,6 +144,7 @@ async def remove_probe(objects: DataPlane, key: str) -> None:
     except RequestFailed as error:
         if error.response.status != 404:
             raise
+    # In a bucket with versions, the delete above has only added a marker.
     for _ in range(_LOOKS):
         versions = await _versions(objects, key)
         if not versions:
@@ -156,6 +157,7 @@ async def remove_probe(objects: DataPlane, key: str) -> None:
 
 async def gather(coroutines: Sequence[Coroutine[Deferred[Any], Any, _T]]) -> list[_T]:
     """Run coroutines concurrently, and return their results. Raises what one of them raised, once all have ended."""
+    # All are awaited, as a write that is still under way would come after the removal of the probe's object.
     outcomes = await DeferredList([Deferred.fromCoroutine(one) for one in coroutines], consumeErrors=True)
     for _, result in outcomes:
         if isinstance(result, Failure):
@@ -259,6 +261,7 @@ class Probe:
 
     async def _race(self, new: New, condition: Condition) -> bool:
         """Whether one of several concurrent writes wins, all others lose, and the object is the winner's."""
+        # Parts are uploaded first, so that the conditional requests are sent at the same moment.
         writes = await gather([new() for _ in range(RACERS)])
         outcomes = await self._together([write(condition) for _, write in writes])
         if sorted(outcomes) != [LOST] * (RACERS - 1) + [WON]:

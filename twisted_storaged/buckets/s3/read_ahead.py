@@ -142,8 +142,10 @@ class ReadAhead:
                 consumer.write(await self._ranges[0])
                 self._ranges.popleft()
                 await gate.opened()
+                # Not before the gate has opened: until then, the consumer may hold the segment.
                 self._lease.give_back()
         except CancelledError:
+            # `close` has cancelled the range that was awaited, as the consumer went away.
             raise ConsumerGone from None
         finally:
             consumer.unregisterProducer()
@@ -153,6 +155,7 @@ class ReadAhead:
         """Cancel the ranges that are being fetched, and drop those that have come; may be called again."""
         unwanted, self._ranges, self._next = self._ranges, deque(), self._end
         for fetching in unwanted:
+            # Nobody waits for the range, so that its cancellation would be logged as an unhandled error.
             fetching.addErrback(lambda _: b"")
             fetching.cancel()
         self._lease.leave()

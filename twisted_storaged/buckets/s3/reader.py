@@ -120,6 +120,7 @@ class S3Reader:
             sequence.close()
             self._portion.leave()
             self._end_read_ahead()
+        # After the sequence was unregistered: a consumer has one producer at a time, and `release` registers another.
         if verifying is not None and verifying.mismatch is not None and self._on_mismatch is not None:
             await self._on_mismatch(verifying.mismatch)
             await verifying.release()
@@ -191,6 +192,7 @@ class S3Reader:
         ahead = self._ahead = ReadAhead(self._fetch, start, self.span.end, lease)
 
         def take_over(_: bytes) -> None:
+            # Otherwise the first connection was faster, and has passed this place already.
             if self.span.start + sequence.delivered < start:
                 sequence.end = start - self.span.start
             else:

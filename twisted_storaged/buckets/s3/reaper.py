@@ -75,6 +75,7 @@ class Reaper:
     async def _end(self, entry: JournalEntry) -> None:
         if entry.kind == UPLOAD:
             await self._end_upload(entry)
+        # No other object is removed, whatever a file in the journal says.
         elif entry.kind == PROBE and is_probe_key(entry.key):
             await remove_probe(self._context.objects, entry.key)
             await self._context.run(entry.ended)
@@ -87,6 +88,7 @@ class Reaper:
             try:
                 await self._context.uploads.abort(entry.key, upload_id)
             except RequestFailed as error:
+                # With 404, it was completed or aborted meanwhile.
                 if error.response.status != 404:
                     raise
             else:
@@ -111,6 +113,7 @@ class Reaper:
         return entry.began + self._context.objects.retries.deadline + SKEW
 
     def _call(self) -> Deferred[None]:
+        # A LoopingCall ends when a call fails.
         self._reaping = self.reap().addErrback(_log_unexpected)
         return self._reaping
 

@@ -73,6 +73,7 @@ class StreamedBody:
         self._failure: Failure | None = None
         self._chunk: Callable[[], int] | None = None
         self._splice: SpliceReader | None = None
+        # Without a consumer, bytes would have to be kept in memory. S3 is not silent while its socket is not read.
         connection.transport.pauseProducing()
         connection.deadline = None
 
@@ -86,6 +87,7 @@ class StreamedBody:
         if self._early:
             consumer.write(self._early)
             self._early = b""
+        # A chunked body is not spliced, as its framing has to be removed.
         if self._parser.length is not None and ISpliceConsumer.providedBy(consumer):
             take_from = cast(Any, consumer).take_from
             self._splice = SpliceReader(self._connection.transport, take_from, self._left, self._taken)
@@ -130,7 +132,8 @@ class StreamedBody:
             self._drained()
 
     def failed(self, failure: Failure) -> None:
-        """Handle the loss of the connection, which is a failure unless the last byte of the body was read."""
+        """Handle the loss of the connection."""
+        # S3 may close it right after the last byte, while the client has not taken all bytes yet.
         if self._ended:
             return
         self._failure = failure
@@ -229,10 +232,12 @@ class ResponseSequence:
         self._producer = None
 
     def write(self, data: bytes) -> None:
+        # A producer may have read more before it was stopped.
         if self.gone:
             return
         if self.end is not None and self.delivered + len(data) >= self.end:
             data = data[: self.end - self.delivered]
+        # Noted for `_hold`, as the consumer may pause this producer within the call of `write`.
         self._writing = len(data)
         if self._full:
             self._hold()
@@ -282,6 +287,7 @@ class ResponseSequence:
 
     def _check_speed(self) -> None:
         slow, self._slow = self._slow, None
+        # Time in which the consumer was full says nothing of S3.
         waited = self._clock.seconds() - self._started - self._paused
         if slow is not None and self.delivered < FAST_BYTES_PER_SECOND * waited:
             slow()
@@ -319,6 +325,7 @@ class VerifyingConsumer:
         if self.mismatch is None:
             self._consumer.write(data)
         else:
+            # Without its last bytes, the client knows that the object is incomplete.
             self._held = data
 
     async def release(self) -> None:

@@ -189,6 +189,7 @@ class storage_errors(AbstractContextManager[None]):  # noqa: N801 (it is used as
     def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, RequestFailed):
             raise _storage_error(error, error.response, self._writes, self._conditional) from error
+        # Before ConnectionFailed, of which this and AmbiguousFailure are kinds.
         if isinstance(error, TimedOut):
             raise BucketTimedOut(str(error)) from error
         if isinstance(error, AmbiguousFailure):
@@ -198,6 +199,7 @@ class storage_errors(AbstractContextManager[None]):  # noqa: N801 (it is used as
 
 
 def _storage_error(error: Exception, response: Response, writes: bool, conditional: bool) -> StorageError:
+    # The response to a HEAD has no body, and so no code.
     missing = response.status == 404 and response.code in ("NoSuchKey", "NotFound", "")
     if conditional and (missing or response.status == 412):
         return PreconditionFailed(str(error))

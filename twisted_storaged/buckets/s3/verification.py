@@ -51,6 +51,7 @@ class Verifier:
             DamagedObject: the body came with the head, and is wrong.
         """
         info = reader.info
+        # There are no bytes that could be wrong.
         if not info.size:
             return
         verification = await self._verification_of(response, info, s3_key)
@@ -60,12 +61,10 @@ class Verifier:
             raise UnverifiableObject(f"{info.key!r} ({info.etag}) has no checksum that it could be verified by")
 
     async def _on_mismatch(self, verification: Verification, info: ObjectInfo, s3_key: str, mismatch: str) -> None:
-        """Raise an error for a mismatch, unless it may be due to a wrong part size, and the object may be served.
-
-        Tools that copy an object may copy the part size in its metadata, but use another. If both give the same number
-        of parts, that is only noticed here, and the engine is asked for the size.
-        """
+        """Raise an error for a mismatch, unless it may be due to a wrong part size, and the object may be served."""
         if verification.part_size is not None:
+            # Tools that copy an object may copy the part size in its metadata, but use another. If both give the same
+            # number of parts, that is only noticed here.
             told = await self._told_part_size(info, s3_key)
             if told not in (None, info.size, verification.part_size):
                 why = f"its parts have {told} bytes, not {verification.part_size}"
@@ -82,6 +81,7 @@ class Verifier:
             if known.parts is None:
                 return Verification(known, info.size)
             part_size = _part_size(response) or await self._told_part_size(info, s3_key)
+            # Otherwise the size is that of another upload, and an intact object would seem damaged.
             if part_size and -(-info.size // part_size) == known.parts:
                 return Verification(known, info.size, part_size)
         return None
@@ -100,6 +100,7 @@ class Verifier:
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html, partNumber
         """
+        # On the condition that it is still the object that is being read.
         call = S3Request("HeadObject", s3_key, {"partNumber": "1"}, {"if-match": f'"{info.etag}"'})
         try:
             length = (await self._objects.ask(call)).headers.get("content-length", "")

@@ -112,6 +112,7 @@ class S3Upload:
         metadata = self._metadata
         if self.part_size is not None:
             metadata = with_note(metadata, PART_SIZE_NAME, str(self.part_size))
+        # Before S3 is asked: if this process is killed meanwhile, only the journal knows of the upload.
         entry = self._entry = await self._note()
         try:
             self._upload_id, again = await self._context.uploads.create(self._s3_key, metadata)
@@ -120,6 +121,7 @@ class S3Upload:
             raise
         lost = entry if again else None
         if lost is not None:
+            # S3 may have two uploads, and an entry has one id.
             entry = self._entry = await self._note()
         await self._context.run(entry.created, self._upload_id)
         if lost is not None:
@@ -140,6 +142,7 @@ class S3Upload:
 
     @deferred
     async def complete(self) -> ObjectInfo:
+        # Parts return in any order, and S3 refuses a list that is not in order of their numbers.
         parts = [part for _, part in sorted(self._parts.items())]
         try:
             etag = await self._context.uploads.complete(
