@@ -44,6 +44,7 @@ def serve(options: tap.Options) -> int:
 
     # stderr is not redirected, so that a StartError prints its one line there.
     globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
+    # If `save` were true, Twisted would write the application to a file when it stops.
     startApplication(application, save=False)
     reactor.run()
     return 0
@@ -74,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.parseOptions(arguments)
     except usage.UsageError as error:
         sys.exit(f"storaged: {error} (see storaged --help)")
+    # Without a subcommand, `parseArgs` has raised.
     assert options.subCommand is not None
     return COMMANDS[options.subCommand].run(options.subOptions)
 

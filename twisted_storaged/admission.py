@@ -28,6 +28,7 @@ class PutSlots:
         Raises:
             NoFreeSlot: all are taken.
         """
+        # Without a lock: all calls are made in the reactor's thread.
         if self.free == 0:
             raise NoFreeSlot(f"all {self.limit} put slots are taken")
         self.free -= 1

@@ -149,7 +149,8 @@ class _Delivery(protocol.Protocol):
             self._consumer.registerProducer(self, True)
 
     def after_deliver_body(self) -> None:
-        """Pause or close the transport if the consumer asked for it during `deliverBody`, which resumes at its end."""
+        """Pause or close the transport if the consumer asked for it during `deliverBody`."""
+        # Twisted resumes the transport at the end of `deliverBody`, whatever was asked for meanwhile.
         if self._consumer is None:
             self._close()
         elif self._paused:
@@ -178,11 +179,13 @@ class _Delivery(protocol.Protocol):
             self.done.callback(None if reason.check(ResponseDone) else reason)
 
     def _cancel(self) -> None:
+        # In this order, so that bytes which the closing connection still delivers do not reach the consumer.
         if self._detach():
             self._close()
 
     def _detach(self) -> bool:
         """Unregister from the consumer, and forget it; returns False if that was done before."""
+        # First, as the consumer may cancel the read when its producer is unregistered.
         consumer, self._consumer = self._consumer, None
         if consumer is None:
             return False

@@ -230,6 +230,7 @@ def default_data(environ: Mapping[str, str]) -> Path:
     state = environ.get("STATE_DIRECTORY", "").split(":")[0]
     if state:
         return Path(state)
+    # The XDG specification: an empty variable counts as unset. Without HOME, `expanduser` asks the user database.
     data_home = environ.get("XDG_DATA_HOME") or os.path.join(environ.get("HOME") or "~", ".local", "share")
     return Path(data_home).expanduser() / "storaged"
 
@@ -298,6 +299,7 @@ def _policy(document: Mapping[str, object], file: Path, buckets: Mapping[str, Bu
             raise ConfigError(
                 f"{file}: [[policy]] prefix is {shown_value(rule.prefix)} twice: expected one section per prefix"
             )
+        # The built-in rules only, so that no section depends on another, or on their order.
         default = Policy().rule_for(rule.prefix)
         rules[rule.prefix] = Rule(
             prefix=rule.prefix,
@@ -331,6 +333,7 @@ def is_local(description: str) -> bool:
     kind, *arguments = _fields(description)
     if kind == "unix":
         return True
+    # An endpoint of another plugin may listen anywhere.
     if kind not in ("tcp", "tcp6", "ssl"):
         return False
     named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)

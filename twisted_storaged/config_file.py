@@ -22,6 +22,7 @@ from msgspec.structs import FieldInfo, fields
 from twisted_storaged.errors import StartError
 from twisted_storaged.routing import PRIMARY
 
+#: The path that the Go daemon reads.
 DEFAULT_SECRETS = Path("/etc/lakehouse/secrets-go.toml")
 
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -50,6 +51,7 @@ class Size(int):
         """The size that stands in a file. Raises ValueError."""
         if isinstance(written, str) and (match := _SIZE.fullmatch(written.strip())):
             return cls(int(match[1]) * _UNITS[match[2]])
+        # In Python, True is an integer.
         if isinstance(written, bool) or not isinstance(written, int) or written < 0:
             raise ValueError
         return cls(written)
@@ -136,6 +138,7 @@ class Section:
             ConfigError: a key is unknown, has a value of another type, or is missing; reported in this order.
         """
         known = {info.name: info for info in fields(definition)}
+        # First, since a misspelt key would else be reported as one that is missing.
         for key in self.values:
             if key not in known:
                 raise ConfigError(
@@ -283,7 +286,7 @@ def _is_there(path: Path) -> bool:
 
 
 class Key(NamedTuple):
-    """What there is to say about a key."""
+    """The description of a key, for errors and for the reference table."""
 
     name: str
     #: What it may be, in words.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 
 class StartError(SystemExit, Exception):
-    """The daemon cannot start with this configuration or data; str() is one line for the operator.
+    """The daemon cannot start with this configuration or data; str() is one line for the operator."""
 
-    As a SystemExit, it makes the process print that line instead of a traceback, and exit with status 1. It is an
-    Exception as well because only then twistd removes its pid file and notifies a waiting parent.
-    """
+    # A SystemExit, so that the process prints that line instead of a traceback, and exits with status 1. An Exception
+    # as well, because only then twistd removes its pid file and notifies a waiting parent.
 
 
 class WorkEnded(SystemExit, Exception):

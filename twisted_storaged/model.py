@@ -37,11 +37,12 @@ def parse_prefix(raw: bytes) -> str:
     """Decode a prefix. The rules are those of a key, but it may be empty.
 
     Raises:
-        InvalidKey: it breaks a rule; the text names the first one, in the order of the wire contract.
+        InvalidKey: it breaks a rule; the text says which.
     """
     # Most keys need only this.
     if _PLAIN.fullmatch(raw) and b".." not in raw:
         return raw.decode("ascii")
+    # In this order, which is that of the wire contract: of several broken rules, the first one is named.
     if len(raw) > MAX_KEY_BYTES:
         raise InvalidKey("key too long (>1024 bytes)")
     if b"\0" in raw:
@@ -140,6 +141,7 @@ class ByteRange:
             start, end = max(0, size - (self.last or 0)), size
         else:
             start, end = self.first, size if self.last is None else min(self.last + 1, size)
+        # A suffix of 0 bytes as well, and any range of an empty object. RFC 9110, 14.1.2.
         if start >= end:
             raise RangeNotSatisfiable(size)
         return Span(start, end)

@@ -52,6 +52,7 @@ class Policy:
 
     def rule_for(self, key: str) -> Rule:
         """Return the rule with the longest prefix of `key`. The empty prefix always has one."""
+        # The longest prefixes come first, and the empty one of DEFAULT_RULES last: there always is a match.
         for rule in self._rules:
             if key.startswith(rule.prefix):
                 break
@@ -122,6 +123,7 @@ class ListChecker:
             BucketError: it cannot follow the pages before.
         """
         keys = [info.key for info in page.objects]
+        # Some engines promise no order, which the operator says by `lists_in_order = false`.
         if page.ordered:
             self._check_order(keys, page.prefixes)
         if page.token is not None:
@@ -206,7 +208,7 @@ class _Pages:
                 upcoming = self._fetch(remaining) if self._more and (remaining is None or remaining > 0) else None
                 yield page
         finally:
-            # The caller wants no more pages, so that the one that is being fetched is not awaited.
+            # The caller wants no more pages: the one that is being fetched is not awaited, nor is its failure reported.
             if upcoming is not None:
                 upcoming.addErrback(lambda _: None)
 
@@ -229,6 +231,7 @@ class _Pages:
         # The last page need not be longer than what is left of the limit.
         if wanted is not None and wanted < query.page_limit:
             query = replace(query, page_limit=wanted)
+        # A Deferred begins at once, a coroutine only when it is awaited.
         return Deferred.fromCoroutine(self._next(query))
 
     async def _next(self, query: ListQuery) -> ListPage:
@@ -265,6 +268,7 @@ def _visible(entries: list[_Entry], policy: Policy) -> ListPage:
     # A bucket may hold keys of others, for example from before the policy was changed.
     objects = [entry.info for entry in entries if entry.info and policy.rule_for(entry.info.key).bucket == entry.bucket]
     prefixes = [(entry.name.decode("utf-8"), entry.bucket) for entry in entries if entry.info is None]
+    # Several buckets may have keys below one common prefix, which is listed once.
     shown = dict.fromkeys(prefix for prefix, bucket in prefixes if bucket in policy.buckets_under(prefix))
     return ListPage(objects, None, tuple(shown))
 

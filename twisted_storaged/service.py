@@ -73,6 +73,8 @@ class StorageService(Service):
             try:
                 self._listen()
             except StartError:
+                # Otherwise SQLite would close an index at the exit, without a note of it in its `index.state`, and
+                # every later start would refuse the bucket.
                 self._registry.close()
                 raise
         except StartError as error:
@@ -83,6 +85,8 @@ class StorageService(Service):
         super().startService()
 
     def _listen(self) -> None:
+        # Twisted's server endpoints bind before `listen` returns, so that a failure is known here. A
+        # StreamServerEndpointService would only log it, and run on without a port.
         failures: list[Failure] = []
         try:
             endpoint = serverFromString(self._reactor, self._endpoint)
@@ -106,6 +110,7 @@ class StorageService(Service):
         self._trimmer.stop()
         for port in self._ports:
             await maybeDeferred(port.stopListening)
+        # In this order: an upload is aborted when its request has ended, and needs its bucket for that.
         await self._wait_for("requests", self._site.drain(), DRAIN_SECONDS)
         self._site.abort()
         await self._wait_for("uploads", self._slots.when_idle(), CLOSE_SECONDS)
@@ -139,7 +144,7 @@ class MaintenanceService(Service):
             StartError: a bucket does not exist, or the work on it failed.
         """
         super().startService()
-        # A list: all folders are worked on, also after one that is damaged.
+        # A list, and no generator: all folders are worked on, also after one that is damaged.
         outcomes = [self._work(name, path) for name, path in self._folders.items()]
         raise WorkEnded(0 if all(outcomes) else 1)
 

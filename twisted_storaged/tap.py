@@ -40,6 +40,7 @@ class Options(usage.Options):
 
     def parseArgs(self) -> None:
         """Accept no arguments other than options."""
+        # Twisted passes it the arguments that are left: with any, the call is a TypeError, which becomes a UsageError.
 
     def opt_version(self) -> None:
         """Display storaged's version and exit."""

@@ -97,6 +97,7 @@ class PartStream:
         if self._stopped:
             return
         self._failure = self._failure or failure
+        # `next` raises from now on, so that nobody would take them.
         self._give_back_parts()
         self._wake()
 
@@ -107,10 +108,12 @@ class PartStream:
 
     def filled(self, count: int) -> None:
         """Take `count` bytes of the body that were read into `room`, of which the declared length is not exceeded."""
+        # A body that was told to stop may still bring what it had read.
         if self._failure is not None or self._stopped:
             return
         self._length += count
         self._filled += count
+        # These bytes follow the full part, so that it is not the last one.
         if self._held is not None:
             held, self._held = self._held, None
             self._hand_over(held)
@@ -144,12 +147,14 @@ class PartStream:
             self.fail(Failure(BodyLost(f"{self._length} bytes came, {self._declared} were declared")))
         elif self._failure is None and self._filling is not None:
             last, self._filling = self._filling[: self._filled], None
+            # No byte came after the full part, so that it is the last one, and the one begun after it is empty.
             if self._held is not None:
                 self._buffers.give_back(last)
                 last, self._held = self._held, None
             self._hand_over(last)
 
     def _break(self, failure: Failure) -> None:
+        # So that `stop` does not call `stopProducing` of a body that has ended.
         self._ended = True
         self.fail(failure)
 
@@ -183,6 +188,7 @@ class PartStream:
             self._buffers.give_back(self._parts.popleft())
 
     def _wake(self) -> None:
+        # Replaced first: the coroutine may wait for another part before `callback` returns.
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             waiting.callback(None)

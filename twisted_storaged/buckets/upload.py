@@ -116,8 +116,10 @@ class Uploader:
             _clear_frames(error)
             raise
         finally:
+            # Also where `stream` has failed: parts that were not taken are given back.
             stream.stop()
             self.running.discard(stream)
+            # What many uploads needed is not kept for a load that may never come again.
             if not self.running:
                 self.buffers.trim(KEEP_IDLE)
 
@@ -147,10 +149,12 @@ class Uploader:
             except BaseException:
                 self.buffers.give_back(first)
                 raise
+            # Only while parts are sent: the bodies that send some at the same time share the total.
             with self.window.taken():
                 await self._send(first, stream, sink, digesting)
             # A part may have failed after the last one was sent.
             stream.check()
+            # Before the object becomes visible, as it must not replace the old one with a wrong digest.
             digests = digesting.check()
             info = await sink.complete()
             return info._replace(digests=digests)
@@ -168,6 +172,7 @@ class Uploader:
                 sent = _both(sent, digesting.take(part))
             # After a failure as well: the calls that used the memory have ended.
             sent.addBoth(self._given_back, part)
+            # A part that fails ends the wait for the next one, which a slow client may not send for a long time.
             in_flight.add(sent.addErrback(stream.fail))
 
         try:
@@ -225,6 +230,7 @@ class BodyDigests:
     def __init__(self, options: PutOptions, run: Run) -> None:
         self._expected = options.expected
         self._hashes = {
+            # Otherwise Python refuses MD5 on a system in FIPS mode.
             name: hashlib.new(_HASHES[name], usedforsecurity=False)
             for name in sorted({*options.expected, *options.wanted})
         }

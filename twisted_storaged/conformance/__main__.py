@@ -49,6 +49,7 @@ def main() -> int:
 
 def _checks_of(topic: ModuleType) -> Iterator[Check]:
     """The checks of a module: its public functions from a server to a string, in the order of the source."""
+    # What a module imports, and what it defines otherwise, has no such signature.
     for name, function in vars(topic).items():
         annotations = getattr(function, "__annotations__", {})
         if not name.startswith("_") and annotations == {"server": "Server", "return": "str"}:

@@ -18,12 +18,12 @@ _SENT = (5, 12 << 20, 5 << 20)
 _OLD = b"the old object"
 
 _MALFORMED = (
-    b"x\r\nhello\r\n",
-    b"5\r\nhello, world\r\n",
-    b"-5\r\nhello\r\n",
-    b"5\nhello\n",
-    b"\r\n\r\n",
-    b"5 5\r\nhello\r\n",
+    b"x\r\nhello\r\n",  # no hexadecimal size
+    b"5\r\nhello, world\r\n",  # more bytes than the size says
+    b"-5\r\nhello\r\n",  # Python's int() takes it
+    b"5\nhello\n",  # RFC 9112, 7.1 demands CR LF; a lenient parser and a strict one would find different bodies
+    b"\r\n\r\n",  # no size
+    b"5 5\r\nhello\r\n",  # a parser that reads up to the first space takes it
 )
 
 #: Seconds by which the end of a stalled PUT may come too early or too late.
@@ -90,7 +90,8 @@ def a_stalled_body_is_ended(server: Server) -> str:
     """A body of which no byte comes is ended with 408; one that is slow is not."""
     seconds = server.limits.stall
     outcomes: list[object] = []
-    # At the same time, as each takes as long as the stall.
+    # At the same time, as each takes as long as the stall; the slow one takes longer, so that a limit for the whole
+    # body would end it.
     slow = threading.Thread(target=_put_slowly, args=(server, seconds + 2, outcomes))
     slow.start()
     try:

@@ -70,6 +70,7 @@ def a_connection_ends_on_request(server: Server) -> str:
 
 def a_slow_reader_gets_everything(server: Server) -> str:
     """A client that reads slowly gets all bytes."""
+    # More than two sockets usually buffer, so that the server has to wait for the client.
     body = content(17 * MiB)
     server.put("connections/slow", body)
     with server.connect() as connection:
@@ -83,6 +84,7 @@ def concurrent_puts(server: Server) -> str:
     """As many PUTs as there are slots, at the same time, each store their own bytes."""
     bodies = [content(6 * MiB, seed) for seed in range(server.limits.slots)]
     with ThreadPoolExecutor(len(bodies)) as clients:
+        # `map` raises what a call has raised only when its result is read.
         for _ in clients.map(lambda seed: server.put(f"concurrent/{seed}", bodies[seed]), range(len(bodies))):
             pass
     for seed, body in enumerate(bodies):
@@ -99,6 +101,7 @@ def an_overwrite_is_atomic(server: Server) -> str:
             server.put("concurrent/over", versions[number % len(versions)])
     torn = [read for read in reads if read is not None]
     expect("torn reads", torn, [])
+    # Without any read, nothing would have been checked.
     if not reads:
         raise Violation("no read was complete before the last overwrite")
     return f"{_OVERWRITES} overwrites, {len(reads)} reads"
@@ -106,6 +109,7 @@ def an_overwrite_is_atomic(server: Server) -> str:
 
 def an_overwrite_during_a_read(server: Server) -> str:
     """A GET during which the object is overwritten gives the old one, or is cut off."""
+    # More than two sockets usually buffer, so that most of it is not read yet when it is overwritten.
     old, new = content(40 * MiB, 1), content(40 * MiB, 2)
     server.put("concurrent/read", old)
     with server.connect() as connection:
@@ -116,6 +120,7 @@ def an_overwrite_during_a_read(server: Server) -> str:
         try:
             response = connection.final_response()
         except NoResponse as error:
+            # The contract permits an end that the client notices, but no mixture of both.
             return str(error)
     expect_body("GET that began before", response.body, old)
     return "the old object"

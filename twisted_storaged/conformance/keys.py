@@ -172,14 +172,17 @@ def _invalid_keys(server: Server) -> Iterator[tuple[bytes, str]]:
     """Invalid keys, which are invalid prefixes too, and the message for each."""
     ours = server.prefix.encode()
     yield ours + b"a" * (MAX_KEY_BYTES - len(ours) + 1), "key too long (>1024 bytes)"
+    # The limit is one of bytes: this key has fewer than 1,024 characters.
     yield ours + "ä".encode() * 513, "key too long (>1024 bytes)"
     yield ours + b"a\0b", "key contains NUL byte"
     yield b"/" + ours, "key starts with /"
+    # Of two broken rules, the one that comes first in the contract is named.
     yield b"/\0" + ours, "key contains NUL byte"
     for end in (b"..", b"a/../b"):
         yield ours + end, "key contains .. component"
     for end in (b"\n", b"a\x01", b"\x1fa", b"a\x7f", b"\xff\t"):
         yield ours + end, "key contains control char"
+    # The second is a surrogate, which lenient decoders accept; the third is a character that is cut off.
     for end in (b"a\xff", b"\xed\xa0\x80", b"\xc3"):
         yield ours + end, "key is not UTF-8"
 

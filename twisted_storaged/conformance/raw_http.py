@@ -39,6 +39,7 @@ class Connection:
     def __init__(self, address: tuple[str, int]) -> None:
         """Connect. Raises OSError."""
         self._socket = socket.create_connection(address, TIMEOUT)
+        # Checks send requests in small pieces, which the kernel would otherwise join. See TCP_NODELAY in tcp(7).
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._unread = b""
         self._read_delay = 0.0
@@ -98,6 +99,7 @@ class Connection:
         try:
             return not self._unread and not self._socket.recv(1)
         except ConnectionError:
+            # A RST closes a connection as well as a FIN does.
             return True
         except TimeoutError:
             return False

@@ -77,6 +77,7 @@ def a_put_without_a_free_slot(server: Server) -> str:
             expect("PUT with a slot", holder.final_response().status, 200)
     if seconds > _AT_ONCE:
         raise Violation(f"503 after {seconds:.1f} s")
+    # A refusal must not have taken a slot for good.
     server.put("refusals/many", b"x")
     return str(response)
 
@@ -107,6 +108,7 @@ def the_order_of_refusals(server: Server) -> str:
 
 def an_early_response_is_always_seen(server: Server) -> str:
     """An early response is seen by a client that goes on sending before it reads."""
+    # Many times, as it depends on timing whether a server that closes at once loses the response.
     seen = sum(_is_seen(server) for _ in range(_TIMES))
     expect("responses seen", seen, _TIMES)
     return f"{seen} of {_TIMES}"

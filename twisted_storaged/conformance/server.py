@@ -50,6 +50,7 @@ class Server:
 
     def __init__(self, address: tuple[str, int], limits: Limits) -> None:
         self.limits = limits
+        # Random, so that a run neither sees nor removes objects of others, or of a run beside it.
         self.prefix = f"conformance-{secrets.token_hex(8)}/"
         self.prefixes = (self.prefix, f"_vectors/{self.prefix}")
         self._address = address
@@ -123,6 +124,7 @@ class Server:
             connection = self.connect()
             connection.send(head("PUT", self.path("put", name), length(HELD_SIZE), EXPECT))
             response = connection.response()
+            # With 100 Continue the server says that it has accepted the PUT: the slot is taken.
             if response.status == 100:
                 return connection
             connection.close()
