@@ -68,6 +68,7 @@ class _Crc:
 
 
 CRC32C = Algorithm("crc32c", 4, False, partial(_Crc, checksums.crc32c, 4))
+# `usedforsecurity`, as hosts that allow only approved algorithms (FIPS) refuse MD5 otherwise.
 MD5 = Algorithm("md5", 16, True, partial(hashlib.md5, usedforsecurity=False))
 SHA256 = Algorithm("sha256", 32, True, hashlib.sha256)
 
