@@ -44,6 +44,7 @@ _BESIDE = (
 _LIST = f"""
 SELECT {_LISTED} FROM objects WHERE key >= CAST(? AS TEXT) AND key < CAST(? AS TEXT) ORDER BY key LIMIT ?
 """  # noqa: S608
+# In the order of the names of files, with which they are merged: see `ContentFiles.unnamed`.
 _FILES = f"SELECT {_LISTED} FROM objects WHERE row IS NULL ORDER BY etag"  # noqa: S608
 # For a scrub: keys as bytes, since a damaged key may not be UTF-8, and the types of the columns.
 _WALK = """
@@ -224,6 +225,7 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     Raises:
         sqlite3.Error: it does not exist, is not an index, or cannot be read.
     """
+    # mode=ro, since SQLite would otherwise create an index that does not exist. https://sqlite.org/uri.html
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
     try:
         check(connection)

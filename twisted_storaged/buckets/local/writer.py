@@ -155,6 +155,7 @@ class Commits:
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
                 raise BucketBusy(f"another program has locked the index: {error}") from error
+            # Noted first: if the log cannot be truncated now, the next commit tries it again.
             self._failed = error
             _log.critical("a commit failed, no writes are accepted until its log is truncated: {error}", error=error)
             self._settle(error, begun=True)
@@ -165,6 +166,7 @@ class Commits:
 
     def _settle(self, failed: Exception, begun: bool) -> None:
         try:
+            # No other program may commit to the log while it is truncated.
             with self._index.locked():
                 self._truncate_log()
         except (OSError, sqlite3.Error) as error:
