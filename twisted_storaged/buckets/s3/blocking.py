@@ -156,6 +156,7 @@ class _Exchange:
             response, _ = self._read(_REFUSAL_SECONDS)
         except (OSError, ConnectionFailed):
             raise failure from None
+        # S3 cannot have stored what it has not got as a whole.
         if response.status < 300:
             raise failure
         return response
@@ -187,7 +188,8 @@ class _Exchange:
 
 
 def _poll(connection: socket.socket, events: int, seconds: float) -> int:
-    """Wait for events, and return those that occurred. Unlike select(2), this works for descriptors from 1,024 on."""
+    """Wait for events, and return those that occurred."""
+    # Not select(2), which takes no descriptors from 1,024 on.
     poller = select.poll()
     poller.register(connection, events)
     return sum(found for _, found in poller.poll(seconds * 1000))

@@ -231,6 +231,7 @@ class DataPlane:
             gone = found.status == 404
             return found if gone or was_put_since(found, self._clock.seconds() - began) else AttemptState.UNKNOWN
 
+        # If there was a condition, a missing object proves nothing, as another client may have deleted it.
         return await self.ask(call, confirm_applied=None if call.conditional else confirm_applied)
 
     async def list_objects(self, query: Mapping[str, str]) -> Response:

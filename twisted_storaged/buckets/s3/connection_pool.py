@@ -91,6 +91,7 @@ class Connection(Protocol):
         The response has its body in memory, unless it is to be streamed, is no error, and has not arrived completely
         with its head: then the body is the second value, which the caller must deliver or close.
         """
+        # The reactor allocates a buffer of this size for each read.
         self.transport.bufferSize = reading.size
         self._parser = ResponseParser(reading.head_request)
         self._streamed = reading.streamed

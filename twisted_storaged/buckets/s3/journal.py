@@ -192,6 +192,7 @@ class Journal:
                 _log.warn("{run} of the upload journal has no lock file: its uploads are not aborted", run=run)
 
     def _runs(self) -> list[Path]:
+        # Hidden ones are not locked by their processes yet.
         return sorted(self._uploads.glob("[!.]*"))
 
     def _may_live(self, run: Path, path: Path) -> bool:
@@ -200,6 +201,7 @@ class Journal:
             # The lock of this run says nothing: this process holds it.
             return path not in self._deferred
         try:
+            # An error means that it is locked, or has no lock file, which proves nothing.
             os.close(_lock_again(run))
         except OSError:
             return True

@@ -126,6 +126,7 @@ class ReadAhead:
 
     def begin(self) -> Deferred[bytes]:
         """Fetch the first range. The Deferred fires with a copy of its outcome; the range stays here."""
+        # Always allowed, as it is the first segment.
         self._lease.take()
         self._fetch_next()
         seen: Deferred[bytes] = Deferred()

@@ -186,6 +186,7 @@ class S3Reader:
         Called when there is memory for ranges.
         """
         start = self.span.start + sequence.delivered + LEAD
+        # Too little is left for a range to come before the first connection has sent it.
         if start + SEGMENT > self.span.end:
             lease.leave()
             return

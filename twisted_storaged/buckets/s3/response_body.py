@@ -155,6 +155,7 @@ class StreamedBody:
             self._connection.transport.resumeProducing()
 
     def stopProducing(self) -> None:
+        # Before closing, which reports the loss of the connection: as the result, it would make the GET be resumed.
         self._finish(Failure(ConsumerGone()))
         self.close()
 
@@ -172,6 +173,7 @@ class StreamedBody:
             self._finish(None)
 
     def _finish(self, result: Failure | None) -> None:
+        # They are in cycles with this object, which only a garbage collection would free, with their buffers.
         splice, self._splice, self._chunk, self._failure = self._splice, None, None, None
         if splice is not None:
             splice.stop()
@@ -223,6 +225,7 @@ class ResponseSequence:
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
         self._producer = producer
+        # The consumer may have gone away, or become full, between two responses.
         if self.gone:
             self._producer.stopProducing()
         elif self._full:

@@ -161,10 +161,8 @@ class Retries:
 
 
 def _pause(tries: int) -> float:
-    """Seconds before the next attempt, after so many: exponential, between half and all of it at random.
-
-    The certain half makes sure that an outage of a moment does not use up all attempts.
-    """
+    """Seconds before the next attempt, after so many: exponential, between half and all of it at random."""
+    # At least half, so that an outage of a moment does not use up all attempts.
     return min(random.uniform(0.5, 1.0) * 2.0 ** (tries - 1), LONGEST_PAUSE)  # noqa: S311 (no secret)
 
 
@@ -230,8 +228,6 @@ def info_of(response: Response, key: str) -> ObjectInfo:
 def opened(response: Response, key: str, wanted: ByteRange | None) -> tuple[ObjectInfo, Span]:
     """The whole object that a GetObject response belongs to, and the span of it that is the body.
 
-    Content-Range counts, not the status: rclone answers a range with 200.
-
     Raises:
         RangeNotSatisfiable: the engine sends the whole object for a range that it has nothing of.
         BucketError: the span is not what was wanted.
@@ -239,6 +235,7 @@ def opened(response: Response, key: str, wanted: ByteRange | None) -> tuple[Obje
     info = info_of(response, key)
     if wanted is None:
         return info, Span(0, info.size)
+    # Content-Range counts, not the status: rclone answers a range with 200.
     told = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
     first, last, size = map(int, told.groups()) if told else (0, info.size - 1, info.size)
     span = wanted.within(size)
@@ -270,12 +267,10 @@ def is_own(found: Response, sent: Mapping[str, str]) -> bool:
 
 
 def was_there_before(found: Response, seconds: float) -> bool:
-    """Whether an object was there, as it is now, `seconds` ago by the engine's own clock.
-
-    Unknown for objects that were uploaded in parts, since S3 dates them to the creation of the upload.
-    https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html#SysMetadata
-    """
+    """Whether an object was certainly there, as it is now, `seconds` ago by the engine's own clock."""
     age = _age(found)
+    # S3 dates an object of several parts, whose ETag has a hyphen, to the creation of the upload.
+    # https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html#SysMetadata
     return age is not None and "-" not in found.headers.get("etag", "-") and age > seconds + SKEW
 
 
@@ -306,11 +301,9 @@ def require_success(operation: str, sent: Mapping[str, str], response: Response)
 
 
 def _lacks_etag(sent: Mapping[str, str], response: Response) -> str:
-    """What a response to PutObject or UploadPart lacks: the ETag, or the right checksum, if the engine keeps one.
-
-    The ETag is not compared with the MD5 of the body: computing that costs more than the rest of a PUT, and the ETag
-    of an encrypted object only looks like an MD5.
-    """
+    """What a response to PutObject or UploadPart lacks: the ETag, or the right checksum, if the engine keeps one."""
+    # It is not compared with the MD5 of the body: computing that costs more than the rest of a PUT, and the ETag of an
+    # encrypted object only looks like an MD5.
     if not response.headers.get("etag", "").strip('"'):
         return "has no ETag"
     told, checksum = response.headers.get(CHECKSUM), sent.get(CHECKSUM)
@@ -334,6 +327,7 @@ def _lacks_completion(_: Mapping[str, str], response: Response) -> str:
 
 
 def _lacks_emptiness(_: Mapping[str, str], response: Response) -> str:
+    # S3's response has no body: one with a body may be a proxy's page.
     return "is not empty" if response.body.strip() else ""
 
 

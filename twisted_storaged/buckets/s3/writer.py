@@ -161,6 +161,7 @@ class S3Upload:
 
     @deferred
     async def abort(self) -> None:
+        # Either S3 was not asked for anything, or the upload has ended.
         if self._entry is None:
             return
         if self._hangs or not self._upload_id:
