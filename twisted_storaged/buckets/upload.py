@@ -147,6 +147,7 @@ class Uploader:
             try:
                 await sink.begin()
             except BaseException:
+                # Parts are given back when they have been sent, which this one will not be.
                 self.buffers.give_back(first)
                 raise
             # Only while parts are sent: the bodies that send some at the same time share the total.

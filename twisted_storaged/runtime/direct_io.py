@@ -82,6 +82,7 @@ class InPlaceReader(Takeover):
         if result is None:
             self.stop()
         elif not result:
+            # `place` is never empty, so that 0 bytes are the end of the stream.
             return CONNECTION_DONE
         else:
             self._filled(result)

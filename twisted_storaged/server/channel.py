@@ -313,6 +313,7 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
 
     def requestDone(self, request: StreamingRequest) -> None:
         self._outgoing.close()
+        # What was received is parsed next, in this call, and a refusal of it is written past this buffer.
         if self.has_unparsed or self.has_postponed:
             self._outgoing.push()
         if request.body.complete:
