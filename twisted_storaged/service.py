@@ -39,8 +39,8 @@ from twisted_storaged.server.site import StorageSite
 
 #: Seconds that requests under way have to complete when the daemon stops.
 DRAIN_SECONDS = 5
-#: Seconds that then the uploads of dropped requests have to abort; and, after that, the buckets to close. So a stop takes
-#: at most 15 s, and a supervisor must not kill the daemon before that: see TimeoutStopSec in etc/storaged.service.
+#: Seconds that then the uploads of dropped requests have to abort; and, after that, the buckets to close. So a stop
+#: takes at most 15 s, and a supervisor must not kill the daemon earlier: see TimeoutStopSec in etc/storaged.service.
 CLOSE_SECONDS = 5
 
 _log = Logger()
