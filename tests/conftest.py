@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from botocore.loaders import JSONFileLoader
+from hypothesis import HealthCheck, settings
 
 from tests import engines
 from tests.engines import Engine
@@ -51,8 +52,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker `full`."""
+    """Declare the marker `full`, and let Hypothesis measure no time: it depends on what else the machine does."""
     config.addinivalue_line("markers", "full: needs other programs or much time; runs only with --all")
+    settings.register_profile("storaged", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("storaged")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
