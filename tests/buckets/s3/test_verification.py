@@ -222,6 +222,16 @@ class PartSizeTests:
         with pytest.raises(UnverifiableObject):
             await read(make(verify_reads=True))
 
+    @pytest.mark.parametrize("noted", ["", "-1", "1e5", "\xb2", "9" * 5000])
+    @pytest_twisted.ensureDeferred
+    async def test_is_noted_wrongly(self, on_scripted: OnScripted, noted: str) -> None:
+        """A part size in the metadata that is no number of bytes is ignored."""
+        endpoint, make = on_scripted
+        endpoint.told.update({**COMPOSITE, PART_SIZE_NAME: noted})
+        endpoint.objects["k"] = DATA, "etag"
+        endpoint.script = lambda call: Answer(404, ERROR % b"NoSuchKey") if call.name == "HeadObject" else None
+        assert await read(make()) == DATA
+
 
 class InPiecesTests:
     """Reads that consist of several responses."""

@@ -26,7 +26,7 @@ from twisted_storaged.protocol.checksums import (
     checksum_from_headers,
     decode_digest,
 )
-from twisted_storaged.protocol.http1 import ConnectionFailed, Response
+from twisted_storaged.protocol.http1 import ConnectionFailed, Response, parse_length
 from twisted_storaged.protocol.metadata import CHECKSUM_NAME, PART_SIZE_NAME
 
 _log = Logger()
@@ -80,7 +80,7 @@ class Verifier:
                 continue
             if known.parts is None:
                 return Verification(known, info.size)
-            part_size = _part_size(response) or await self._told_part_size(info, s3_key)
+            part_size = _size(response.headers.get(PART_SIZE_NAME, "")) or await self._told_part_size(info, s3_key)
             # Otherwise the size is that of another upload, and an intact object would seem damaged.
             if part_size and -(-info.size // part_size) == known.parts:
                 return Verification(known, info.size, part_size)
@@ -106,7 +106,7 @@ class Verifier:
             length = (await self._objects.ask(call)).headers.get("content-length", "")
         except (RequestFailed, ConnectionFailed):
             return None
-        return int(length) if length.isdigit() else None
+        return _size(length)
 
 
 def noted_checksum(checksum: str, size: int) -> str:
@@ -121,6 +121,8 @@ def _noted_checksum(response: Response, info: ObjectInfo) -> ExpectedChecksum | 
     return ExpectedChecksum(CRC32C, digest, CHECKSUM_NAME) if digest is not None and size == str(info.size) else None
 
 
-def _part_size(response: Response) -> int | None:
-    size = response.headers.get(PART_SIZE_NAME, "")
-    return int(size) if size.isdigit() and len(size) < 16 else None
+def _size(text: str) -> int | None:
+    try:
+        return parse_length(text)
+    except ValueError:
+        return None
