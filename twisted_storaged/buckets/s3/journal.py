@@ -208,12 +208,13 @@ class Journal:
         return False
 
     def _judged(self, path: Path) -> Iterator[JournalEntry]:
-        """Read an entry that no process works on, if it is one. An error with one must not keep the others."""
+        """Read an entry that no process works on, if it is one."""
         try:
             if entry := _read(path):
                 yield entry
             else:
                 path.unlink(missing_ok=True)  # the process ended before it could ask S3 for anything
+        # Errors are not raised, as one bad entry must not keep the others.
         except DamagedEntry as error:
             self._set_aside(path, error)
         except OSError as error:

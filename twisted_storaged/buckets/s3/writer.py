@@ -200,12 +200,12 @@ class S3Upload:
     async def _etag_if_completed(self, error: RequestFailed | ConnectionFailed) -> str:
         """The ETag of the object, if it was completed despite an error.
 
-        If that is unknown, the upload is aborted first and the object looked up then, because S3 may still be at work
-        on the upload until it is gone. Raises the error, or its cause if nothing was completed.
+        Raises the error, or its cause if nothing was completed.
         """
         if not isinstance(error, AmbiguousFailure):
             raise error
         not_completed = False
+        # Aborted before the object is looked up, because S3 may still be at work on the upload until it is gone.
         with suppress(RequestFailed, ConnectionFailed):
             not_completed = await self._abort()
         found = await self._confirm_applied(self._context.objects.retries.ends())
