@@ -263,6 +263,7 @@ def _parse_head(head: bytes) -> tuple[str, int, dict[str, str]]:
     if _FORBIDDEN.search(head):
         # RFC 9110, 5.5: refuse or replace them. Passed on, a client could take them for line ends.
         head = _FORBIDDEN.sub(b" ", head)
+    # Every byte has a character in Latin-1, so that metadata that is not ASCII is sent on byte for byte.
     first, *lines = head.decode("latin-1").split("\r\n")
     version, _, rest = first.partition(" ")
     if not version.startswith("HTTP/1.") or not _STATUS.match(rest):
