@@ -14,8 +14,10 @@ from tests.buckets.local.embedded import make
 from tests.engines.scripted import Scripted, scripted
 from tests.support import reactor
 from twisted_storaged.buckets.local.bucket import LocalBucket
+from twisted_storaged.buckets.s3 import read_ahead, reader, response_body
 from twisted_storaged.buckets.s3.bucket import S3Bucket
 from twisted_storaged.buckets.s3.session import Upkeep
+from twisted_storaged.runtime.buffers import DeliveryBudget
 
 OnScripted = tuple[Scripted, Callable[..., S3Bucket]]
 
@@ -40,6 +42,23 @@ def on_scripted(tmp_path: Path) -> Generator[OnScripted, None, None]:
         yield endpoint, make_bucket
         for bucket in buckets:
             pytest_twisted.blockon(bucket.stop())
+
+
+@pytest.fixture
+def early_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let GETs from S3 read ahead after a few reads, in small ranges, however fast S3 seems and loaded this host is."""
+    sizes = {
+        "FROM_SIZE": 1 << 20,
+        "TIMED_BYTES": 1 << 17,
+        "FAST_BYTES_PER_SECOND": float("inf"),
+        "SEGMENT": 1 << 17,
+        "LEAD": 1 << 18,
+    }
+    for module in (read_ahead, reader, response_body):
+        for name, value in sizes.items():
+            monkeypatch.setattr(module, name, value, raising=False)
+    # A read of all that has come meanwhile could be past the place where ranges begin.
+    monkeypatch.setattr(DeliveryBudget, "next_size", lambda *_: 1 << 16)
 
 
 @pytest.fixture

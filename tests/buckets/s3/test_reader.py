@@ -13,9 +13,6 @@ from twisted.logger import globalLogPublisher
 from tests.buckets.conftest import OnScripted
 from tests.engines.scripted import ERROR, Answer, Call, Scripted
 from tests.support import Consumer, reactor
-from twisted_storaged.buckets.s3 import read_ahead as readahead
-from twisted_storaged.buckets.s3 import reader as s3reader
-from twisted_storaged.buckets.s3 import response_body as front
 from twisted_storaged.buckets.s3.bucket import S3Bucket
 from twisted_storaged.errors import BucketError, BucketUnreachable, RangeNotSatisfiable
 from twisted_storaged.model import ByteRange
@@ -203,15 +200,9 @@ class ResumeTests:
         assert len(consumer.data) < len(DATA)
 
 
+@pytest.mark.usefixtures("early_read_ahead")
 class SlowAndBrokenTests:
     """Read-ahead from an S3 that is slow and breaks off."""
-
-    @pytest.fixture(autouse=True)
-    def _small(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        sizes = {"FROM_SIZE": 1 << 20, "TIMED_BYTES": 1 << 17, "SEGMENT": 1 << 17, "LEAD": 1 << 18}
-        for module in (readahead, front, s3reader):
-            for name, value in sizes.items():
-                monkeypatch.setattr(module, name, value, raising=False)
 
     @pytest.mark.parametrize("wanted", [None, RANGE])
     @pytest.mark.parametrize("broken", [2, 4, 8])

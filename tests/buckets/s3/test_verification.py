@@ -14,9 +14,6 @@ from awscrt import checksums
 from tests.buckets.conftest import OnScripted
 from tests.engines.scripted import ERROR, Answer, Call
 from tests.support import Consumer
-from twisted_storaged.buckets.s3 import read_ahead as readahead
-from twisted_storaged.buckets.s3 import reader as s3reader
-from twisted_storaged.buckets.s3 import response_body as front
 from twisted_storaged.buckets.s3.bucket import S3Bucket
 from twisted_storaged.buckets.s3.reader import ReadSettings, S3Reader
 from twisted_storaged.buckets.s3.response_body import BufferedBody
@@ -253,14 +250,11 @@ class InPiecesTests:
                 await read(make())
         assert endpoint.names().count("GetObject") == 3
 
+    @pytest.mark.usefixtures("early_read_ahead")
     @pytest.mark.parametrize("content", [DATA, BAD])
     @pytest_twisted.ensureDeferred
-    async def test_read_ahead(self, on_scripted: OnScripted, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    async def test_read_ahead(self, on_scripted: OnScripted, content: bytes) -> None:
         """Ranges that were read ahead are verified in order."""
-        sizes = {"FROM_SIZE": 1 << 20, "TIMED_BYTES": 1 << 17, "SEGMENT": 1 << 17, "LEAD": 1 << 18}
-        for module in (readahead, front, s3reader):
-            for name, value in sizes.items():
-                monkeypatch.setattr(module, name, value, raising=False)
         endpoint, make = on_scripted
         endpoint.told.update(FULL)
         endpoint.objects["k"] = content, "etag"
