@@ -1,8 +1,8 @@
 """The services that `twistd storaged` runs, and how they are assembled from the configuration.
 
 They are the daemon, which opens its buckets, listens, and drains when it stops; and maintenance (scrub or backup).
-`tap` imports this module late: importing everything, with boto3, takes most of a start, in which a signal must already
-end the process cleanly.
+`tap` imports this module late: importing everything takes most of a start, in which a signal must already end the
+process cleanly.
 """
 
 from __future__ import annotations

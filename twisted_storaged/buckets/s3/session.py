@@ -1,7 +1,7 @@
 """The settings of an S3 bucket, and boto3, which turns them into an endpoint, a region and credentials.
 
 No other module uses boto3. What requests need of it is found out once, when a bucket starts, except credentials that
-expire.
+expire. It is imported only then, as the import takes a quarter of the start of a daemon that has no S3 bucket.
 """
 
 from __future__ import annotations
@@ -13,10 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-from botocore.httpsession import where
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
@@ -33,6 +29,7 @@ from twisted_storaged.runtime.concurrency import Run
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
+    from botocore.config import Config
 
 #: Seconds for connecting, or for a blocked send; and for the next bytes of a response.
 CONNECT_TIMEOUT = 10
@@ -105,6 +102,8 @@ def connect(settings: S3Settings, run: Run, retries: Retries) -> tuple[DataPlane
     Raises:
         ValueError: there are no credentials, or boto3 refuses the settings.
     """
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415 (see the docstring of this module)
+
     try:
         client, credentials = make_client(settings, retries.deadline)
         objects = make_data_plane(client, credentials, settings.bucket, run, retries)
@@ -122,6 +121,8 @@ def make_client(settings: S3Settings, deadline: float) -> tuple[BaseClient, Any]
         ValueError: boto3 finds no credentials.
         BotoCoreError: boto3 refuses the settings.
     """
+    import boto3  # noqa: PLC0415 (see the docstring of this module)
+
     session = boto3.session.Session(
         aws_access_key_id=settings.access_key_id,
         aws_secret_access_key=settings.secret_access_key,
@@ -139,6 +140,8 @@ def make_client(settings: S3Settings, deadline: float) -> tuple[BaseClient, Any]
 
 
 def _client_config(settings: S3Settings, deadline: float) -> Config:
+    from botocore.config import Config  # noqa: PLC0415 (see the docstring of this module)
+
     style = {None: "auto", True: "path", False: "virtual"}[settings.use_path_style]
     return Config(
         connect_timeout=min(CONNECT_TIMEOUT, deadline / 2),
@@ -173,6 +176,8 @@ def make_data_plane(client: Any, credentials: Any, bucket: str, run: Run, retrie
 
 def credential_source(credentials: Any, run: Run) -> CredentialSource:
     """Make the source of credentials from botocore's, which are refreshed in a thread, as that may be a request."""
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 (see the docstring of this module)
+
     frozen = credentials.get_frozen_credentials
 
     async def refresh() -> Credentials:
@@ -205,6 +210,8 @@ def _endpoint(address: Address, reactor: Any, connect_timeout: float) -> IStream
 
 def _trusted() -> str:
     """The file of trusted certificates: as for boto3, that in AWS_CA_BUNDLE, or else Mozilla's list."""
+    from botocore.httpsession import where  # noqa: PLC0415 (see the docstring of this module)
+
     return os.environ.get("AWS_CA_BUNDLE") or str(where())
 
 
