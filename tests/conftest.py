@@ -42,7 +42,7 @@ LONGEST = [
     "test_kills.py",
     "test_scrub.py",
     "test_config.py",
-    "test_conditional.py",
+    "test_probe.py",
 ]
 
 

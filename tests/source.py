@@ -93,6 +93,7 @@ def _defined(body: ast.ClassDef) -> Iterator[str]:
             yield from (node.id for node in ast.walk(statement) if isinstance(node, ast.Name))
 
 
+@cache
 def _set_in(cls: type) -> set[str]:
     """The attributes that the methods of a class set."""
     try:

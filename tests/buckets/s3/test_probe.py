@@ -170,6 +170,7 @@ class ProbeTests:
         endpoint.look_first = one
         assert one not in await make("auto")._probe()
 
+    @pytest.mark.usefixtures("few")
     @pytest.mark.parametrize("answer", [Answer(403, ERROR % b"AccessDenied"), Answer(404, ERROR % b"NoSuchBucket")])
     @pytest_twisted.ensureDeferred
     async def test_that_fails_fails_the_write(self, made: Made, answer: Answer) -> None:
