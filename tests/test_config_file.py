@@ -424,6 +424,8 @@ class ReadSecretsTests:
             ("[s3]\nsecret_access_key = {hunter2 = 'hunter2'}", r"\[s3\] secret_access_key is not shown"),
             ("[s3.secret_access_key]\nhunter2 = 1", r"\[s3\] secret_access_key is not shown"),
             ("[s3]\nhunter2 = 'a'", r"\[s3\] has an unknown key \(not shown\): expected access_key_id or secret_acc"),
+            ("[s3]\nsecretAccessKey = 'hunter2'", r"\[s3\] has an unknown key 'secretAccessKey': expected access"),
+            ("[s3]\nACCESS-KEY-ID = 'hunter2'", r"\[s3\] has an unknown key 'ACCESS-KEY-ID': expected access"),
             ("[s3]\nsecret_access_key = 'hunter2", r"is not TOML: at line 2, column 29"),
             ("[s3]\nx = {hunter2 = 1, hunter2 = 2}", r"is not TOML: at line 2, column"),
             ("[s3]", r"\[s3\] access_key_id is missing: expected a non-empty string"),

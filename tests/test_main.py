@@ -34,6 +34,7 @@ class OptionsTests:
             (["store"], "Unknown command: store"),
             (["serve", "--unknown"], "option --unknown not recognized"),
             (["serve", "--repair-checksums"], "--repair-checksums goes with --scrub"),
+            (["serve", "--scrub", "--backup", "x"], "--scrub and --backup are two commands: give one of them"),
             (["serve", "extra"], "Wrong number of arguments."),
         ],
     )

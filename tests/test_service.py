@@ -96,6 +96,18 @@ class StartTests:
         with pytest.raises(StartError, match=r"^cannot listen on "):
             service.startService()
 
+    def test_a_file_that_is_no_certificate(self, tmp_path: Path) -> None:
+        """A TLS endpoint whose certificate cannot be parsed closes the buckets again and ends the start with one line."""
+        (tmp_path / "bad.pem").write_text("not a pem")
+        running = Running()
+        endpoint = f"ssl:0:privateKey={tmp_path}/bad.pem:certKey={tmp_path}/bad.pem"
+        service = StorageService(
+            endpoint, running.server.site, Registry([running.bucket]), running.server.slots, running.reactor
+        )
+        with pytest.raises(StartError, match=r"^cannot listen on ssl:0"):
+            service.startService()
+        assert running.calls == ["start", "start", "close"]
+
 
 class StopTests:
     """Stopping the daemon."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
@@ -142,7 +142,7 @@ class Section:
         for key in self.values:
             if key not in known:
                 raise ConfigError(
-                    f"{self.file}: {self.name} has an unknown key {self._shown_key(key)}: "
+                    f"{self.file}: {self.name} has an unknown key {self._shown_key(key, known)}: "
                     f"expected {_alternatives(list(known))}"
                 )
         values = {key: self._converted(known[key]) for key in self.values}
@@ -195,11 +195,19 @@ class Section:
     def _shown(self, value: object, *, strings: bool = True) -> str:
         return "not shown" if self.confidential else shown_value(value, strings=strings)
 
-    def _shown_key(self, key: str) -> str:
+    def _shown_key(self, key: str, known: Iterable[str]) -> str:
         """The name of an unknown key, unless it may be a credential itself."""
+        if _letters(key) in map(_letters, known):
+            return repr(key)
         if self.confidential and not _PLAIN_WORDS.fullmatch(key):
             return "(not shown)"
-        return shown_value(key)
+        shown = shown_value(key)
+        return "(not shown)" if shown == "not shown" else shown
+
+
+def _letters(key: str) -> str:
+    """A key without what a misspelling changes most: case, underscores and hyphens."""
+    return re.sub("[_-]", "", key).lower()
 
 
 def shown_name(name: str) -> str:

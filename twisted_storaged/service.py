@@ -73,7 +73,7 @@ class StorageService(Service):
             self._registry.start()
             try:
                 self._listen()
-            except StartError:
+            except BaseException:
                 # Otherwise SQLite would close an index at the exit, without a note of it in its `index.state`, and
                 # every later start would refuse the bucket.
                 self._registry.close()
@@ -92,8 +92,8 @@ class StorageService(Service):
         try:
             endpoint = serverFromString(self._reactor, self._endpoint)
             endpoint.listen(self._site).addCallbacks(self._on_listening, failures.append)
-        # Twisted raises RuntimeError for a description that ends in a backslash.
-        except (ValueError, TypeError, RuntimeError, OSError) as error:
+        # A description that cannot be used raises almost anything, such as OpenSSL's errors for a bad certificate.
+        except Exception as error:
             raise StartError(f"cannot listen on {self._endpoint}: {error}") from error
         if failures:
             raise StartError(f"cannot listen on {self._endpoint}: {failures[0].value}")

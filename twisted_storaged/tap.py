@@ -48,7 +48,9 @@ class Options(usage.Options):
         sys.exit(0)
 
     def postOptions(self) -> None:
-        """Refuse --repair-checksums without --scrub."""
+        """Refuse --repair-checksums without --scrub, and --backup with it: only one of the two would be done."""
+        if self["scrub"] and self["backup"]:
+            raise usage.UsageError("--scrub and --backup are two commands: give one of them")
         if self["repair-checksums"] and not self["scrub"]:
             raise usage.UsageError("--repair-checksums goes with --scrub")
 

@@ -19,6 +19,7 @@ from tests.server.wire import Server, request
 from tests.support import MemoryBucket, entries, run_now
 from twisted_storaged.errors import BucketError
 from twisted_storaged.model import ListQuery
+from twisted_storaged.routing import Policy, Rule
 from twisted_storaged.runtime.files import Spool
 
 NDJSON = "Accept: application/x-ndjson"
@@ -213,6 +214,12 @@ class LinesTests:
         server = server_with(*KEYS)
         assert self.lines(server) == listed(server)["objects"]
         assert self.lines(server_with()) == []
+
+    def test_an_empty_list_of_several_buckets(self) -> None:
+        """An NDJSON list of several buckets that have no such keys is an empty response, although it has no page."""
+        server = Server(policy=Policy([Rule("staging/", 10, "fast")]), others=[MemoryBucket("fast")])
+        assert self.lines(server) == []
+        assert self.lines(server, "prefix=stag&limit=1") == []
 
     def test_entries_are_in_one_order(self) -> None:
         """Objects and common prefixes of an NDJSON list are in one order, and `next_after` is its last line."""

@@ -61,9 +61,8 @@ class NdjsonWriter:
         return _json.encode_lines(lines)
 
     async def end(self, next_after: str | None) -> AsyncGenerator[bytes, None]:
-        """Yield what follows the last page."""
-        if next_after is not None:
-            yield _json.encode({"next_after": next_after}) + b"\n"
+        """Yield what follows the last page; an empty piece if it is nothing, as even an empty list is a response."""
+        yield b"" if next_after is None else _json.encode({"next_after": next_after}) + b"\n"
 
     async def close(self) -> None:
         """Do nothing, as nothing is buffered."""

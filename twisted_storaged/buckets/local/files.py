@@ -217,7 +217,7 @@ def _lock(path: Path) -> int:
             return descriptor
         time.sleep(LOCK_PAUSE)
     os.close(descriptor)
-    raise StartError(f"{path} is in use by another storaged; give this one a --data of its own")
+    raise StartError(f"{path} is in use by another storaged; each needs a folder of its own")
 
 
 def _try_lock(descriptor: int, kind: int) -> bool:
