@@ -97,7 +97,7 @@ class StartTests:
             service.startService()
 
     def test_a_file_that_is_no_certificate(self, tmp_path: Path) -> None:
-        """A TLS endpoint whose certificate cannot be parsed closes the buckets again and ends the start with one line."""
+        """A certificate that cannot be parsed closes the buckets again and ends the start with one line."""
         (tmp_path / "bad.pem").write_text("not a pem")
         running = Running()
         endpoint = f"ssl:0:privateKey={tmp_path}/bad.pem:certKey={tmp_path}/bad.pem"
