@@ -107,9 +107,18 @@ class Daemon:
         self.process.kill()
         self.process.wait()
 
-    def stop(self) -> int:
-        """Send SIGTERM and wait for the end of the process; returns its exit status."""
+    def stop(self, *, skip_drain: bool = False) -> int:
+        """Send SIGTERM and wait for the end of the process; returns its exit status.
+
+        With `skip_drain`, send a second SIGTERM when the daemon has closed its port.
+        """
         self.process.send_signal(signal.SIGTERM)
+        if skip_drain:
+            end = time.monotonic() + STOP_SECONDS
+            while "Closed)" not in self.log.rpartition("listens on")[2]:
+                assert time.monotonic() < end, "the port is not closed"
+                time.sleep(0.02)
+            self.process.send_signal(signal.SIGTERM)
         return self.process.wait(STOP_SECONDS)
 
     def connect(self) -> socket.socket:

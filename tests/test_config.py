@@ -35,7 +35,8 @@ from twisted_storaged.config import (
     load_config,
     reference_table,
 )
-from twisted_storaged.config_file import ConfigError, Credentials, Key, describe, read_secrets
+from twisted_storaged.config_file import ConfigError, Credentials, Duration, Key, describe, read_secrets
+from twisted_storaged.routing import Rule
 
 ENVIRON = {"HOME": "/home/me"}
 
@@ -92,9 +93,17 @@ class UpkeepTests:
         assert load_config(Overrides(data=Path("/d")), {}, ENVIRON).upkeep.state == Path("/d")
 
     def test_the_file_goes_first(self, tmp_path: Path) -> None:
-        """The file can set the folder of the journal, and times in seconds."""
-        text = '[storaged]\nstate = "/s"\nreap_interval = 60\ns3_deadline = 5\nabandoned_after = 9\n[s3]\nbucket = "b"'
-        assert load(tmp_path, text).upkeep == Upkeep(Path("/s"), reap_interval=60, deadline=5, abandoned_after=9)
+        """The file can set the folder of the journal, and times in seconds or with a unit."""
+        times = 'reap_interval = "1 min"\ndrain = "2 min"\ns3_deadline = 5\nabandoned_after = 9'
+        config = load(tmp_path, f'[storaged]\nstate = "/s"\n{times}\n[s3]\nbucket = "b"')
+        assert config.upkeep == Upkeep(Path("/s"), reap_interval=60, deadline=5, abandoned_after=9)
+        assert config.drain == 120
+
+    def test_retry_after(self, tmp_path: Path) -> None:
+        """A refused PUT may be tried again after 5 seconds by default, after others, or after an estimate."""
+        assert load(tmp_path, "").retry_after == 5
+        assert load(tmp_path, "[storaged]\nretry_after = 9").retry_after == 9
+        assert load(tmp_path, '[storaged]\nretry_after = "auto"').retry_after is None
 
 
 class FileTests:
@@ -202,6 +211,12 @@ class FileTests:
         )
         assert [config.policy.rule_for(key).max_put for key in ("a", "small/a", "_vectors/a")] == [1 << 30, 10, 4 << 30]
 
+    def test_slots_of_a_prefix(self, tmp_path: Path) -> None:
+        """A rule can limit the put slots of its keys, and leaves the rest as it is."""
+        config = load(tmp_path, '[[policy]]\nprefix = "_vectors/"\nslots = 2')
+        assert config.policy.rule_for("_vectors/a") == Rule("_vectors/", 4 << 30, slots=2)
+        assert config.policy.rule_for("a").slots is None
+
     def test_a_primary_bucket_by_its_name(self, tmp_path: Path) -> None:
         """[buckets.primary] defines the primary bucket as [s3] does."""
         text = '[buckets.primary]\nkind = "local"\npath = "/x"'
@@ -216,14 +231,14 @@ class ErrorsTests:
         [
             ("[storaged]\nbnid = 'x'", "[storaged] has an unknown key 'bnid': expected bind, allow_network, "),
             (
-                "[storaged]\ns3_deadline = '2 min'",
-                "[storaged] s3_deadline is '2 min': expected a positive integer (sec",
+                "[storaged]\ns3_deadline = '2 mins'",
+                "[storaged] s3_deadline is '2 mins': expected a time such as ",
             ),
             ('[storaged]\nstate = "a\\u0000"', "[storaged] state is 'a\\x00': expected a non-empty path"),
             ("[storaged]\nput_slots = 0", "[storaged] put_slots is 0: expected a positive integer"),
             ("[storaged]\nstate = 3", "[storaged] state is 3: expected a non-empty path"),
-            ("[storaged]\nreap_interval = 0", "[storaged] reap_interval is 0: expected a positive integer (seconds)"),
-            ("[storaged]\ns3_deadline = 1.5", "[storaged] s3_deadline is 1.5: expected a positive integer (seconds)"),
+            ("[storaged]\nreap_interval = 0", "[storaged] reap_interval is 0: expected a time such as "),
+            ("[storaged]\ns3_deadline = 1.5", "[storaged] s3_deadline is 1.5: expected a time such as "),
             ("[storaged]\nallow_network = 'yes'", "[storaged] allow_network is 'yes': expected true or false"),
             ("storaged = 3", "[storaged] is 3: expected a table"),
             ("[s3]", "[s3] bucket is missing: expected a non-empty string"),
@@ -263,9 +278,13 @@ class ErrorsTests:
             ),
             (
                 "[[policy]]\nprefix = 'a'\nmax = 1",
-                "[[policy]] has an unknown key 'max': expected prefix, max_put or ",
+                "[[policy]] has an unknown key 'max': expected prefix, max_put, ",
             ),
             ("[[policy]]\nprefix = 'a'\n[[policy]]\nprefix = 'a'", "[[policy]] prefix is 'a' twice"),
+            ("[[policy]]\nprefix = 'a'\nslots = 5", "[[policy]] slots is 5: expected at most put_slots, which is 4"),
+            ("[[policy]]\nprefix = 'a'\nslots = 0", "[[policy]] slots is 0: expected a positive integer"),
+            ("[storaged]\nretry_after = 'now'", "[storaged] retry_after is 'now': expected "),
+            ("[storaged]\nretry_after = 0", "[storaged] retry_after is 0: expected "),
             ("[storaged]\nbind = '0.0.0.0:80'", "[storaged] bind is '0.0.0.0:80': expected a loopback address"),
             ("[storaged]\nbind = ':80'", "[storaged] bind is ':80': expected a loopback address"),
         ],
@@ -618,7 +637,7 @@ class ReferenceTests:
         """The table has a line for each key, with its values, unit, default and explanation."""
         lines = reference_table().splitlines()
         assert (
-            "| `reap_interval` | a positive integer | seconds | `3600` | "
+            f"| `reap_interval` | {Duration.expected} | seconds | `3600` | "
             "Time between two rounds of aborting the uploads that killed daemons left in the journal. |"
         ) in lines
         keys: list[Key] = [key for definition in SECTIONS.values() for key in describe(definition)]

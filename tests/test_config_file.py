@@ -15,6 +15,7 @@ from twisted_storaged.config_file import (
     ConfigError,
     Credential,
     Credentials,
+    Duration,
     FilePath,
     Key,
     NonNegative,
@@ -33,6 +34,8 @@ from twisted_storaged.config_file import (
 FILE = Path("x.toml")
 SOME = Meta(description="Something.")
 
+TIME = f"{Duration.expected} (seconds)"
+
 #: A secret as engines generate them, which tests put in wrong places.
 SECRET = "wJalrXUtnFEMI7MDENGbPxRfiCYEXAMPLEKEY"
 
@@ -43,7 +46,7 @@ class Everything(Struct, frozen=True, kw_only=True):
     size: Annotated[Size | None, SOME, Meta(extra={"unit": "bytes", "unset": "none"})] = None
     number: Annotated[NonNegative, SOME] = 0
     count: Annotated[Positive, SOME] = 1
-    wait: Annotated[Seconds, SOME] = 60
+    wait: Annotated[Seconds, SOME] = Duration(60)
     flag: Annotated[bool, SOME] = False
     word: Annotated[Literal["auto", "none"], SOME] = "auto"
     flag_or_word: Annotated[Literal["auto"] | bool, SOME] = "auto"
@@ -134,8 +137,12 @@ class TypesTests:
             ("count", True, "is true: expected a positive integer"),
             ("count", -(1 << 10000), "is a large integer: expected a positive integer"),
             ("count", float("nan"), "is nan: expected a positive integer"),
-            ("wait", 0, "is 0: expected a positive integer (seconds)"),
-            ("wait", "60 s", "is '60 s': expected a positive integer (seconds)"),
+            ("wait", 0, f"is 0: expected {TIME}"),
+            ("wait", "0 s", f"is '0 s': expected {TIME}"),
+            ("wait", "60 sec", f"is '60 sec': expected {TIME}"),
+            ("wait", "1.5 h", f"is '1.5 h': expected {TIME}"),
+            ("wait", "9" * 10 + " s", f"is '9999999999 s': expected {TIME}"),
+            ("wait", True, f"is true: expected {TIME}"),
             ("flag", "true", "is 'true': expected true or false"),
             ("flag", 1, "is 1: expected true or false"),
             ("word", "", 'is \'\': expected "auto" or "none"'),
@@ -293,7 +300,7 @@ class DescribeTests:
             Key("region", "a non-empty string", "", '"here"', True, "Where that is."),
         ]
         keys = {key.name: key for key in describe(Everything)}
-        assert keys["wait"] == Key("wait", "a positive integer", "seconds", "60", True, "Something.")
+        assert keys["wait"] == Key("wait", Duration.expected, "seconds", "60", True, "Something.")
         assert keys["text"] == Key("text", "a non-empty string", "", "the host's", False, "Something.")
         assert keys["flag"].default == "false"
 

@@ -18,10 +18,11 @@ from tests.support import MemoryBucket, result
 from twisted_storaged.buckets.local.files import DataFolder
 from twisted_storaged.buckets.local.index_reads import Entry
 from twisted_storaged.buckets.local.index_writes import Change, IndexWriter
+from twisted_storaged.config import DEFAULT_DRAIN
 from twisted_storaged.errors import StartError, WorkEnded
 from twisted_storaged.model import ObjectInfo
 from twisted_storaged.routing import Registry
-from twisted_storaged.service import CLOSE_SECONDS, DRAIN_SECONDS, MaintenanceService, StorageService, scrub
+from twisted_storaged.service import CLOSE_SECONDS, MaintenanceService, StorageService, scrub
 
 BIND = "tcp:1:interface=127.0.0.1"
 
@@ -127,7 +128,7 @@ class StopTests:
         connection = running.connect()
         connection.send(put("a", length=5))
         stopped = running.service.stopService()
-        running.reactor.advance(DRAIN_SECONDS - 1)
+        running.reactor.advance(DEFAULT_DRAIN - 1)
         assert running.calls == ["start"]
         connection.send(b"hello")
         assert connection.response().status == 200
@@ -136,18 +137,34 @@ class StopTests:
         assert running.bucket.objects == {"a": b"hello"}
 
     def test_requests_that_take_too_long_are_dropped(self) -> None:
-        """A PUT that is incomplete after DRAIN_SECONDS is dropped, and its upload aborted before the buckets close."""
+        """A PUT that is incomplete after the drain is dropped, and its upload aborted before the buckets close."""
         running = Running()
         connection = running.connect()
         connection.send(put("a", length=5))
         stopped = running.service.stopService()
-        running.reactor.advance(DRAIN_SECONDS)
+        running.reactor.advance(DEFAULT_DRAIN)
         assert connection.transport.aborted
         assert running.calls == ["start"]
         connection.lose()
         result(stopped)
         assert running.bucket.objects == {}
         assert running.calls == ["start", "stop"]
+
+    def test_a_drain_that_is_skipped(self) -> None:
+        """A second signal drops the requests that are under way, and logs why."""
+        running = Running()
+        running.service.skip_drain()
+        connection = running.connect()
+        connection.send(put("a", length=5))
+        stopped = running.service.stopService()
+        assert not connection.transport.aborted
+        with logged(LogLevel.warn) as lines:
+            running.service.skip_drain()
+        assert lines == ["stops without waiting for requests: a second signal came"]
+        assert connection.transport.aborted
+        connection.lose()
+        result(stopped)
+        assert running.bucket.objects == {}
 
     def test_a_bucket_that_hangs(self) -> None:
         """An upload that never ends, and a bucket that never stops, each delay the stop by CLOSE_SECONDS at most."""

@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+import random
+import time
+from collections.abc import Callable
+from math import ceil
+
 from twisted.internet.defer import Deferred, succeed
 
 from twisted_storaged.errors import NoFreeSlot
 
 DEFAULT_PUT_SLOTS = 4
+#: Seconds after which a refused client is to try again, by default.
+DEFAULT_RETRY_AFTER = 5
+#: The same, in seconds, if they are computed: the least and the most.
+MIN_RETRY_AFTER, MAX_RETRY_AFTER = 1, 60
+
+#: The weight of the last PUT in the mean time for which slots are held.
+_WEIGHT = 0.2
+
+
+class PutSlot:
+    """A slot that is taken.
+
+    Attributes:
+        prefix: of the keys that it counts for.
+        since: when it was taken, by the clock of its PutSlots.
+    """
+
+    __slots__ = ("_slots", "prefix", "since")
+
+    def __init__(self, slots: PutSlots, prefix: str, since: float) -> None:
+        self._slots = slots
+        self.prefix = prefix
+        self.since = since
+
+    def release(self) -> None:
+        """Return the slot. Raises KeyError if it was returned before."""
+        self._slots.release(self)
 
 
 class PutSlots:
@@ -14,30 +46,54 @@ class PutSlots:
 
     Attributes:
         limit: the number of slots.
-        free: the number of slots that are not taken.
     """
 
-    def __init__(self, limit: int = DEFAULT_PUT_SLOTS) -> None:
+    def __init__(
+        self,
+        limit: int = DEFAULT_PUT_SLOTS,
+        retry_after: int | None = DEFAULT_RETRY_AFTER,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        """Let refused clients try again after `retry_after` seconds; None: after an estimate of when a slot is free."""
         self.limit = limit
-        self.free = limit
+        self._retry_after = retry_after
+        self._clock = clock
+        self._jitter = jitter
+        self._taken: set[PutSlot] = set()
         self._idle: list[Deferred[None]] = []
+        #: The mean seconds for which the last slots were held.
+        self._mean = 0.0
+        #: Refused clients for which no slot has become free since.
+        self._refused = 0
 
-    def acquire(self) -> None:
-        """Take a slot; `release` returns it.
+    @property
+    def free(self) -> int:
+        """The number of slots that are not taken."""
+        return self.limit - len(self._taken)
+
+    def acquire(self, prefix: str = "", limit: int | None = None) -> PutSlot:
+        """Take a slot for a key under `prefix`, whose keys may hold at most `limit` of the slots (None: all).
 
         Raises:
-            NoFreeSlot: all are taken.
+            NoFreeSlot: all are taken, or as many as keys under `prefix` may hold.
         """
-        # Without a lock: all calls are made in the reactor's thread.
-        if self.free == 0:
-            raise NoFreeSlot(f"all {self.limit} put slots are taken")
-        self.free -= 1
+        if len(self._taken) == self.limit:
+            raise self._refusal(self._taken, f"all {self.limit} put slots are taken")
+        if limit is not None:
+            held = {slot for slot in self._taken if slot.prefix == prefix}
+            if len(held) >= limit:
+                raise self._refusal(held, f"all {limit} put slots for keys under {prefix!r} are taken")
+        slot = PutSlot(self, prefix, self._clock())
+        self._taken.add(slot)
+        return slot
 
-    def release(self) -> None:
-        """Return a slot."""
-        assert self.free < self.limit, "released more often than acquired"
-        self.free += 1
-        if self.free == self.limit:
+    def release(self, slot: PutSlot) -> None:
+        """Return a slot: see `PutSlot.release`."""
+        self._taken.remove(slot)
+        self._mean += _WEIGHT * (self._clock() - slot.since - self._mean)
+        self._refused = max(0, self._refused - 1)
+        if not self._taken:
             # Replaced first: a callback may call `when_idle` again.
             waiting, self._idle = self._idle, []
             for idle in waiting:
@@ -45,8 +101,21 @@ class PutSlots:
 
     def when_idle(self) -> Deferred[None]:
         """Return a Deferred that fires as soon as no slot is taken."""
-        if self.free == self.limit:
+        if not self._taken:
             return succeed(None)
         idle: Deferred[None] = Deferred()
         self._idle.append(idle)
         return idle
+
+    def _refusal(self, held: set[PutSlot], reason: str) -> NoFreeSlot:
+        """Return the error for a client that found the slots `held` taken."""
+        if self._retry_after is not None:
+            return NoFreeSlot(reason, self._retry_after)
+        # As if the refused clients stood in a queue, so that they do not all come back at once: this one is free when
+        # as many slots have been released as clients were refused before it. Slots that are held for longer than the
+        # mean of those before say more than that mean.
+        self._refused += 1
+        now = self._clock()
+        mean = max(self._mean, sum(now - slot.since for slot in held) / len(held))
+        seconds = self._jitter(0.5, 1.5) * mean / len(held) * self._refused
+        return NoFreeSlot(reason, ceil(min(max(seconds, MIN_RETRY_AFTER), MAX_RETRY_AFTER)))

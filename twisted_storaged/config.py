@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from twisted_storaged.admission import DEFAULT_PUT_SLOTS
+from twisted_storaged.admission import DEFAULT_PUT_SLOTS, DEFAULT_RETRY_AFTER
 from twisted_storaged.buckets.local.bucket import LocalSettings
 from twisted_storaged.buckets.s3.session import (
     DEFAULT_ABANDONED_AFTER,
@@ -31,6 +31,7 @@ from twisted_storaged.config_file import (
     AccessKeyId,
     ConfigError,
     Credentials,
+    Duration,
     FilePath,
     NonNegative,
     Positive,
@@ -47,6 +48,9 @@ from twisted_storaged.config_file import (
 from twisted_storaged.routing import DEFAULT_MAX_PUT, PRIMARY, VECTORS_MAX_PUT, VECTORS_PREFIX, Policy, Rule
 
 BucketSettings = S3Settings | LocalSettings
+
+#: Seconds that requests under way have to complete when the daemon stops.
+DEFAULT_DRAIN = 30
 
 #: Stands for the file in errors about the command line.
 COMMAND_LINE = Path("command line")
@@ -65,6 +69,13 @@ class StoragedSection(Struct, frozen=True, kw_only=True):
     put_slots: Annotated[
         Positive, Meta(description="How many PUTs may be in progress at once; the next one is refused with 503.")
     ] = DEFAULT_PUT_SLOTS
+    retry_after: Annotated[
+        Literal["auto"] | Positive,
+        Meta(
+            description="Retry-After of a PUT that is refused as no slot is free, or an estimate of when one will be."
+        ),
+        Meta(extra={"unit": "seconds"}),
+    ] = DEFAULT_RETRY_AFTER
     state: Annotated[
         FilePath | None,
         Meta(description="Folder of the journal of multipart uploads to S3; several daemons may share it."),
@@ -73,14 +84,17 @@ class StoragedSection(Struct, frozen=True, kw_only=True):
     reap_interval: Annotated[
         Seconds,
         Meta(description="Time between two rounds of aborting the uploads that killed daemons left in the journal."),
-    ] = DEFAULT_REAP_INTERVAL
+    ] = Duration(DEFAULT_REAP_INTERVAL)
     abandoned_after: Annotated[
         Seconds,
         Meta(description="Age at which an upload without parts, whose id no daemon knows, is taken to be abandoned."),
-    ] = DEFAULT_ABANDONED_AFTER
+    ] = Duration(DEFAULT_ABANDONED_AFTER)
     s3_deadline: Annotated[
         Seconds, Meta(description="Time for one request to S3, including its retries; then the client gets 504.")
-    ] = DEFAULT_DEADLINE
+    ] = Duration(DEFAULT_DEADLINE)
+    drain: Annotated[
+        Seconds, Meta(description="Time that requests under way have to complete after SIGTERM; then they are aborted.")
+    ] = Duration(DEFAULT_DRAIN)
 
 
 class S3Section(Struct, frozen=True, kw_only=True):
@@ -155,6 +169,11 @@ class PolicySection(Struct, frozen=True, kw_only=True):
         Text | None,
         Meta(description="Name of the bucket that holds these keys.", extra={"unset": f'`"{PRIMARY}"`'}),
     ] = None
+    slots: Annotated[
+        Positive | None,
+        Meta(description="How many of the put slots these keys may hold, so that others find one free."),
+        Meta(extra={"unset": "all"}),
+    ] = None
 
 
 #: The sections of the configuration file, as the reference names them.
@@ -173,16 +192,20 @@ class Config:
     Attributes:
         endpoint: the Twisted endpoint description to listen on.
         put_slots: how many PUTs may be in progress at once.
+        retry_after: seconds after which a refused PUT may be tried again; None for an estimate.
         policy: rules by key prefix.
         buckets: settings by name; `primary` is always among them.
         upkeep: what all buckets of S3 share.
+        drain: seconds that requests under way have to complete when the daemon stops.
     """
 
     endpoint: str
     put_slots: int
+    retry_after: int | None
     policy: Policy
     buckets: Mapping[str, BucketSettings]
     upkeep: Upkeep
+    drain: float = DEFAULT_DRAIN
 
 
 @dataclass(frozen=True)
@@ -218,7 +241,15 @@ def load_config(overrides: Overrides, secrets: Mapping[str, Credentials], enviro
     elif overrides.data is not None:
         # Silently ignored, the option would let an operator believe that objects are in that folder.
         raise ConfigError(f"--data is {str(overrides.data)!r}: expected none, as {file} defines the primary bucket")
-    return Config(endpoint, storaged.put_slots, _policy(document, file, buckets), buckets, upkeep)
+    return Config(
+        endpoint=endpoint,
+        put_slots=storaged.put_slots,
+        retry_after=None if storaged.retry_after == "auto" else storaged.retry_after,
+        policy=_policy(document, file, buckets, storaged.put_slots),
+        buckets=buckets,
+        upkeep=upkeep,
+        drain=storaged.drain,
+    )
 
 
 def default_data(environ: Mapping[str, str]) -> Path:
@@ -284,7 +315,9 @@ def _bucket(section: Section, secret: Credentials | None) -> BucketSettings:
     )
 
 
-def _policy(document: Mapping[str, object], file: Path, buckets: Mapping[str, BucketSettings]) -> Policy:
+def _policy(
+    document: Mapping[str, object], file: Path, buckets: Mapping[str, BucketSettings], put_slots: int
+) -> Policy:
     entries = document.get("policy", [])
     if not isinstance(entries, list):
         raise ConfigError(f"{file}: policy is {shown_value(entries, strings=False)}: expected [[policy]] sections")
@@ -295,6 +328,8 @@ def _policy(document: Mapping[str, object], file: Path, buckets: Mapping[str, Bu
         if rule.bucket is not None and rule.bucket not in buckets:
             names = ", ".join(map(shown_name, sorted(buckets)))
             raise section.refused("bucket", rule.bucket, f"the name of a bucket: {names}")
+        if rule.slots is not None and rule.slots > put_slots:
+            raise section.refused("slots", rule.slots, f"at most put_slots, which is {put_slots}")
         if rule.prefix in rules:
             raise ConfigError(
                 f"{file}: [[policy]] prefix is {shown_value(rule.prefix)} twice: expected one section per prefix"
@@ -305,6 +340,7 @@ def _policy(document: Mapping[str, object], file: Path, buckets: Mapping[str, Bu
             prefix=rule.prefix,
             max_put=default.max_put if rule.max_put is None else rule.max_put,
             bucket=default.bucket if rule.bucket is None else rule.bucket,
+            slots=rule.slots,
         )
     return Policy(rules.values())
 

@@ -27,6 +27,8 @@ DEFAULT_SECRETS = Path("/etc/lakehouse/secrets-go.toml")
 
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _SIZE = re.compile(r"([0-9]+)\s*([KMGT]iB|B)")
+_TIME_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+_TIME = re.compile(r"([0-9]{1,9})\s*(s|min|h|d)")
 
 #: What an access key or its secret looks like in any engine: a long run of the characters of base64, with a digit.
 _CREDENTIAL = re.compile(r"(?=[A-Za-z+/=]*\d)[A-Za-z0-9+/=]{16,}")
@@ -57,6 +59,22 @@ class Size(int):
         return cls(written)
 
 
+class Duration(int):
+    """A time in whole seconds, written as an integer or with a unit: "30 s"."""
+
+    expected: ClassVar = 'a time such as "30 s" (units: s, min, h, d), or a positive integer'
+
+    @classmethod
+    def parse(cls, written: object) -> Duration:
+        """The time that stands in a file. Raises ValueError."""
+        if isinstance(written, str) and (match := _TIME.fullmatch(written.strip())):
+            written = int(match[1]) * _TIME_UNITS[match[2]]
+        # In Python, True is an integer.
+        if isinstance(written, bool) or not isinstance(written, int) or written < 1:
+            raise ValueError
+        return cls(written)
+
+
 class Credential(str):
     """An access key or its secret; repr() does not show it."""
 
@@ -78,7 +96,7 @@ Text = Annotated[str, Meta(min_length=1, extra={"expected": "a non-empty string"
 FilePath = Annotated[str, Meta(pattern=r"\A[^\0]+\Z", extra={"expected": "a non-empty path"})]
 Positive = Annotated[int, Meta(ge=1, extra={"expected": "a positive integer"})]
 NonNegative = Annotated[int, Meta(ge=0, extra={"expected": "a non-negative integer"})]
-Seconds = Annotated[Positive, Meta(extra={"unit": "seconds"})]
+Seconds = Annotated[Duration, Meta(extra={"unit": "seconds"})]
 
 #: The words for types that need no constraint; TOML has no null.
 _PLAIN_TYPES: Mapping[type[inspect.Type], list[str]] = {
@@ -323,7 +341,9 @@ def _key(info: FieldInfo) -> Key:
     assert kind.extra_json_schema, f"{info.name} has no description"
     extra = kind.extra or {}
     has_default = not info.required and info.default is not None
-    default = msgspec.json.encode(info.default).decode() if has_default else extra.get("unset", "required")
+    default = (
+        msgspec.json.encode(info.default, enc_hook=int).decode() if has_default else extra.get("unset", "required")
+    )
     return Key(
         name=info.name,
         values=_alternatives(_values(kind)),

@@ -27,7 +27,15 @@ class PayloadTooLarge(StorageError):
 
 
 class NoFreeSlot(StorageError):
-    """The maximum number of PUTs is under way."""
+    """The maximum number of PUTs is under way.
+
+    Attributes:
+        retry_after: seconds after which the client may try again.
+    """
+
+    def __init__(self, reason: str, retry_after: int) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
 
 
 class InvalidRequest(StorageError):

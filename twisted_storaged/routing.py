@@ -33,11 +33,18 @@ VECTORS_MAX_PUT = 4 * GiB
 
 @dataclass(frozen=True)
 class Rule:
-    """The rule for keys that start with `prefix`: the maximum size of a body in bytes, and the name of the bucket."""
+    """The rule for keys that start with `prefix`.
+
+    Attributes:
+        max_put: the maximum size of a body, in bytes.
+        bucket: the name of the bucket that holds them.
+        slots: how many of the put slots they may hold; None for all.
+    """
 
     prefix: str
     max_put: int
     bucket: str = PRIMARY
+    slots: int | None = None
 
 
 DEFAULT_RULES = (Rule("", DEFAULT_MAX_PUT), Rule(VECTORS_PREFIX, VECTORS_MAX_PUT))

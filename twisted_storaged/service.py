@@ -15,7 +15,7 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
@@ -28,7 +28,7 @@ from twisted_storaged.buckets.local.backup import back_up
 from twisted_storaged.buckets.local.bucket import LocalBucket, LocalSettings
 from twisted_storaged.buckets.local.scrub import Scrub
 from twisted_storaged.buckets.s3.bucket import S3Bucket
-from twisted_storaged.config import BucketSettings, Config, Overrides, load_config
+from twisted_storaged.config import DEFAULT_DRAIN, BucketSettings, Config, Overrides, load_config
 from twisted_storaged.config_file import read_secrets
 from twisted_storaged.errors import StartError, WorkEnded
 from twisted_storaged.interfaces import IBucket
@@ -37,10 +37,9 @@ from twisted_storaged.runtime.concurrency import deferred
 from twisted_storaged.runtime.process import HeapTrimmer
 from twisted_storaged.server.site import StorageSite
 
-#: Seconds that requests under way have to complete when the daemon stops.
-DRAIN_SECONDS = 5
-#: Seconds that then the uploads of dropped requests have to abort; and, after that, the buckets to close. So a stop
-#: takes at most 15 s, and a supervisor must not kill the daemon earlier: see TimeoutStopSec in etc/storaged.service.
+#: Seconds that the uploads of dropped requests have to abort; and, after that, the buckets to close. So a stop takes
+#: at most `drain` and 10 s, and a supervisor must not kill the daemon earlier: see TimeoutStopSec in
+#: etc/storaged.service.
 CLOSE_SECONDS = 5
 
 _log = Logger()
@@ -51,12 +50,23 @@ class StorageService(Service):
 
     name = "storaged"
 
-    def __init__(self, endpoint: str, site: StorageSite, registry: Registry, slots: PutSlots, reactor: Any) -> None:
+    def __init__(  # noqa: PLR0913 (its parts)
+        self,
+        endpoint: str,
+        site: StorageSite,
+        registry: Registry,
+        slots: PutSlots,
+        reactor: Any,
+        drain: float = DEFAULT_DRAIN,
+    ) -> None:
+        """Serve `site`; requests under way have `drain` seconds to complete when the daemon stops."""
         self._endpoint = endpoint
         self._site = site
         self._registry = registry
         self._slots = slots
         self._reactor = reactor
+        self._drain = drain
+        self._draining: Deferred[None] | None = None
         self._ports: list[IListeningPort] = []
         self._trimmer = HeapTrimmer(reactor)
 
@@ -106,23 +116,33 @@ class StorageService(Service):
 
     @deferred
     async def stopService(self) -> None:
-        """Close the port, let requests complete for a while, drop the rest, abort their uploads, close the buckets."""
+        """Close the port and idle connections, let requests complete for a while, abort the rest, close the buckets.
+
+        What is aborted gets no response: its connection is dropped, and its upload removed.
+        """
         super().stopService()
         self._trimmer.stop()
         for port in self._ports:
             await maybeDeferred(port.stopListening)
         # In this order: an upload is aborted when its request has ended, and needs its bucket for that.
-        await self._wait_for("requests", self._site.drain(), DRAIN_SECONDS)
+        self._draining = self._site.drain()
+        await self._wait_for("requests", self._draining, self._drain)
         self._site.abort()
         await self._wait_for("uploads", self._slots.when_idle(), CLOSE_SECONDS)
         await self._wait_for("buckets", self._registry.stop(), CLOSE_SECONDS)
         _log.info("storaged has stopped")
 
+    def skip_drain(self) -> None:
+        """Wait no longer for requests under way, while the daemon stops."""
+        if self._draining is not None:
+            self._draining.cancel()
+
     async def _wait_for(self, what: str, done: Deferred[Any], seconds: float) -> None:
         """Wait until `done` fires, at most some seconds. An error, also that of the timeout, is only logged."""
 
         def log(failure: Failure) -> None:
-            _log.warn("stops without waiting for {what}: {failure.value}", what=what, failure=failure)
+            why = "a second signal came" if failure.check(CancelledError) else failure.value
+            _log.warn("stops without waiting for {what}: {why}", what=what, why=why)
 
         # Whatever fails or hangs, what is stopped after it must be stopped as well.
         await done.addTimeout(seconds, self._reactor).addErrback(log)
@@ -187,7 +207,7 @@ def make_service(options: Mapping[str, Any], reactor: Any, environ: Mapping[str,
 
 def assemble(config: Config, reactor: Any) -> StorageService:
     """Make the daemon's service from its configuration: buckets, namespace, resources and put slots."""
-    slots = PutSlots(config.put_slots)
+    slots = PutSlots(config.put_slots, config.retry_after)
 
     def make_bucket(name: str, settings: BucketSettings) -> IBucket:
         if isinstance(settings, LocalSettings):
@@ -196,7 +216,7 @@ def assemble(config: Config, reactor: Any) -> StorageService:
 
     registry = Registry(make_bucket(name, settings) for name, settings in config.buckets.items())
     tree = make_tree(Namespace(config.policy, registry), slots)
-    return StorageService(config.endpoint, StorageSite(tree, reactor), registry, slots, reactor)
+    return StorageService(config.endpoint, StorageSite(tree, reactor), registry, slots, reactor, config.drain)
 
 
 def _make_backup(config: Config, target: Path) -> MaintenanceService:

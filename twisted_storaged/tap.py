@@ -73,10 +73,10 @@ def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mappin
         if not (options["scrub"] or options["backup"]):
             signals = StopSignals(reactor)
             signals.install()
-    from twisted_storaged.service import make_service  # noqa: PLC0415 (see the docstring of this module)
+    from twisted_storaged.service import StorageService, make_service  # noqa: PLC0415 (see the docstring of this module)
 
     service = make_service(options, reactor, environ)
-    if signals is not None:
+    if signals is not None and isinstance(service, StorageService):
         signals.service = service
         warn_of_wall_clock(reactor)
     return service

@@ -97,6 +97,19 @@ class PutTests:
         server.ask(put("a", b"two"))
         assert server.bucket.objects == {"a": b"two"}
 
+    def test_slots_of_a_prefix(self) -> None:
+        """If keys under a prefix hold as many slots as they may, one more is a 503, and other keys are stored."""
+        server = Server(policy=Policy([Rule("_vectors/", 10, slots=1)]))
+        busy = server.connect()
+        busy.send(put("_vectors/a", length=5))
+        response = server.ask(put("_vectors/b", b"x"))
+        assert (response.status, response.headers["retry-after"]) == (503, "5")
+        assert server.ask(put("a", b"x")).status == 200
+        busy.send(b"hello")
+        assert busy.response().status == 200
+        assert server.ask(put("_vectors/b", b"x")).status == 200
+        assert server.slots.free == 4
+
     def test_chunked_body(self) -> None:
         """A chunked body is stored with the length that it turns out to have."""
         server = Server()

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from signal import SIGINT, SIGTERM
 
@@ -66,17 +67,30 @@ class LifeTests:
         assert ask(daemon, "GET", "/storage/get/a/b%20c") == (404, b"not found\n")
         assert ask(daemon, "GET", "/health")[0] == 200
 
-    def test_sigterm_ends_it_within_seconds(self, daemon: Daemon) -> None:
-        """SIGTERM ends the daemon within seconds and with status 0, despite an idle connection and a PUT under way."""
+    def test_a_second_sigterm_ends_it_at_once(self, daemon: Daemon) -> None:
+        """A second SIGTERM ends the daemon with status 0, despite an idle connection and a PUT under way."""
         idle, busy = daemon.connect(), daemon.connect()
         idle.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         assert idle.recv(100).startswith(b"HTTP/1.1 200")
         busy.sendall(head("a", 100) + b"x")
         start = time.monotonic()
-        assert daemon.stop() == 0
+        assert daemon.stop(skip_drain=True) == 0
         assert time.monotonic() - start < 15
+        assert "stops without waiting for requests: a second signal came" in daemon.log
         assert "storaged has stopped" in daemon.log
         assert list((daemon.data / "objects").glob("*/*")) == []
+
+    def test_the_drain_ends(self, tmp_path: Path) -> None:
+        """When `drain` has passed after SIGTERM, a PUT under way is dropped without a response, and leaves nothing."""
+        with Daemon(tmp_path, config='[storaged]\ndrain = "1 s"\n') as daemon:
+            busy = daemon.connect()
+            busy.sendall(head("a", 100) + b"x")
+            wait_for(lambda: ask(daemon, "GET", "/health")[0] == 200)
+            assert daemon.stop() == 0
+            with suppress(ConnectionResetError):
+                assert busy.recv(100) == b""
+            assert "storaged has stopped" in daemon.log
+            assert list((daemon.data / "objects").glob("*/*")) == []
 
     def test_a_put_under_way_is_finished_first(self, daemon: Daemon) -> None:
         """A PUT that is under way at SIGTERM is completed, and its object is there after the next start."""

@@ -38,14 +38,23 @@ def _kept_handlers() -> Iterator[None]:
         signal(number, handler)
 
 
-def running() -> Service:
+class FakeService(Service):
+    """A service that counts how often its drain was skipped."""
+
+    skipped = 0
+
+    def skip_drain(self) -> None:
+        self.skipped += 1
+
+
+def running() -> FakeService:
     """A service that runs."""
-    service = Service()
+    service = FakeService()
     service.startService()
     return service
 
 
-def serving(reactor: FakeReactor, service: Service) -> None:
+def serving(reactor: FakeReactor, service: FakeService) -> None:
     """Install the handlers around a service."""
     signals = StopSignals(reactor, lambda status: pytest.fail(f"ended with {status}"))
     signals.install()
@@ -69,17 +78,18 @@ class StopSignalsTests:
         signals = StopSignals(reactor, ended.append)
         signals.install()
         deliver(number)
-        signals.service = Service()
+        signals.service = FakeService()
         deliver(number)
         assert ended == [0, 0]
         assert reactor.stops == 0
 
     def test_while_serving(self, number: int) -> None:
-        """The reactor is stopped once, however many signals follow; also when the service is no longer open."""
+        """The first signal stops the reactor, and each further one skips the drain, though the service runs no more."""
         reactor, service = FakeReactor(), running()
         serving(reactor, service)
-        for _ in range(3):
+        for skipped in range(3):
             deliver(number)
+            assert service.skipped == skipped
             service.running = 0
         assert reactor.stops == 1
 

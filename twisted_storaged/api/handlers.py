@@ -76,17 +76,18 @@ class ObjectHandlers:
         """Store the body, which is read once key, headers, declared length and a free slot have been checked."""
         key, bucket = self._target(request)
         options, algorithm = _put_options(request)
-        cap = self._namespace.rule_for(key).max_put
+        rule = self._namespace.rule_for(key)
+        cap = rule.max_put
         # A declared length is refused before a slot is taken; `limit` refuses a chunked body once it exceeds the cap.
         if request.body.declared is not None and request.body.declared > cap:
             raise PayloadTooLarge(f"{request.body.declared} bytes are declared, {cap} allowed")
-        self._slots.acquire()
+        slot = self._slots.acquire(rule.prefix, rule.slots)
         try:
             request.body.limit(cap)
             info = await bucket.put(key, request.body, cap, options)
         finally:
             # A bucket fails only after it has aborted, so its memory is free when the slot is taken again.
-            self._slots.release()
+            slot.release()
         send_stored(request, info, [] if algorithm is None else repr_digest(algorithm, info.digests))
 
     async def get(self, request: StreamingRequest) -> None:

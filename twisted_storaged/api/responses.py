@@ -24,7 +24,7 @@ from twisted_storaged.protocol.metadata import metadata_headers
 from twisted_storaged.runtime.concurrency import ConsumerGone, forget_frames
 from twisted_storaged.server.request import StreamingRequest
 
-#: The value of Retry-After, in seconds.
+#: The value of Retry-After, in seconds, unless the error has its own.
 RETRY_AFTER = 5
 
 Header = tuple[bytes, bytes]
@@ -98,7 +98,8 @@ def send_failure(failure: Failure, request: StreamingRequest) -> None:
     if request.startedWriting:
         request.cut(type(failure.value).__name__)
     elif not request.gone:
-        headers = [(b"Retry-After", b"%d" % RETRY_AFTER)] if response.retry else []
+        seconds = failure.value.retry_after if isinstance(failure.value, errors.NoFreeSlot) else RETRY_AFTER
+        headers = [(b"Retry-After", b"%d" % seconds)] if response.retry else []
         # RFC 9110, 15.5.17: so the client learns the size.
         if isinstance(failure.value, errors.RangeNotSatisfiable):
             headers.append((b"Content-Range", b"bytes */%d" % failure.value.size))

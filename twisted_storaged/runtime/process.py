@@ -7,21 +7,35 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from signal import SIGINT, SIGTERM, signal
-from typing import Any
+from typing import Any, Protocol
 
-from twisted.application.service import IService
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
+
+
+class Drainable(Protocol):
+    """A service that lets requests complete when it stops.
+
+    Attributes:
+        running: whether it runs.
+    """
+
+    running: Any
+
+    def skip_drain(self) -> None:
+        """Wait no longer for requests under way, while it stops."""
 
 
 class StopSignals:
     """The handlers of SIGTERM and SIGINT: each ends the daemon with status 0, while it starts and while it serves.
 
+    The first lets requests under way complete; the second ends that wait.
+
     Attributes:
         service: what must be stopped before the process ends, once it runs; None while it is being made.
     """
 
-    service: IService | None = None
+    service: Drainable | None = None
 
     def __init__(self, reactor: Any, end: Callable[[int], object] = os._exit) -> None:
         """`end` ends the process at once, with a status."""
@@ -41,8 +55,10 @@ class StopSignals:
             signal(number, self._received)
 
     def _received(self, *_: object) -> None:
-        """Stop once; further signals change nothing, as the daemon takes a bounded time to stop."""
+        """Stop; a further signal ends the wait for requests under way. The rest takes a bounded time."""
         if self._stopping:
+            assert self.service is not None
+            self._reactor.callFromThread(self.service.skip_drain)
             return
         if self.service is None or not self.service.running:
             # Whatever this interrupts might catch an exception (a Deferred does), and start after all. A start is as
