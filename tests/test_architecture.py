@@ -19,6 +19,7 @@ FLOORS = (
     "api",
     "config_file",
     "config",
+    "check",
     "service",
     "client conformance tap",
     "__main__",

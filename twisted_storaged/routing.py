@@ -51,23 +51,27 @@ DEFAULT_RULES = (Rule("", DEFAULT_MAX_PUT), Rule(VECTORS_PREFIX, VECTORS_MAX_PUT
 
 
 class Policy:
-    """A set of rules, one per prefix. A later rule replaces an earlier one with the same prefix."""
+    """A set of rules, one per prefix. A later rule replaces an earlier one with the same prefix.
+
+    Attributes:
+        rules: those with the longest prefixes first.
+    """
 
     def __init__(self, rules: Iterable[Rule] = ()) -> None:
         by_prefix = {rule.prefix: rule for rule in (*DEFAULT_RULES, *rules)}
-        self._rules = sorted(by_prefix.values(), key=lambda rule: len(rule.prefix), reverse=True)
+        self.rules = sorted(by_prefix.values(), key=lambda rule: len(rule.prefix), reverse=True)
 
     def rule_for(self, key: str) -> Rule:
         """Return the rule with the longest prefix of `key`. The empty prefix always has one."""
         # The longest prefixes come first, and the empty one of DEFAULT_RULES last: there always is a match.
-        for rule in self._rules:
+        for rule in self.rules:
             if key.startswith(rule.prefix):
                 break
         return rule
 
     def buckets_under(self, prefix: str) -> set[str]:
         """Return the names of all buckets that can hold a key which starts with `prefix`."""
-        deeper = {rule.bucket for rule in self._rules if rule.prefix.startswith(prefix)}
+        deeper = {rule.bucket for rule in self.rules if rule.prefix.startswith(prefix)}
         return deeper | {self.rule_for(prefix).bucket}
 
 

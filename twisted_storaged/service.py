@@ -8,10 +8,11 @@ process cleanly.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from twisted.application.service import Service
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -28,6 +29,7 @@ from twisted_storaged.buckets.local.backup import back_up
 from twisted_storaged.buckets.local.bucket import LocalBucket, LocalSettings
 from twisted_storaged.buckets.local.scrub import Scrub
 from twisted_storaged.buckets.s3.bucket import S3Bucket
+from twisted_storaged.check import check, explain
 from twisted_storaged.config import DEFAULT_DRAIN, BucketSettings, Config, Overrides, load_config
 from twisted_storaged.config_file import read_secrets
 from twisted_storaged.errors import StartError, WorkEnded
@@ -193,16 +195,28 @@ def make_service(options: Mapping[str, Any], reactor: Any, environ: Mapping[str,
 
     Raises:
         ConfigError: the command line, the configuration or the secrets are invalid.
-        StartError: there is no bucket to scrub or to back up.
+        StartError: there is no bucket to scrub or to back up, or the key to explain is not valid.
+        WorkEnded: `--check` or `--explain` have printed what they found.
     """
     overrides = Overrides(_path(options["config"]), _path(options["data"]), options["bind"])
     config = load_config(overrides, read_secrets(_path(options["secrets"])), environ)
+    if options["explain"]:
+        _print_and_end(explain(config, options["explain"]), 0)
+    if options["check"]:
+        lines, is_well = check(config, reactor)
+        _print_and_end(lines, 0 if is_well else 1)
     if options["scrub"]:
         repair_checksums = bool(options["repair-checksums"])
         return MaintenanceService(_data_folders(config, "--scrub"), partial(scrub, repair_checksums=repair_checksums))
     if options["backup"]:
         return _make_backup(config, Path(options["backup"]))
     return assemble(config, reactor)
+
+
+def _print_and_end(lines: Sequence[str], status: int) -> NoReturn:
+    # twistd has neither begun to log nor gone into the background yet.
+    sys.stdout.write("\n".join([*lines, ""]))
+    raise WorkEnded(status)
 
 
 def assemble(config: Config, reactor: Any) -> StorageService:

@@ -19,6 +19,9 @@ from twisted_storaged.config_file import DEFAULT_SECRETS
 from twisted_storaged.runtime.process import StopSignals
 from twisted_storaged.runtime.twisted_internals import install, warn_of_wall_clock
 
+#: The options that do something else than to run the daemon.
+COMMANDS = ("check", "explain", "scrub", "backup")
+
 
 class Options(usage.Options):
     """The options of the command line."""
@@ -30,10 +33,12 @@ class Options(usage.Options):
         ["secrets", "s", None, f"TOML file with the credentials [default: {DEFAULT_SECRETS}, if it exists]."],
         ["data", "d", None, "Folder of the embedded bucket [default: $STATE_DIRECTORY, else $XDG_DATA_HOME/storaged]."],
         ["backup", None, None, "Copy the embedded bucket to this new folder, beside a daemon that serves it, and end."],
+        ["explain", None, None, "Print which rule, limit, put slots and bucket this key meets, and end."],
         ["bind", "b", None, "host:port or Twisted endpoint to listen on [default: 127.0.0.1:3211]."],
     ]
 
     optFlags: ClassVar = [
+        ["check", None, "Print the effective configuration, ask each bucket, and end; with status 1 if one fails."],
         ["scrub", None, "Read and verify all that embedded buckets hold, report, and end; with status 1 on damage."],
         ["repair-checksums", None, "With --scrub: give sound objects of older versions the checksums they lack."],
     ]
@@ -48,9 +53,10 @@ class Options(usage.Options):
         sys.exit(0)
 
     def postOptions(self) -> None:
-        """Refuse --repair-checksums without --scrub, and --backup with it: only one of the two would be done."""
-        if self["scrub"] and self["backup"]:
-            raise usage.UsageError("--scrub and --backup are two commands: give one of them")
+        """Refuse --repair-checksums without --scrub, and two commands, of which only one would be carried out."""
+        given = [f"--{command}" for command in COMMANDS if self[command]]
+        if len(given) > 1:
+            raise usage.UsageError(f"{' and '.join(given)} are two commands: give one of them")
         if self["repair-checksums"] and not self["scrub"]:
             raise usage.UsageError("--repair-checksums goes with --scrub")
 
@@ -62,15 +68,16 @@ def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mappin
 
     Raises:
         ConfigError: the command line, the configuration or the secrets are invalid.
-        StartError: there is no bucket to scrub or to back up.
+        StartError: there is no bucket to scrub or to back up, or the key to explain is not valid.
+        WorkEnded: `--check` or `--explain` have printed what they found.
     """
     signals = None
     if reactor is None:
         install()
         from twisted.internet import reactor  # noqa: PLC0415 (an import at module level would install another one)
 
-        # Maintenance blocks the process before the reactor runs: there, signals keep their default effect.
-        if not (options["scrub"] or options["backup"]):
+        # Commands block the process before the reactor runs: there, signals keep their default effect.
+        if not any(options[command] for command in COMMANDS):
             signals = StopSignals(reactor)
             signals.install()
     from twisted_storaged.service import StorageService, make_service  # noqa: PLC0415 (see the docstring of this module)

@@ -139,6 +139,21 @@ def make_client(settings: S3Settings, deadline: float) -> tuple[BaseClient, Any]
     return client, credentials
 
 
+def ask_bucket(settings: S3Settings, deadline: float) -> None:
+    """List at most one key of a bucket, blocking, to see whether it can be used.
+
+    Raises:
+        ValueError: it cannot, or did not answer in time; str() says why.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 (see the docstring of this module)
+
+    try:
+        client, _ = make_client(settings, deadline)
+        client.list_objects_v2(Bucket=settings.bucket, Prefix=settings.prefix, MaxKeys=1)
+    except (BotoCoreError, ClientError) as error:
+        raise ValueError(str(error)) from error
+
+
 def _client_config(settings: S3Settings, deadline: float) -> Config:
     from botocore.config import Config  # noqa: PLC0415 (see the docstring of this module)
 

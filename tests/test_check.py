@@ -1,0 +1,172 @@
+"""`--check` and `--explain`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.testing import MemoryReactorClock
+
+from tests.conftest import Engines
+from twisted_storaged.admission import DEFAULT_RETRY_AFTER
+from twisted_storaged.buckets.local.bucket import LocalSettings
+from twisted_storaged.buckets.s3.session import S3Settings, Upkeep
+from twisted_storaged.check import MASK, check, effective_config, explain
+from twisted_storaged.config import BucketSettings, Config, Overrides, load_config
+from twisted_storaged.errors import StartError
+from twisted_storaged.routing import Policy, Rule
+
+#: Text of keys, names and paths, with all that TOML must escape; no NUL, which a path cannot have.
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
+OPTIONAL = st.none() | TEXTS
+S3 = st.builds(
+    S3Settings,
+    bucket=TEXTS,
+    prefix=st.just("") | TEXTS,
+    endpoint=st.none() | st.just("https://s3.example.org"),
+    region=OPTIONAL,
+    use_path_style=st.none() | st.booleans(),
+    conditional_writes=st.sampled_from(["auto", "all", "put_object", "none"]),
+    get_resumes=st.integers(0, 9),
+    verify_reads=st.none() | st.booleans(),
+    lists_in_order=st.booleans(),
+)
+LOCAL = st.builds(LocalSettings, TEXTS.map(Path))
+RULES = st.builds(
+    Rule,
+    prefix=st.just("") | TEXTS,
+    max_put=st.integers(0, 1 << 50),
+    bucket=st.just("primary"),
+    slots=st.none() | st.integers(1, 3),
+)
+
+
+def config_of(buckets: dict[str, BucketSettings], *rules: Rule, endpoint: str = "tcp:1:interface=127.0.0.1") -> Config:
+    return Config(endpoint, 3, DEFAULT_RETRY_AFTER, Policy(rules), buckets, Upkeep(Path("/state")))
+
+
+def loaded(path: Path, lines: list[str]) -> Config:
+    """Load a configuration that was printed."""
+    path.write_text("\n".join(lines), "utf-8")
+    return load_config(Overrides(config=path), {}, {})
+
+
+class EffectiveConfigTests:
+    """The effective configuration."""
+
+    @given(st.dictionaries(TEXTS, S3 | LOCAL, max_size=3), S3 | LOCAL, st.lists(RULES, max_size=3), st.integers(1, 99))
+    def test_can_be_loaded_again(
+        self,
+        tmp_path_factory: pytest.TempPathFactory,
+        others: dict[str, BucketSettings],
+        primary: BucketSettings,
+        rules: list[Rule],
+        seconds: int,
+    ) -> None:
+        """What is printed makes the same configuration again."""
+        upkeep = Upkeep(Path("/state"), seconds, seconds + 1, seconds + 2)
+        config = replace(
+            config_of({**others, "primary": primary}, *rules), upkeep=upkeep, drain=seconds + 3, retry_after=None
+        )
+        again = loaded(tmp_path_factory.getbasetemp() / "again.toml", list(effective_config(config)))
+        assert again.policy.rules == config.policy.rules
+        assert replace(again, policy=config.policy) == config
+
+    def test_an_endpoint_for_other_hosts(self, tmp_path: Path) -> None:
+        """A configuration with `allow_network` is printed with it."""
+        config = config_of({"primary": LocalSettings(Path("/d"))}, endpoint="tcp:1")
+        assert loaded(tmp_path / "x.toml", list(effective_config(config))).endpoint == "tcp:1"
+
+    def test_credentials_are_masked(self) -> None:
+        """Neither half of the credentials is printed."""
+        settings = S3Settings("b", access_key_id="AKIAHUNTER2", secret_access_key="hunter2")
+        lines = "\n".join(effective_config(config_of({"primary": settings})))
+        assert "HUNTER2" not in lines.upper()
+        assert f'secret_access_key = "{MASK}"' in lines
+
+
+class CheckTests:
+    """What `--check` finds out."""
+
+    @pytest.mark.parametrize("folder", ["", "new", "new/of a new"])
+    def test_a_folder(self, tmp_path: Path, folder: str) -> None:
+        """A folder that can be used, or created, is fine, and is not touched."""
+        lines, is_well = check(config_of({"primary": LocalSettings(tmp_path / folder)}), MemoryReactorClock())
+        assert (lines[-2:], is_well) == (["# endpoint: ok", "# bucket primary: ok"], True)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_folder_that_is_none(self, tmp_path: Path) -> None:
+        """A file in the place of a folder, or of its parent, is reported."""
+        (tmp_path / "file").touch()
+        buckets: dict[str, BucketSettings] = {
+            "primary": LocalSettings(tmp_path / "file"),
+            "fast": LocalSettings(tmp_path / "file" / "x"),
+        }
+        lines, is_well = check(config_of(buckets), MemoryReactorClock())
+        assert not is_well
+        assert lines[-2:] == [
+            f"# bucket primary: {tmp_path}/file is not a folder that can be read and written",
+            f"# bucket fast: {tmp_path}/file/x does not exist, and cannot be created",
+        ]
+
+    def test_a_file_that_is_no_certificate(self, tmp_path: Path) -> None:
+        """A certificate that cannot be loaded is reported."""
+        bad = tmp_path / "bad.pem"
+        bad.write_text("not a pem")
+        config = config_of({"primary": LocalSettings(tmp_path)}, endpoint=f"ssl:1:privateKey={bad}:certKey={bad}")
+        lines, is_well = check(config, MemoryReactorClock())
+        assert not is_well
+        assert any(line.startswith("# endpoint: cannot listen on ssl:1") for line in lines)
+
+    def test_s3(self, all_engines: Engines) -> None:
+        """A bucket in S3 is fine if it can be listed, and reported if there is none."""
+        engine = all_engines.get("moto")
+        bucket = engine.new_bucket()
+        settings = engine.settings(bucket)
+        buckets: dict[str, BucketSettings] = {"primary": settings, "none": replace(settings, bucket="none-of-these")}
+        lines, is_well = check(config_of(buckets), MemoryReactorClock())
+        assert not is_well
+        assert lines[-2] == "# bucket primary: ok"
+        assert lines[-1].startswith("# bucket none: ")
+        assert "NoSuchBucket" in lines[-1]
+
+    def test_s3_that_is_not_there(self) -> None:
+        """An endpoint that refuses connections is reported."""
+        settings = S3Settings("b", endpoint="http://127.0.0.1:1", access_key_id="a", secret_access_key="b")
+        lines, is_well = check(config_of({"primary": settings}), MemoryReactorClock())
+        assert not is_well
+        assert lines[-1].startswith('# bucket primary: Could not connect to the endpoint URL: "http://127.0.0.1:1/')
+
+
+class ExplainTests:
+    """What `--explain` says of a key."""
+
+    def test_a_key(self) -> None:
+        """The rule of the longest prefix decides on limit, put slots and bucket; what it hides is named."""
+        buckets: dict[str, BucketSettings] = {
+            "primary": LocalSettings(Path("/d")),
+            "archive": S3Settings("lake", prefix="cold/", endpoint="https://s3.example.org"),
+        }
+        config = config_of(buckets, Rule("a/", 10, slots=2), Rule("a/b/", 3 << 20, "archive"))
+        assert explain(config, "a/b/c") == [
+            "key: a/b/c",
+            "rule: the one for the prefix 'a/b/', the longest prefix of the key that has a rule; shorter prefixes of "
+            "it with rules: 'a/', ''",
+            "largest body of a PUT: 3 MiB (3145728 bytes)",
+            "put slots: all 3",
+            "bucket: archive, in S3: 'lake' at https://s3.example.org, with the key 'cold/a/b/c'",
+        ]
+        assert explain(config, "a/x")[2:] == [
+            "largest body of a PUT: 10 B (10 bytes)",
+            "put slots: 2 of the 3",
+            "bucket: primary, a folder: /d",
+        ]
+
+    @pytest.mark.parametrize("key", ["/a", "a/../b", "a\nb", "x" * 1025, "\udcff"])
+    def test_what_is_no_key(self, key: str) -> None:
+        """A key that storaged would refuse is an error that says why."""
+        with pytest.raises(StartError, match="is not a valid key: key "):
+            explain(config_of({"primary": LocalSettings(Path("/d"))}), key)
