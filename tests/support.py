@@ -265,6 +265,9 @@ class MemoryBucket:
     def stop(self) -> Deferred[None]:
         return succeed(None)
 
+    def ping(self) -> Deferred[None]:
+        return succeed(None)
+
     @deferred
     async def put(self, key: str, body: IRequestBody, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
         uploader = Uploader(BufferPool(self._part_size, keep=0), FairShare(2, 2, 2))

@@ -19,10 +19,11 @@ from twisted_storaged.buckets.local.files import DataFolder
 from twisted_storaged.buckets.local.index_reads import Entry
 from twisted_storaged.buckets.local.index_writes import Change, IndexWriter
 from twisted_storaged.config import DEFAULT_DRAIN
-from twisted_storaged.errors import StartError, WorkEnded
+from twisted_storaged.errors import BucketUnreachable, StartError, WorkEnded
 from twisted_storaged.model import ObjectInfo
 from twisted_storaged.routing import Registry
-from twisted_storaged.service import CLOSE_SECONDS, MaintenanceService, StorageService, scrub
+from twisted_storaged.runtime.systemd import NO_MANAGER, ServiceManager
+from twisted_storaged.service import CLOSE_SECONDS, READY_INTERVAL, MaintenanceService, StorageService, scrub
 
 BIND = "tcp:1:interface=127.0.0.1"
 
@@ -49,14 +50,21 @@ class RecordingBucket(MemoryBucket):
 class Running:
     """A service that was started on a reactor in memory, with one bucket."""
 
-    def __init__(self) -> None:
+    def __init__(self, manager: ServiceManager = NO_MANAGER, failing: Exception | None = None) -> None:
         self.calls: list[str] = []
         self.bucket = RecordingBucket(self.calls)
+        self.bucket.failing = failing
         self.server = Server(self.bucket)
         self.reactor: Any = MemoryReactorClock()
         self.server.clock = self.server.site.reactor = self.reactor
-        self.service = StorageService(BIND, self.server.site, Registry([self.bucket]), self.server.slots, self.reactor)
+        self.service = StorageService(
+            BIND, self.server.site, Registry([self.bucket]), self.server.slots, self.reactor, manager=manager
+        )
         self.service.startService()
+        # The other hooks change the process.
+        for call, *_ in self.reactor.whenRunningHooks:
+            if call == self.service._announce:
+                call()
 
     def connect(self) -> Connection:
         return self.server.connect()
@@ -108,6 +116,57 @@ class StartTests:
         with pytest.raises(StartError, match=r"^cannot listen on ssl:0"):
             service.startService()
         assert running.calls == ["start", "start", "close"]
+
+
+class RecordingManager(ServiceManager):
+    """A service manager that records what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__({"WATCHDOG_USEC": "10000000"})
+        self.exists = True
+        self.told: list[str] = []
+
+    def notify(self, *assignments: str) -> None:
+        self.told += assignments
+
+
+class ServiceManagerTests:
+    """What the service manager is told."""
+
+    def test_ready_and_stopping(self) -> None:
+        """The daemon is ready when its primary bucket has answered, pings the watchdog, and says when it stops."""
+        manager = RecordingManager()
+        running = Running(manager)
+        assert manager.told == ["READY=1", "STATUS=ready", "WATCHDOG=1"]
+        running.reactor.advance(5)
+        assert manager.told[3:] == ["WATCHDOG=1"]
+        result(running.service.stopService())
+        assert manager.told[4:] == ["STOPPING=1", "STATUS=drains", "EXTEND_TIMEOUT_USEC=45000000"]
+        running.reactor.advance(50)
+        assert len(manager.told) == 7
+
+    def test_a_bucket_that_does_not_answer(self) -> None:
+        """Until the primary bucket has answered, the daemon serves, and is not ready."""
+        manager = RecordingManager()
+        with logged(LogLevel.warn) as lines:
+            running = Running(manager, BucketUnreachable("no route"))
+            running.reactor.advance(READY_INTERVAL)
+        status = "STATUS=the primary bucket does not answer: BucketUnreachable"
+        assert manager.told == [status, status]
+        assert lines == ["not ready: the primary bucket does not answer: no route"] * 2
+        running.bucket.failing = None
+        running.reactor.advance(READY_INTERVAL)
+        assert "READY=1" in manager.told
+
+    def test_a_stop_before_it_is_ready(self) -> None:
+        """A daemon that stops before its primary bucket has answered is never ready."""
+        manager = RecordingManager()
+        running = Running(manager, BucketUnreachable("no route"))
+        stopped = running.service.stopService()
+        running.bucket.failing = None
+        running.reactor.advance(READY_INTERVAL)
+        result(stopped)
+        assert "READY=1" not in manager.told
 
 
 class StopTests:

@@ -82,6 +82,9 @@ class IBucket(Interface):
     def stop() -> Deferred[None]:
         """Close it, after the last request has ended."""
 
+    def ping() -> Deferred[None]:
+        """Make a call in one of its threads; fires when that has returned. It does not, if all threads hang."""
+
     def put(key: str, body: IRequestBody, max_length: int, options: PutOptions = NO_OPTIONS) -> Awaitable[ObjectInfo]:
         """Store `body`, which is at most `max_length` bytes, under `key`.
 

@@ -105,6 +105,10 @@ class Registry:
         for bucket in self._buckets.values():
             bucket.close()
 
+    def ping(self) -> Deferred[list[None]]:
+        """Wait for a thread of each bucket."""
+        return gatherResults([bucket.ping() for bucket in self._buckets.values()], consumeErrors=True)
+
     def stop(self) -> Deferred[list[None]]:
         """Close all buckets."""
         return gatherResults([bucket.stop() for bucket in self._buckets.values()], consumeErrors=True)

@@ -19,6 +19,7 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -32,13 +33,17 @@ from twisted_storaged.buckets.s3.bucket import S3Bucket
 from twisted_storaged.check import check, explain
 from twisted_storaged.config import DEFAULT_DRAIN, BucketSettings, Config, Overrides, load_config
 from twisted_storaged.config_file import read_secrets
-from twisted_storaged.errors import StartError, WorkEnded
+from twisted_storaged.errors import StartError, StorageError, WorkEnded
 from twisted_storaged.interfaces import IBucket
-from twisted_storaged.routing import Namespace, Registry
+from twisted_storaged.model import ListQuery
+from twisted_storaged.routing import PRIMARY, Namespace, Registry
 from twisted_storaged.runtime.concurrency import deferred
 from twisted_storaged.runtime.process import HeapTrimmer
+from twisted_storaged.runtime.systemd import NO_MANAGER, ServiceManager, Watchdog
 from twisted_storaged.server.site import StorageSite
 
+#: Seconds between two attempts to reach the primary bucket, until the daemon is ready.
+READY_INTERVAL = 1.0
 #: Seconds that the uploads of dropped requests have to abort; and, after that, the buckets to close. So a stop takes
 #: at most `drain` and 10 s, and a supervisor must not kill the daemon earlier: see TimeoutStopSec in
 #: etc/storaged.service.
@@ -60,6 +65,7 @@ class StorageService(Service):
         slots: PutSlots,
         reactor: Any,
         drain: float = DEFAULT_DRAIN,
+        manager: ServiceManager = NO_MANAGER,
     ) -> None:
         """Serve `site`; requests under way have `drain` seconds to complete when the daemon stops."""
         self._endpoint = endpoint
@@ -71,6 +77,8 @@ class StorageService(Service):
         self._draining: Deferred[None] | None = None
         self._ports: list[IListeningPort] = []
         self._trimmer = HeapTrimmer(reactor)
+        self._manager = manager
+        self._watchdog = Watchdog(manager, registry.ping, reactor)
 
     def startService(self) -> None:
         """Open the buckets, then listen. This may block, as the reactor does not run yet.
@@ -94,6 +102,8 @@ class StorageService(Service):
             # The log has the whole line: a twistd in the background hands its parent only the first hundred bytes.
             _log.critical("{error}", error=error)
             raise
+        if self._manager.exists:
+            self._reactor.callWhenRunning(self._announce)
         # Last, as it sets `running`: a signal that comes before ends the process at once, see StopSignals.
         super().startService()
 
@@ -117,6 +127,22 @@ class StorageService(Service):
         _log.info("storaged {version} listens on {address}", version=__version__, address=address)
 
     @deferred
+    async def _announce(self) -> None:
+        """Tell the service manager that the daemon is ready, when the primary bucket has answered."""
+        while self.running:
+            try:
+                await self._registry.get(PRIMARY).list(ListQuery(page_limit=1, limit=1))
+            except StorageError as error:
+                # Its text names hosts and keys; the log has it, and the status says where to look.
+                _log.warn("not ready: the primary bucket does not answer: {error}", error=error)
+                self._manager.notify(f"STATUS=the primary bucket does not answer: {type(error).__name__}")
+                await deferLater(self._reactor, READY_INTERVAL)
+            else:
+                self._manager.notify("READY=1", "STATUS=ready")
+                self._watchdog.start()
+                return
+
+    @deferred
     async def stopService(self) -> None:
         """Close the port and idle connections, let requests complete for a while, abort the rest, close the buckets.
 
@@ -124,6 +150,9 @@ class StorageService(Service):
         """
         super().stopService()
         self._trimmer.stop()
+        self._watchdog.stop()
+        longest = self._drain + 3 * CLOSE_SECONDS
+        self._manager.notify("STOPPING=1", "STATUS=drains", f"EXTEND_TIMEOUT_USEC={longest * 1_000_000:.0f}")
         for port in self._ports:
             await maybeDeferred(port.stopListening)
         # In this order: an upload is aborted when its request has ended, and needs its bucket for that.
@@ -210,7 +239,7 @@ def make_service(options: Mapping[str, Any], reactor: Any, environ: Mapping[str,
         return MaintenanceService(_data_folders(config, "--scrub"), partial(scrub, repair_checksums=repair_checksums))
     if options["backup"]:
         return _make_backup(config, Path(options["backup"]))
-    return assemble(config, reactor)
+    return assemble(config, reactor, ServiceManager(environ))
 
 
 def _print_and_end(lines: Sequence[str], status: int) -> NoReturn:
@@ -219,7 +248,7 @@ def _print_and_end(lines: Sequence[str], status: int) -> NoReturn:
     raise WorkEnded(status)
 
 
-def assemble(config: Config, reactor: Any) -> StorageService:
+def assemble(config: Config, reactor: Any, manager: ServiceManager = NO_MANAGER) -> StorageService:
     """Make the daemon's service from its configuration: buckets, namespace, resources and put slots."""
     slots = PutSlots(config.put_slots, config.retry_after)
 
@@ -230,7 +259,7 @@ def assemble(config: Config, reactor: Any) -> StorageService:
 
     registry = Registry(make_bucket(name, settings) for name, settings in config.buckets.items())
     tree = make_tree(Namespace(config.policy, registry), slots)
-    return StorageService(config.endpoint, StorageSite(tree, reactor), registry, slots, reactor, config.drain)
+    return StorageService(config.endpoint, StorageSite(tree, reactor), registry, slots, reactor, config.drain, manager)
 
 
 def _make_backup(config: Config, target: Path) -> MaintenanceService:

@@ -149,6 +149,9 @@ class LocalBucket:
         await self._threads.stop()
         self.close()
 
+    def ping(self) -> Deferred[None]:
+        return self._threads.run(int).addCallback(lambda _: None)
+
     def close(self) -> None:
         # In this order: closing the index removes its log, and `index.state` must not ask for that any more.
         self._close_index(keep_log=not self._close_generation())

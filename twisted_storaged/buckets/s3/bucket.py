@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -107,6 +108,9 @@ class S3Bucket:
         await self._reaper.stop()
         await self._threads.stop()
         self.close()
+
+    def ping(self) -> Deferred[None]:
+        return self._threads.run(int).addCallback(lambda _: None)
 
     def close(self) -> None:
         self._journal.close()
