@@ -212,7 +212,6 @@ class StopTests:
     def test_a_drain_that_is_skipped(self) -> None:
         """A second signal drops the requests that are under way, and logs why."""
         running = Running()
-        running.service.skip_drain()
         connection = running.connect()
         connection.send(put("a", length=5))
         stopped = running.service.stopService()
@@ -224,6 +223,21 @@ class StopTests:
         connection.lose()
         result(stopped)
         assert running.bucket.objects == {}
+
+    def test_a_drain_that_is_skipped_before_it_begins(self) -> None:
+        """A second signal that comes while the port is being closed skips the drain, too."""
+        running = Running()
+        closing: Deferred[None] = Deferred()
+        running.service._ports[0].stopListening = lambda: closing  # type: ignore[method-assign]
+        connection = running.connect()
+        connection.send(put("a", length=5))
+        stopped = running.service.stopService()
+        running.service.skip_drain()
+        closing.callback(None)
+        running.reactor.advance(0)
+        assert connection.transport.aborted
+        connection.lose()
+        result(stopped)
 
     def test_a_bucket_that_hangs(self) -> None:
         """An upload that never ends, and a bucket that never stops, each delay the stop by CLOSE_SECONDS at most."""

@@ -14,8 +14,10 @@ from twisted.python.usage import UsageError
 from twisted_storaged import __version__, tap
 from twisted_storaged import service as assembly
 from twisted_storaged.buckets.local.bucket import LocalSettings
+from twisted_storaged.buckets.local.files import DataFolder
+from twisted_storaged.buckets.local.index_writes import IndexWriter
 from twisted_storaged.buckets.s3.session import S3Settings
-from twisted_storaged.errors import StartError
+from twisted_storaged.errors import StartError, WorkEnded
 from twisted_storaged.service import MaintenanceService
 
 
@@ -120,10 +122,45 @@ class MakeServiceTests:
                     for bucket in buckets
                 )
 
+            def ping(self) -> None:
+                pass
+
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(assembly, "Registry", Registry)
             tap.makeService(options("--config", str(config)), MemoryReactorClock(), {})
         assert dict(seen) == {"primary": S3Settings("b"), "fast": LocalSettings(Path("/x")).path}
+
+
+class CommandTests:
+    """Options that print something instead of running the daemon."""
+
+    def test_check(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """`--check` prints the effective configuration, and ends with status 0, or 1 if a bucket cannot be used."""
+        for folder, status in ((tmp_path / "new", 0), (tmp_path / "file", 1)):
+            (tmp_path / "file").touch()
+            with pytest.raises(WorkEnded) as ended:
+                tap.makeService(options("--check", "--data", str(folder)), MemoryReactorClock(), {})
+            assert ended.value.code == status
+            assert f'path = "{folder}"\n' in capsys.readouterr().out
+        assert not (tmp_path / "new").exists()
+
+    def test_explain(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """`--explain` prints what a key meets, and ends with status 0."""
+        with pytest.raises(WorkEnded) as ended:
+            tap.makeService(options("--explain", "_vectors/x", "--data", str(tmp_path)), MemoryReactorClock(), {})
+        assert ended.value.code == 0
+        assert "rule: the one for the prefix '_vectors/'" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("option", "error"), [("--explain", "is not a valid key: empty key"), ("--backup", "exists: a backup is made")]
+    )
+    def test_an_empty_value(self, tmp_path: Path, option: str, error: str) -> None:
+        """A command with an empty value is refused, and does not start the daemon."""
+        data = tmp_path / "data"
+        DataFolder(data).close()
+        IndexWriter(data / "index.sqlite").close()
+        with pytest.raises(StartError, match=error):
+            tap.makeService(options(option, "", "--data", str(data)), MemoryReactorClock(), {}).startService()
 
 
 class ScrubTests:

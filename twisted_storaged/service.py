@@ -165,6 +165,8 @@ class StorageService(Service):
 
     def skip_drain(self) -> None:
         """Wait no longer for requests under way, while the daemon stops."""
+        # The wait may not have begun, as the port is closed first.
+        self._drain = 0.0
         if self._draining is not None:
             self._draining.cancel()
 
@@ -229,7 +231,7 @@ def make_service(options: Mapping[str, Any], reactor: Any, environ: Mapping[str,
     """
     overrides = Overrides(_path(options["config"]), _path(options["data"]), options["bind"])
     config = load_config(overrides, read_secrets(_path(options["secrets"])), environ)
-    if options["explain"]:
+    if options["explain"] is not None:
         _print_and_end(explain(config, options["explain"]), 0)
     if options["check"]:
         lines, is_well = check(config, reactor)
@@ -237,7 +239,7 @@ def make_service(options: Mapping[str, Any], reactor: Any, environ: Mapping[str,
     if options["scrub"]:
         repair_checksums = bool(options["repair-checksums"])
         return MaintenanceService(_data_folders(config, "--scrub"), partial(scrub, repair_checksums=repair_checksums))
-    if options["backup"]:
+    if options["backup"] is not None:
         return _make_backup(config, Path(options["backup"]))
     return assemble(config, reactor, ServiceManager(environ))
 

@@ -54,11 +54,16 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         """Refuse --repair-checksums without --scrub, and two commands, of which only one would be carried out."""
-        given = [f"--{command}" for command in COMMANDS if self[command]]
+        given = [f"--{command}" for command in COMMANDS if is_given(self, command)]
         if len(given) > 1:
             raise usage.UsageError(f"{' and '.join(given)} are two commands: give one of them")
         if self["repair-checksums"] and not self["scrub"]:
             raise usage.UsageError("--repair-checksums goes with --scrub")
+
+
+def is_given(options: Mapping[str, Any], name: str) -> bool:
+    """Whether an option stands on the command line, be its value empty."""
+    return options[name] not in (None, 0)
 
 
 def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mapping[str, str] = os.environ) -> Service:
@@ -77,7 +82,7 @@ def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mappin
         from twisted.internet import reactor  # noqa: PLC0415 (an import at module level would install another one)
 
         # Commands block the process before the reactor runs: there, signals keep their default effect.
-        if not any(options[command] for command in COMMANDS):
+        if not any(is_given(options, command) for command in COMMANDS):
             signals = StopSignals(reactor)
             signals.install()
     from twisted_storaged.service import StorageService, make_service  # noqa: PLC0415 (see the docstring of this module)
