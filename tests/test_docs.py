@@ -101,6 +101,13 @@ class BlocksTests:
             else:
                 load_config(Overrides(config=path), {}, {})
 
+    @pytest.mark.parametrize("page", PAGES, ids=name)
+    def test_files_exist(self, page: Path) -> None:
+        """The Python files that a page names exist, in the repository, the package or the benchmarks."""
+        named = set(re.findall(r"`((?:[a-z_0-9]+/)*[a-z_0-9]+\.py)`", page.read_text("utf-8")))
+        folders = [ROOT, ROOT / "twisted_storaged", ROOT / "benchmarks"]
+        assert {path for path in named if not any((folder / path).exists() for folder in folders)} == set()
+
     @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "console")], ids=name)
     def test_command_lines_are_valid(self, page: Path) -> None:
         """The options that a console block gives to storaged exist; files that it names in the repository do, too."""

@@ -1,4 +1,4 @@
-"""The process: the signals that stop it, and memory that is given back to the system after a load."""
+"""The process: the signals that stop it, and memory that is returned to the system after a load."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ class StopSignals:
         self._reactor.callFromThread(self._reactor.stop)
 
 
-#: Seconds between two looks. A look takes 10 µs, and a trim a few ms after a load, but 50 µs when there is nothing.
+#: Seconds between two checks. A check takes 10 µs, a trim some ms after a load and 50 µs if there is nothing to return.
 EVERY = 5.0
-#: Bytes over the least that the process ever had, from which on a trim is tried.
+#: A trim is tried if the process has more resident memory, by so many bytes, than it ever had at least.
 WORTH_IT = 16 << 20
 
 _STATM = Path("/proc/self/statm")
@@ -80,14 +80,14 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory. See proc_pid_statm(5)."""
+    """Return the resident memory of this process, in bytes. See proc_pid_statm(5)."""
     return int(_STATM.read_bytes().split()[1]) * _PAGE
 
 
 def trim() -> None:
-    """Give back to the system the free memory that malloc keeps."""
-    # What many clients allocate in small pieces is freed in the middle of the heap, and malloc keeps those pages for
-    # later. https://man7.org/linux/man-pages/man3/malloc_trim.3.html
+    """Return free memory that malloc keeps to the system."""
+    # Small allocations of many clients are freed in the middle of the heap, and malloc keeps those pages. See
+    # https://man7.org/linux/man-pages/man3/malloc_trim.3.html
     # A C library other than glibc has no such call, and needs none.
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
@@ -95,7 +95,7 @@ def trim() -> None:
 
 
 class HeapTrimmer:
-    """Trims the heap every few seconds for as long as the process has more memory than it needs when it is idle."""
+    """Trims the heap every few seconds, while the process has more memory than when it was idle."""
 
     def __init__(
         self, clock: IReactorTime, trim: Callable[[], None] = trim, resident: Callable[[], int] = resident
@@ -107,11 +107,11 @@ class HeapTrimmer:
         self._looking.clock = clock
 
     def start(self) -> None:
-        """Begin to look."""
+        """Begin to check."""
         self._looking.start(EVERY, now=False)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         if self._looking.running:
             self._looking.stop()
 
