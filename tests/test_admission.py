@@ -120,6 +120,24 @@ class EstimateTests:
         # One of the four is still waiting. The held slots are younger now, but those before were held for 8 s.
         assert refused(slots) in (2, 4)
 
+    def test_refusals_of_a_prefix(self) -> None:
+        """Clients that the limit of a prefix refused do not lengthen the wait of others, nor do those of earlier."""
+        clock = Clock()
+        slots = estimating(clock)
+        held = slots.acquire("a/", 1)
+        clock.advance(8)
+        for _ in range(9):
+            with pytest.raises(NoFreeSlot):
+                slots.acquire("a/", 1)
+        others = [slots.acquire() for _ in range(3)]
+        assert refused(slots) == 1
+        for slot in (held, *others):
+            slot.release()
+        slots.acquire("a/", 1)
+        with pytest.raises(NoFreeSlot) as caught:
+            slots.acquire("a/", 1)
+        assert caught.value.retry_after <= 8
+
     def test_slots_that_are_held_for_long(self) -> None:
         """If the slots have been held for longer than those before, the estimate follows their age."""
         clock = Clock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,16 +17,19 @@ from twisted_storaged.buckets.local.bucket import LocalSettings
 from twisted_storaged.buckets.s3.session import S3Settings, Upkeep
 from twisted_storaged.check import MASK, check, effective_config, explain
 from twisted_storaged.config import BucketSettings, Config, Overrides, load_config
+from twisted_storaged.config_file import CREDENTIAL
 from twisted_storaged.errors import StartError
 from twisted_storaged.routing import Policy, Rule
 
 #: Text of keys, names and paths, with all that TOML must escape; no NUL, which a path cannot have.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
-OPTIONAL = st.none() | TEXTS
+#: Texts that do not look like a credential, which would be masked.
+HARMLESS = TEXTS.filter(lambda text: "@" not in text and not CREDENTIAL.search(text))
+OPTIONAL = st.none() | HARMLESS
 S3 = st.builds(
     S3Settings,
-    bucket=TEXTS,
-    prefix=st.just("") | TEXTS,
+    bucket=HARMLESS,
+    prefix=st.just("") | HARMLESS,
     endpoint=st.none() | st.just("https://s3.example.org"),
     region=OPTIONAL,
     use_path_style=st.none() | st.booleans(),
@@ -86,6 +90,20 @@ class EffectiveConfigTests:
         lines = "\n".join(effective_config(config_of({"primary": settings})))
         assert "HUNTER2" not in lines.upper()
         assert f'secret_access_key = "{MASK}"' in lines
+
+    SECRET = "wJalrXUtnFEMI7MDENGbPxRfiCYEXAMPLEKEY"
+
+    @pytest.mark.parametrize("field", ["bucket", "prefix", "region", "endpoint"])
+    def test_misplaced_credentials_are_masked(self, field: str) -> None:
+        """What looks like a credential is not printed, wherever an operator has put it."""
+        placed = f"http://127.0.0.1:1/?token={self.SECRET}" if field == "endpoint" else self.SECRET
+        changes: dict[str, Any] = {field: placed}
+        settings = replace(S3Settings("b", endpoint="http://127.0.0.1:1"), **changes)
+        settings = replace(settings, access_key_id="AKIAXX\r\n", secret_access_key="hush\r\nhush")
+        config = replace(config_of({"primary": settings}), upkeep=Upkeep(Path("/state"), deadline=1))
+        lines = [*check(config, MemoryReactorClock())[0], *explain(config, "k")]
+        assert self.SECRET not in "\n".join(lines)
+        assert "AKIAXX" not in "\n".join(lines)
 
 
 class CheckTests:

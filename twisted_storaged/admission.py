@@ -64,8 +64,8 @@ class PutSlots:
         self._idle: list[Deferred[None]] = []
         #: The mean seconds for which the last slots were held.
         self._mean = 0.0
-        #: Refused clients for which no slot has become free since.
-        self._refused = 0
+        #: Refused clients for which no slot has become free since: by the prefix whose limit refused them, or None.
+        self._refused: dict[str | None, int] = {}
 
     @property
     def free(self) -> int:
@@ -79,11 +79,11 @@ class PutSlots:
             NoFreeSlot: all are taken, or as many as keys under `prefix` may hold.
         """
         if len(self._taken) == self.limit:
-            raise self._refusal(self._taken, f"all {self.limit} put slots are taken")
+            raise self._refusal(None, self._taken, f"all {self.limit} put slots are taken")
         if limit is not None:
             held = {slot for slot in self._taken if slot.prefix == prefix}
             if len(held) >= limit:
-                raise self._refusal(held, f"all {limit} put slots for keys under {prefix!r} are taken")
+                raise self._refusal(prefix, held, f"all {limit} put slots for keys under {prefix!r} are taken")
         slot = PutSlot(self, prefix, self._clock())
         self._taken.add(slot)
         return slot
@@ -92,8 +92,11 @@ class PutSlots:
         """Return a slot: see `PutSlot.release`."""
         self._taken.remove(slot)
         self._mean += _WEIGHT * (self._clock() - slot.since - self._mean)
-        self._refused = max(0, self._refused - 1)
+        for refuser in (None, slot.prefix):
+            if self._refused.get(refuser):
+                self._refused[refuser] -= 1
         if not self._taken:
+            self._refused.clear()
             # Replaced first: a callback may call `when_idle` again.
             waiting, self._idle = self._idle, []
             for idle in waiting:
@@ -107,15 +110,15 @@ class PutSlots:
         self._idle.append(idle)
         return idle
 
-    def _refusal(self, held: set[PutSlot], reason: str) -> NoFreeSlot:
+    def _refusal(self, refuser: str | None, held: set[PutSlot], reason: str) -> NoFreeSlot:
         """Return the error for a client that found the slots `held` taken."""
         if self._retry_after is not None:
             return NoFreeSlot(reason, self._retry_after)
         # As if the refused clients stood in a queue, so that they do not all come back at once: this one is free when
         # as many slots have been released as clients were refused before it. Slots that are held for longer than the
         # mean of those before say more than that mean.
-        self._refused += 1
+        refused = self._refused[refuser] = self._refused.get(refuser, 0) + 1
         now = self._clock()
         mean = max(self._mean, sum(now - slot.since for slot in held) / len(held))
-        seconds = self._jitter(0.5, 1.5) * mean / len(held) * self._refused
+        seconds = self._jitter(0.5, 1.5) * mean / len(held) * refused
         return NoFreeSlot(reason, ceil(min(max(seconds, MIN_RETRY_AFTER), MAX_RETRY_AFTER)))

@@ -16,6 +16,7 @@ from twisted.internet.endpoints import serverFromString
 from twisted_storaged.buckets.local.bucket import LocalSettings
 from twisted_storaged.buckets.s3.session import S3Settings, ask_bucket
 from twisted_storaged.config import BucketSettings, Config, is_local
+from twisted_storaged.config_file import CREDENTIAL
 from twisted_storaged.errors import InvalidKey, StartError
 from twisted_storaged.model import parse_key
 
@@ -89,7 +90,8 @@ def explain(config: Config, key: str) -> list[str]:
 def _place_of(settings: BucketSettings, key: str) -> str:
     if isinstance(settings, LocalSettings):
         return f"a folder: {settings.path}"
-    return f"in S3: {settings.bucket!r} at {settings.endpoint or 'AWS'}, with the key {settings.prefix + key!r}"
+    where = _masked(settings.endpoint) if settings.endpoint else "AWS"
+    return f"in S3: {_masked(settings.bucket)!r} at {where}, with the key {_masked(settings.prefix) + key!r}"
 
 
 def _keys_of(settings: BucketSettings) -> Mapping[str, object]:
@@ -97,10 +99,11 @@ def _keys_of(settings: BucketSettings) -> Mapping[str, object]:
         return {"kind": "local", "path": str(settings.path)}
     return {
         "kind": "s3",
-        "bucket": settings.bucket,
-        "prefix": settings.prefix,
-        "endpoint": settings.endpoint,
-        "region": settings.region,
+        # An operator may have put a credential into one of these by mistake.
+        "bucket": _masked(settings.bucket),
+        "prefix": _masked(settings.prefix),
+        "endpoint": settings.endpoint and _masked(settings.endpoint),
+        "region": settings.region and _masked(settings.region),
         "use_path_style": settings.use_path_style,
         "access_key_id": settings.access_key_id and MASK,
         "secret_access_key": settings.secret_access_key and MASK,
@@ -124,6 +127,19 @@ def _toml(value: object) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+def _masked(text: str) -> str:
+    """The text, unless it may be, or hold, a credential."""
+    return text if "@" not in text and not CREDENTIAL.search(text) else MASK
+
+
+def _without_credentials(text: str, settings: S3Settings) -> str:
+    # boto3 repeats requests in some errors.
+    for credential in (settings.access_key_id, settings.secret_access_key):
+        if credential and credential.strip():
+            text = text.replace(credential.strip(), MASK)
+    return CREDENTIAL.sub(MASK, text)
+
+
 def _size(count: int) -> str:
     unit = next(unit for unit, size in _UNITS.items() if count % size == 0 and (count or unit == "B"))
     return f"{count // _UNITS[unit]} {unit}"
@@ -142,7 +158,7 @@ def _problem_of_bucket(settings: BucketSettings, deadline: float) -> str:
         try:
             ask_bucket(settings, deadline)
         except ValueError as error:
-            return str(error)
+            return _without_credentials(str(error), settings)
         return ""
     # The index is not opened: SQLite would change its files.
     if settings.path.exists():

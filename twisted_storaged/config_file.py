@@ -31,7 +31,7 @@ _TIME_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _TIME = re.compile(r"([0-9]{1,9})\s*(s|min|h|d)")
 
 #: What an access key or its secret looks like in any engine: a long run of the characters of base64, with a digit.
-_CREDENTIAL = re.compile(r"(?=[A-Za-z+/=]*\d)[A-Za-z0-9+/=]{16,}")
+CREDENTIAL = re.compile(r"(?=[A-Za-z+/=]*\d)[A-Za-z0-9+/=]{16,}")
 _CREDENTIAL_NAME = re.compile("access_?key|secret|passw|token", re.IGNORECASE)
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _PLAIN_WORDS = re.compile(r"[a-z_]{1,30}")
@@ -230,7 +230,7 @@ def _letters(key: str) -> str:
 
 def shown_name(name: str) -> str:
     """A name as TOML has it in the header of a table, unless it may be a credential."""
-    return name if _BARE_KEY.fullmatch(name) and not _CREDENTIAL.search(name) else shown_value(name)
+    return name if _BARE_KEY.fullmatch(name) and not CREDENTIAL.search(name) else shown_value(name)
 
 
 def shown_value(value: object, *, strings: bool = True) -> str:
@@ -242,7 +242,7 @@ def shown_value(value: object, *, strings: bool = True) -> str:
     if isinstance(value, bool | int | float) or (strings and isinstance(value, str)):
         shown = repr(value) if isinstance(value, str) else str(value).lower()
         # What stands before an @ in a URL is, or ends in, a password.
-        return "not shown" if "@" in shown or _CREDENTIAL.search(shown) else shown
+        return "not shown" if "@" in shown or CREDENTIAL.search(shown) else shown
     if isinstance(value, str):
         return "a string"
     if isinstance(value, list):
@@ -263,7 +263,7 @@ def read_toml(path: Path, *, confidential: bool = False) -> dict[str, Any]:
     except tomli.TOMLDecodeError as error:
         place = f"at line {error.lineno}, column {error.colno}"
         # Some messages name a key.
-        problem = place if confidential or _CREDENTIAL.search(error.msg) else f"{error.msg} ({place})"
+        problem = place if confidential or CREDENTIAL.search(error.msg) else f"{error.msg} ({place})"
     except (ValueError, RecursionError) as error:
         # Bytes that are not UTF-8, an integer of thousands of digits, nesting without end.
         problem = str(error)

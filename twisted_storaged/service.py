@@ -246,7 +246,8 @@ def make_service(options: Mapping[str, Any], reactor: Any, environ: Mapping[str,
 
 def _print_and_end(lines: Sequence[str], status: int) -> NoReturn:
     # twistd has neither begun to log nor gone into the background yet.
-    sys.stdout.write("\n".join([*lines, ""]))
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write("\n".join([*lines, ""]).encode(encoding, "backslashreplace").decode(encoding))
     raise WorkEnded(status)
 
 
