@@ -19,8 +19,6 @@ from twisted.web.server import NOT_DONE_YET
 from twisted_storaged.admission import PutSlots
 from twisted_storaged.api.listing import list_query, send_list
 from twisted_storaged.api.preconditions import (
-    READ_FIELDS,
-    WRITE_FIELDS,
     NotModified,
     ReadConditions,
     read_conditions,
@@ -131,7 +129,7 @@ class ObjectHandlers:
     async def delete(self, request: StreamingRequest) -> None:
         """Remove the object, if there is one."""
         key, bucket = self._target(request)
-        await bucket.delete(key, None if WRITE_FIELDS.isdisjoint(request.fields) else write_condition(request))
+        await bucket.delete(key, write_condition(request))
         send_empty(request)
 
     def _target(self, request: StreamingRequest) -> tuple[str, IBucket]:
@@ -157,16 +155,14 @@ def _put_options(request: StreamingRequest) -> tuple[PutOptions, str | None]:
     algorithm = wanted_algorithm(request)
     wanted = frozenset([algorithm] if algorithm else [])
     metadata = metadata_of_request(request)
-    condition = None if WRITE_FIELDS.isdisjoint(request.fields) else write_condition(request)
-    return PutOptions(metadata, condition, expected_digests(request), wanted), algorithm
+    return PutOptions(metadata, write_condition(request), expected_digests(request), wanted), algorithm
 
 
 def _read_options(request: StreamingRequest) -> tuple[ReadConditions | None, str | None]:
     """Parse the conditions and range of a GET or HEAD, and the algorithm of the digest that its response is to have."""
     if PLAIN_FIELDS.issuperset(request.fields):
         return None, None
-    conditions = None if READ_FIELDS.isdisjoint(request.fields) else read_conditions(request)
-    return conditions, wanted_algorithm(request)
+    return read_conditions(request), wanted_algorithm(request)
 
 
 async def _open(bucket: IBucket, key: str, conditions: ReadConditions | None) -> tuple[IObjectReader, Span | None]:

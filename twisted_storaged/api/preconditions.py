@@ -16,10 +16,10 @@ from twisted_storaged.errors import ConditionUnsupported, InvalidRequest, Precon
 from twisted_storaged.model import ByteRange, Condition, ObjectInfo
 from twisted_storaged.protocol.http_fields import field, parse_range
 
-#: The fields that make a write conditional, and those that make a read conditional or partial. Most requests have none,
-#: so callers look for them before they call the parsers below.
-WRITE_FIELDS = {"if-match", "if-none-match", "if-unmodified-since"}
-READ_FIELDS = {"range", "if-modified-since", "if-range", *WRITE_FIELDS}
+# The fields that make a write conditional, and those that make a read conditional or partial. Most requests have none,
+# so the parsers below look for them first.
+_WRITE_FIELDS = {"if-match", "if-none-match", "if-unmodified-since"}
+_READ_FIELDS = {"range", "if-modified-since", "if-range", *_WRITE_FIELDS}
 
 # RFC 9110, 8.8.3 for a tag, and 5.6.1 for a list, whose empty elements are ignored.
 _TAG = r'(?:W/)?"[\x21\x23-\x7e]*"'
@@ -97,12 +97,14 @@ class ReadConditions:
         return self.wanted if self.if_range is None or self.if_range.match(info.etag) else None
 
 
-def read_conditions(request: Any) -> ReadConditions:
-    """Parse the fields in READ_FIELDS of a GET or HEAD.
+def read_conditions(request: Any) -> ReadConditions | None:
+    """Parse the conditions and the range of a GET or HEAD; None if there are none.
 
     Raises:
         InvalidRequest: one is malformed or given twice, and RFC 9110 does not require that it be ignored.
     """
+    if _READ_FIELDS.isdisjoint(request.fields):
+        return None
     return ReadConditions(
         # RFC 9110, 14.2: ranges are defined for GET only.
         wanted=parse_range(field(request, "Range")) if request.method == b"GET" else None,
@@ -115,13 +117,15 @@ def read_conditions(request: Any) -> ReadConditions:
 
 
 def write_condition(request: Any) -> Condition | None:
-    """Parse the fields in WRITE_FIELDS of a PUT or DELETE; None if they require nothing.
+    """Parse the condition of a PUT or DELETE; None if there is none.
 
     Raises:
         InvalidRequest: a field is malformed.
         PreconditionFailed: the condition can never hold.
         ConditionUnsupported: no bucket can check the condition and write in one step.
     """
+    if _WRITE_FIELDS.isdisjoint(request.fields):
+        return None
     if_match, if_none_match = _etags(request, "If-Match"), _etags(request, "If-None-Match")
     if _date(request, "If-Unmodified-Since") is not None:
         raise ConditionUnsupported("If-Unmodified-Since")
