@@ -13,7 +13,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
-from xml.etree import ElementTree
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
@@ -22,7 +21,7 @@ from twisted.python.failure import Failure
 from twisted_storaged.buckets.s3.client import DataPlane, Part, S3Request, crc32c
 from twisted_storaged.buckets.s3.context import S3Context
 from twisted_storaged.buckets.s3.journal import PROBE, JournalEntry
-from twisted_storaged.buckets.s3.responses import RequestFailed, etag_of
+from twisted_storaged.buckets.s3.responses import RequestFailed, etag_of, xml_root
 from twisted_storaged.buckets.s3.session import ConditionalWrites
 from twisted_storaged.buckets.s3.writer import (
     COMPLETE_ABSENT,
@@ -184,10 +183,7 @@ async def _versions(objects: DataPlane, key: str) -> list[str]:
         if error.response.status not in _NO_VERSIONS:
             raise
         return []
-    try:
-        root = ElementTree.fromstring(response.body)  # noqa: S314 (from our S3, and expat refuses entity bombs)
-    except ElementTree.ParseError as error:
-        raise ConnectionFailed(f"not XML: {error}") from error
+    root = xml_root(response)
     space = root.tag[: root.tag.find("}") + 1]
     if root.tag != f"{space}ListVersionsResult":
         return []  # an engine without versions, which lists objects instead
