@@ -16,14 +16,12 @@ from twisted.internet.endpoints import serverFromString
 from twisted_storaged.buckets.local.bucket import LocalSettings
 from twisted_storaged.buckets.s3.session import S3Settings, ask_bucket
 from twisted_storaged.config import BucketSettings, Config, is_local
-from twisted_storaged.config_file import CREDENTIAL
+from twisted_storaged.config_file import CREDENTIAL, UNITS, may_hold_credential
 from twisted_storaged.errors import InvalidKey, StartError
 from twisted_storaged.model import parse_key
 
 #: Stands for a credential in what is printed.
 MASK = "(not shown)"
-
-_UNITS = {"TiB": 1 << 40, "GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1}
 
 
 def effective_config(config: Config) -> Iterator[str]:
@@ -129,7 +127,7 @@ def _toml(value: object) -> str:
 
 def _masked(text: str) -> str:
     """The text, unless it may be, or hold, a credential."""
-    return text if "@" not in text and not CREDENTIAL.search(text) else MASK
+    return MASK if may_hold_credential(text) else text
 
 
 def _without_credentials(text: str, settings: S3Settings) -> str:
@@ -141,8 +139,8 @@ def _without_credentials(text: str, settings: S3Settings) -> str:
 
 
 def _size(count: int) -> str:
-    unit = next(unit for unit, size in _UNITS.items() if count % size == 0 and (count or unit == "B"))
-    return f"{count // _UNITS[unit]} {unit}"
+    unit = max((unit for unit in UNITS if count and count % UNITS[unit] == 0), key=UNITS.__getitem__, default="B")
+    return f"{count // UNITS[unit]} {unit}"
 
 
 def _problem_of_endpoint(description: str, reactor: Any) -> str:

@@ -25,7 +25,7 @@ from twisted_storaged.routing import PRIMARY
 #: The path that the Go daemon reads.
 DEFAULT_SECRETS = Path("/etc/lakehouse/secrets-go.toml")
 
-_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _SIZE = re.compile(r"([0-9]+)\s*([KMGT]iB|B)")
 _TIME_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _TIME = re.compile(r"([0-9]{1,9})\s*(s|min|h|d)")
@@ -52,7 +52,7 @@ class Size(int):
     def parse(cls, written: object) -> Size:
         """The size that stands in a file. Raises ValueError."""
         if isinstance(written, str) and (match := _SIZE.fullmatch(written.strip())):
-            return cls(int(match[1]) * _UNITS[match[2]])
+            return cls(int(match[1]) * UNITS[match[2]])
         # In Python, True is an integer.
         if isinstance(written, bool) or not isinstance(written, int) or written < 0:
             raise ValueError
@@ -233,6 +233,12 @@ def shown_name(name: str) -> str:
     return name if _BARE_KEY.fullmatch(name) and not CREDENTIAL.search(name) else shown_value(name)
 
 
+def may_hold_credential(text: str) -> bool:
+    """Whether a text is too much like a credential to be shown."""
+    # What stands before an @ in a URL is, or ends in, a password.
+    return "@" in text or CREDENTIAL.search(text) is not None
+
+
 def shown_value(value: object, *, strings: bool = True) -> str:
     """A value as an error may repeat it: strings (unless told otherwise), numbers and flags that cannot be, or hold,
     a credential; of all else only the type."""
@@ -241,8 +247,7 @@ def shown_value(value: object, *, strings: bool = True) -> str:
         return "a large integer"
     if isinstance(value, bool | int | float) or (strings and isinstance(value, str)):
         shown = repr(value) if isinstance(value, str) else str(value).lower()
-        # What stands before an @ in a URL is, or ends in, a password.
-        return "not shown" if "@" in shown or CREDENTIAL.search(shown) else shown
+        return "not shown" if may_hold_credential(shown) else shown
     if isinstance(value, str):
         return "a string"
     if isinstance(value, list):
