@@ -147,6 +147,10 @@ class Threads:
         """Make a blocking call in a thread; the Deferred has what it returns or raises."""
         return deferToThreadPool(self._reactor, self._pool, call, *args, **kwargs)
 
+    def ping(self) -> Deferred[None]:
+        """Make a call that does nothing; fires when it has returned. It does not, if all threads hang."""
+        return self.run(lambda: None)
+
     def stop(self) -> Deferred[None]:
         """Accept no more calls; fires when those under way have ended."""
         stopped: Deferred[None] = Deferred()

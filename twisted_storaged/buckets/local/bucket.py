@@ -150,7 +150,7 @@ class LocalBucket:
         self.close()
 
     def ping(self) -> Deferred[None]:
-        return self._threads.run(int).addCallback(lambda _: None)
+        return self._threads.ping()
 
     def close(self) -> None:
         # In this order: closing the index removes its log, and `index.state` must not ask for that any more.
