@@ -20,7 +20,7 @@ from twisted_storaged.runtime.process import StopSignals
 from twisted_storaged.runtime.twisted_internals import install, warn_of_wall_clock
 
 #: The options that do something else than to run the daemon.
-COMMANDS = ("check", "explain", "scrub", "backup")
+ACTIONS = ("check", "explain", "scrub", "backup")
 
 
 class Options(usage.Options):
@@ -54,7 +54,7 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         """Refuse --repair-checksums without --scrub, and two commands, of which only one would be carried out."""
-        given = [f"--{command}" for command in COMMANDS if is_given(self, command)]
+        given = [f"--{command}" for command in ACTIONS if is_given(self, command)]
         if len(given) > 1:
             raise usage.UsageError(f"{' and '.join(given)} are two commands: give one of them")
         if self["repair-checksums"] and not self["scrub"]:
@@ -82,7 +82,7 @@ def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mappin
         from twisted.internet import reactor  # noqa: PLC0415 (an import at module level would install another one)
 
         # Commands block the process before the reactor runs: there, signals keep their default effect.
-        if not any(is_given(options, command) for command in COMMANDS):
+        if not any(is_given(options, command) for command in ACTIONS):
             signals = StopSignals(reactor)
             signals.install()
     from twisted_storaged.service import StorageService, make_service  # noqa: PLC0415 (see the docstring of this module)
