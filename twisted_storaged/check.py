@@ -11,11 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.endpoints import serverFromString
-
 from twisted_storaged.buckets.local.bucket import LocalSettings
 from twisted_storaged.buckets.s3.session import S3Settings, ask_bucket
-from twisted_storaged.config import BucketSettings, Config, is_local
+from twisted_storaged.config import BucketSettings, Config, is_local, make_endpoint
 from twisted_storaged.config_file import CREDENTIAL, UNITS, may_hold_credential
 from twisted_storaged.errors import InvalidKey, StartError
 from twisted_storaged.model import parse_key
@@ -145,9 +143,9 @@ def _size(count: int) -> str:
 
 def _problem_of_endpoint(description: str, reactor: Any) -> str:
     try:
-        serverFromString(reactor, description)
-    except Exception as error:  # noqa: BLE001 (see StorageService)
-        return f"cannot listen on {description}: {error}"
+        make_endpoint(reactor, description)
+    except StartError as error:
+        return str(error)
     return ""
 
 

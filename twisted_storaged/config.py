@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IStreamServerEndpoint
 
 from twisted_storaged.admission import DEFAULT_PUT_SLOTS, DEFAULT_RETRY_AFTER
 from twisted_storaged.buckets.local.bucket import LocalSettings
@@ -45,6 +47,7 @@ from twisted_storaged.config_file import (
     shown_name,
     shown_value,
 )
+from twisted_storaged.errors import StartError
 from twisted_storaged.routing import DEFAULT_MAX_PUT, PRIMARY, VECTORS_MAX_PUT, VECTORS_PREFIX, Policy, Rule
 
 BucketSettings = S3Settings | LocalSettings
@@ -362,6 +365,16 @@ def endpoint_description(bind: str) -> str:
     kind = "tcp6" if ":" in host else "tcp"
     interface = host.replace(":", r"\:")
     return f"{kind}:{match['port']}" + (f":interface={interface}" if host else "")
+
+
+def make_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
+    """Make a Twisted endpoint from its description, and load its certificates. Raises StartError."""
+    try:
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
+    # A description that cannot be used raises almost anything, such as OpenSSL's errors for a bad certificate.
+    except Exception as error:
+        raise StartError(f"cannot listen on {description}: {error}") from error
+    return endpoint
 
 
 def is_local(description: str) -> bool:

@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 from twisted.application.service import Service
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -31,7 +30,7 @@ from twisted_storaged.buckets.local.bucket import LocalBucket, LocalSettings
 from twisted_storaged.buckets.local.scrub import Scrub
 from twisted_storaged.buckets.s3.bucket import S3Bucket
 from twisted_storaged.check import check, explain
-from twisted_storaged.config import DEFAULT_DRAIN, BucketSettings, Config, Overrides, load_config
+from twisted_storaged.config import DEFAULT_DRAIN, BucketSettings, Config, Overrides, load_config, make_endpoint
 from twisted_storaged.config_file import read_secrets
 from twisted_storaged.errors import StartError, StorageError, WorkEnded
 from twisted_storaged.interfaces import IBucket
@@ -111,12 +110,8 @@ class StorageService(Service):
         # Twisted's server endpoints bind before `listen` returns, so that a failure is known here. A
         # StreamServerEndpointService would only log it, and run on without a port.
         failures: list[Failure] = []
-        try:
-            endpoint = serverFromString(self._reactor, self._endpoint)
-            endpoint.listen(self._site).addCallbacks(self._on_listening, failures.append)
-        # A description that cannot be used raises almost anything, such as OpenSSL's errors for a bad certificate.
-        except Exception as error:
-            raise StartError(f"cannot listen on {self._endpoint}: {error}") from error
+        endpoint = make_endpoint(self._reactor, self._endpoint)
+        maybeDeferred(endpoint.listen, self._site).addCallbacks(self._on_listening, failures.append)
         if failures:
             raise StartError(f"cannot listen on {self._endpoint}: {failures[0].value}")
 
