@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
 
-from tests.buckets.conftest import OnScripted
+from tests.buckets.s3.conditional import ABSENT, LARGE, SMALL, Made, MiB, put
 from tests.buckets.test_contract import CLAIMED
 from tests.conftest import Engines
-from tests.engines.scripted import ERROR, Answer, Call, Scripted
+from tests.engines.scripted import ERROR, Answer, Call
 from tests.support import UPKEEP, Body, BytesBody, reactor, result
 from twisted_storaged.buckets.s3 import probe as s3probe
 from twisted_storaged.buckets.s3.bucket import S3Bucket
@@ -29,25 +29,7 @@ from twisted_storaged.errors import (
     BucketError,
     ConditionUnsupported,
 )
-from twisted_storaged.model import Condition, ListQuery, ObjectInfo, PutOptions
-
-MiB = 1 << 20
-SMALL, LARGE = b"small", b"x" * (6 * MiB)
-ABSENT = Condition()
-
-Made = tuple[Scripted, Callable[[str], S3Bucket]]
-
-
-@pytest.fixture
-def made(on_scripted: OnScripted) -> Made:
-    """A scripted endpoint that checks all conditions, and a function that makes a bucket with a setting."""
-    endpoint, make_bucket = on_scripted
-    return endpoint, lambda claimed: make_bucket(conditional_writes=claimed)
-
-
-async def put(bucket: S3Bucket, data: bytes, condition: Condition, chunked: bool = False) -> ObjectInfo:
-    body = BytesBody(data, chunk=MiB, chunked=chunked)
-    return await bucket.put("k", body, 1 << 30, PutOptions(condition=condition))
+from twisted_storaged.model import Condition, ListQuery, PutOptions
 
 
 def _requiring(conditions: ConditionalSupport, condition: Condition, *operations: str) -> Deferred[Capabilities]:
@@ -125,9 +107,9 @@ class ProbeTests:
         await bucket.stop()
 
     @pytest_twisted.ensureDeferred
-    async def test_all_where_all_are_kept(self, made: Made) -> None:
+    async def test_all_where_all_are_kept(self, conditional: Made) -> None:
         """The first conditional write probes an engine, on keys of the probe's own, and later ones do not."""
-        endpoint, make = made
+        endpoint, make = conditional
         bucket = make("auto")
         await bucket.put("k", BytesBody(SMALL), 100)
         assert endpoint.names() == ["PutObject"]
@@ -144,9 +126,9 @@ class ProbeTests:
     @pytest.mark.parametrize("one", sorted(CAPABILITIES_BY_SETTING["all"] or ()), ids=str)
     @pytest.mark.parametrize("fault", ["ignored", "refused", "not implemented"])
     @pytest_twisted.ensureDeferred
-    async def test_what_is_not_kept_is_not_claimed(self, made: Made, one: tuple[str, str], fault: str) -> None:
+    async def test_what_is_not_kept_is_not_claimed(self, conditional: Made, one: tuple[str, str], fault: str) -> None:
         """A condition that the engine ignores or refuses is not supported, and all others are."""
-        endpoint, make = made
+        endpoint, make = conditional
         name, header = one
 
         def script(call: Call) -> Answer | None:
@@ -164,18 +146,18 @@ class ProbeTests:
     @pytest.mark.usefixtures("few")
     @pytest.mark.parametrize("one", [PUT_ABSENT, PUT_SAME, COMPLETE_ABSENT, COMPLETE_SAME, DELETE_SAME], ids=str)
     @pytest_twisted.ensureDeferred
-    async def test_a_look_followed_by_a_write_is_not_enough(self, made: Made, one: tuple[str, str]) -> None:
+    async def test_a_look_followed_by_a_write_is_not_enough(self, conditional: Made, one: tuple[str, str]) -> None:
         """A condition is not supported if the engine checks it in one step and writes in another."""
-        endpoint, make = made
+        endpoint, make = conditional
         endpoint.look_first = one
         assert one not in await make("auto")._probe()
 
     @pytest.mark.usefixtures("few")
     @pytest.mark.parametrize("answer", [Answer(403, ERROR % b"AccessDenied"), Answer(404, ERROR % b"NoSuchBucket")])
     @pytest_twisted.ensureDeferred
-    async def test_that_fails_fails_the_write(self, made: Made, answer: Answer) -> None:
+    async def test_that_fails_fails_the_write(self, conditional: Made, answer: Answer) -> None:
         """A failed probe fails the write as an error of the bucket, and the next write probes again."""
-        endpoint, make = made
+        endpoint, make = conditional
         bucket = make("auto")
         endpoint.script = lambda _: answer
         for _ in range(2):
@@ -193,9 +175,9 @@ class ClaimedTests:
         [("all", True, True, True), ("put_object", True, False, False), ("none", False, False, False)],
     )
     @pytest_twisted.ensureDeferred
-    async def test_is_taken(self, made: Made, claimed: str, small: bool, large: bool, deletes: bool) -> None:
+    async def test_is_taken(self, conditional: Made, claimed: str, small: bool, large: bool, deletes: bool) -> None:
         """A setting is used without a probe, and conditions that it excludes are not sent to the engine."""
-        endpoint, make = made
+        endpoint, make = conditional
         bucket = make(claimed)
         for data, allowed in ((SMALL, small), (LARGE, large)):
             endpoint.reset()
@@ -216,18 +198,18 @@ class ClaimedTests:
         assert len(endpoint.calls) == deletes
 
     @pytest_twisted.ensureDeferred
-    async def test_a_body_is_not_read_for_nothing(self, made: Made) -> None:
+    async def test_a_body_is_not_read_for_nothing(self, conditional: Made) -> None:
         """A body whose length requires an unsupported condition is refused unread."""
-        _, make = made
+        _, make = conditional
         body = Body(6 * MiB)
         with pytest.raises(ConditionUnsupported):
             await make("put_object").put("k", body, 1 << 30, PutOptions(condition=ABSENT))
         assert not hasattr(body, "_consumer")
 
     @pytest_twisted.ensureDeferred
-    async def test_a_chunked_body_that_gets_too_long(self, made: Made) -> None:
+    async def test_a_chunked_body_that_gets_too_long(self, conditional: Made) -> None:
         """A body without a length is refused once it needs an unsupported condition, before anything is sent."""
-        endpoint, make = made
+        endpoint, make = conditional
         bucket = make("put_object")
         with pytest.raises(ConditionUnsupported):
             await put(bucket, LARGE, ABSENT, chunked=True)
