@@ -1,9 +1,11 @@
-"""What is sent to the service manager, over a socket of the test's."""
+"""What is sent to the service manager, over a socket of the test's; and the sockets that it passes to a process."""
 
 from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel
 
 from tests.buckets.local.embedded import logged
-from twisted_storaged.runtime.systemd import ServiceManager, Watchdog
+from tests.daemon import ROOT
+from twisted_storaged.runtime.systemd import ListenSocket, ServiceManager, Watchdog, listen_sockets
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -119,3 +122,100 @@ class WatchdogTests:
         watchdog = Watchdog(ServiceManager({}), lambda: pytest.fail("a probe"), Clock())
         watchdog.start()
         watchdog.stop()
+
+
+class ListenSocketsTests:
+    """The sockets of socket activation, at the descriptors that these tests say they have."""
+
+    @pytest.fixture
+    def first(self) -> Iterator[int]:
+        """The first descriptor: a listening socket, a FIFO and another listening socket are open there, inheritable."""
+        with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+            reading, writing = os.pipe()
+            first = 200
+            for place, source in enumerate([one.fileno(), reading, other.fileno()]):
+                os.dup2(source, first + place)
+            os.close(reading)
+            os.close(writing)
+            yield first
+            for descriptor in range(first, first + 3):
+                os.close(descriptor)
+
+    def passed(self, count: str = "1", names: str | None = None, pid: int | str | None = None) -> dict[str, str]:
+        """The variables, as the service manager sets them, and one of the daemon's own."""
+        variables = {"LISTEN_FDS": count, "LISTEN_PID": str(pid or os.getpid()), "HOME": "/root"}
+        return variables if names is None else variables | {"LISTEN_FDNAMES": names}
+
+    def test_named(self, first: int) -> None:
+        """Sockets have the names that they were given, are not inherited, and other descriptors are left out."""
+        environ = self.passed("3", "http:queue:admin")
+        with logged(LogLevel.warn) as lines:
+            assert listen_sockets(environ, first) == [ListenSocket("http", first), ListenSocket("admin", first + 2)]
+        assert [os.get_inheritable(first + place) for place in range(3)] == [False] * 3
+        assert lines == [f"descriptor {first + 1} (queue) is ignored: expected a listening stream socket"]
+        with socket.socket(fileno=os.dup(first)) as still_open:
+            assert still_open.getsockname()[0] == "127.0.0.1"
+
+    def test_consumed(self, first: int) -> None:
+        """The variables are removed from the environment, so that neither Twisted nor child processes see them."""
+        environ = self.passed("1", "http")
+        assert listen_sockets(environ, first) == [ListenSocket("http", first)]
+        assert environ == {"HOME": "/root"}
+        assert listen_sockets(environ, first) == []
+
+    def test_without_names(self, first: int) -> None:
+        """A service manager that names no sockets passes unnamed ones."""
+        assert listen_sockets(self.passed("1"), first) == [ListenSocket("unknown", first)]
+
+    @pytest.mark.parametrize("names", ["", "http", "http:admin:more:still"])
+    def test_names_that_do_not_fit(self, first: int, names: str) -> None:
+        """If there are not as many names as sockets, none is used, since any could be another socket's."""
+        with logged(LogLevel.warn) as lines:
+            assert [one.name for one in listen_sockets(self.passed("3", names), first)] == ["unknown", "unknown"]
+        assert lines[0] == f"LISTEN_FDNAMES={names!r} is ignored: expected as many names as there are sockets, 3"
+
+    @pytest.mark.parametrize("pid", [1, -1, "x", "٣"])
+    def test_of_another_process(self, first: int, pid: int | str) -> None:
+        """Sockets that were passed to another process are not ours, and its variables are removed."""
+        environ = self.passed("1", "http", pid)
+        with logged(LogLevel.warn) as lines:
+            assert listen_sockets(environ, first) == []
+        assert (environ, lines) == ({"HOME": "/root"}, [])
+
+    @pytest.mark.parametrize("count", ["", "-1", "x", "1e3", "٣", " 1", "9" * 11])
+    def test_a_count_that_is_none(self, first: int, count: str) -> None:
+        """A count that is no number is ignored, and logged."""
+        with logged(LogLevel.warn) as lines:
+            assert listen_sockets(self.passed(count), first) == []
+        assert lines == [f"LISTEN_FDS={count!r} is ignored: expected the number of sockets"]
+
+    @pytest.mark.parametrize("count", ["4", "9" * 10])
+    def test_more_than_there_are(self, first: int, count: str) -> None:
+        """Descriptors that are not open are ignored, and logged once."""
+        with logged(LogLevel.warn) as lines:
+            assert [one.descriptor for one in listen_sockets(self.passed(count), first)] == [first, first + 2]
+        assert lines[1:] == [
+            f"LISTEN_FDS={count}: descriptor {first + 3} and later ones are ignored: [Errno 9] Bad file descriptor"
+        ]
+
+    @pytest.mark.parametrize("environ", [{}, {"LISTEN_FDS": "1"}, {"LISTEN_PID": str(os.getpid())}])
+    def test_none(self, first: int, environ: dict[str, str]) -> None:
+        """Without socket activation there are none, and nothing is logged."""
+        with logged(LogLevel.warn) as lines:
+            assert listen_sockets(environ, first) == []
+        assert (environ, lines) == ({}, [])
+
+    @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+    def test_that_do_not_listen(self, first: int, kind: int) -> None:
+        """A socket that does not listen, such as the connection that `Accept=yes` passes, is left out."""
+        with socket.socket(socket.AF_INET, kind) as other:
+            os.dup2(other.fileno(), first)
+        assert listen_sockets(self.passed("1"), first) == []
+
+    def test_comes_before_twisted(self) -> None:
+        """Importing the module does not import Twisted's endpoints, whose import consumes the variables."""
+        code = "import sys, twisted_storaged.runtime.systemd; print('twisted.internet.endpoints' in sys.modules)"
+        ended = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        )
+        assert ended.stdout == "False\n"

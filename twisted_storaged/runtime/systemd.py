@@ -1,11 +1,15 @@
-"""What systemd is told of the daemon's state: sd_notify(3). Without a service manager, nothing is sent."""
+"""What systemd is told of the daemon's state, and the sockets that it passes: sd_notify(3), sd_listen_fds(3).
+
+Without a service manager, nothing is sent, and there are no sockets.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from itertools import repeat
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -15,6 +19,10 @@ from twisted.python.failure import Failure
 
 #: Seconds of the shortest watchdog interval that is kept: pings for a shorter one would be a load.
 SHORTEST = 1.0
+#: The first descriptor that is passed: SD_LISTEN_FDS_START of sd_listen_fds(3).
+FIRST_DESCRIPTOR = 3
+#: The name of a socket that was passed without one, as sd_listen_fds_with_names(3) has it.
+UNNAMED = "unknown"
 
 _log = Logger()
 
@@ -30,6 +38,85 @@ def _watchdog_seconds(environ: Mapping[str, str]) -> float | None:
         _log.warn("the watchdog interval {text!r} is ignored: expected at least a second, in microseconds", text=text)
         return None
     return seconds
+
+
+class ListenSocket(NamedTuple):
+    """A listening socket that the service manager has passed.
+
+    Attributes:
+        name: its FileDescriptorName=; see systemd.socket(5). Several sockets may have the same.
+        descriptor: its number; child processes do not inherit it.
+    """
+
+    name: str
+    descriptor: int
+
+
+def listen_sockets(environ: MutableMapping[str, str], first: int = FIRST_DESCRIPTOR) -> list[ListenSocket]:
+    """The listening sockets that the service manager has passed to this process, in its order. See sd_listen_fds(3).
+
+    They are the descriptors from `first` on. The variables that tell of them are removed from `environ`, so that child
+    processes do not take them for theirs. The import of `twisted.internet.endpoints` removes them from `os.environ`,
+    too: call this earlier. What makes no sense is ignored, and logged.
+    """
+    pid, count, names = (environ.pop(f"LISTEN_{name}", None) for name in ("PID", "FDS", "FDNAMES"))
+    # The variables may be inherited from a parent that they were meant for.
+    if pid is None or count is None or pid != str(os.getpid()):
+        return []
+    # Ten digits are more than any system has descriptors.
+    if not (count.isascii() and count.isdecimal() and len(count) <= 10):
+        _log.warn("LISTEN_FDS={count!r} is ignored: expected the number of sockets", count=count)
+        return []
+    number = int(count)
+    found = list[ListenSocket]()
+    for descriptor, name in enumerate(_listen_names(names, number), first):
+        try:
+            os.set_inheritable(descriptor, False)
+        except (OSError, OverflowError) as error:
+            # The count may be anything up to ten digits: the first that is not open ends it.
+            _log.warn(
+                "LISTEN_FDS={count}: descriptor {number} and later ones are ignored: {error}",
+                count=count,
+                number=descriptor,
+                error=error,
+            )
+            break
+        if _is_listening(descriptor):
+            found.append(ListenSocket(name, descriptor))
+        else:
+            _log.warn(
+                "descriptor {number} ({name}) is ignored: expected a listening stream socket",
+                number=descriptor,
+                name=name,
+            )
+    return found
+
+
+def _listen_names(text: str | None, count: int) -> Iterable[str]:
+    """The names of `count` sockets, by LISTEN_FDNAMES."""
+    if text is not None:
+        names = text.split(":")
+        if len(names) == count:
+            return names
+        _log.warn(
+            "LISTEN_FDNAMES={text!r} is ignored: expected as many names as there are sockets, {count}",
+            text=text,
+            count=count,
+        )
+    return repeat(UNNAMED, count)
+
+
+def _is_listening(descriptor: int) -> bool:
+    try:
+        held = socket.socket(fileno=descriptor)
+    except OSError:
+        return False
+    try:
+        is_stream = held.type == socket.SOCK_STREAM
+        return is_stream and held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+    finally:
+        # The descriptor stays open: it is the caller's.
+        held.detach()
 
 
 class ServiceManager:
