@@ -12,7 +12,7 @@ from twisted_storaged.errors import BucketError
 from twisted_storaged.routing import DEFAULT_MAX_PUT, Policy, Rule
 from twisted_storaged.runtime.write_buffer import PUSH_FROM
 from twisted_storaged.server import site as accesslog
-from twisted_storaged.server.channel import IDLE_SECONDS, LINGER_BYTES, LINGER_SECONDS
+from twisted_storaged.server.channel import DRAIN_IDLE_SECONDS, IDLE_SECONDS, LINGER_BYTES, LINGER_SECONDS
 from twisted_storaged.server.request import READ_SIZE, USUAL_READ_SIZE
 
 TOO_LONG = DEFAULT_MAX_PUT + 1
@@ -682,15 +682,140 @@ class TimeoutTests:
 class DrainTests:
     """A site that stops."""
 
-    def test_idle_connections_close_at_once(self) -> None:
-        """And then it is drained."""
+    def test_connections_that_are_idle_for_long_close_at_once(self) -> None:
+        """A connection that has been idle for a second closes when the drain begins, and then the site is drained."""
         server = Server()
         connection = server.connect()
+        connection.send(request("GET", "/health"))
+        server.clock.advance(DRAIN_IDLE_SECONDS)
         drained = server.site.drain()
         assert connection.transport.disconnecting
         assert not drained.called
         connection.lose()
         assert drained.called
+
+    def test_a_connection_that_was_just_used_has_a_second(self) -> None:
+        """The second is counted from its last byte, not from the beginning of the drain."""
+        server = Server()
+        connection = server.connect()
+        server.clock.advance(IDLE_SECONDS / 2)
+        connection.send(request("GET", "/health"))
+        server.clock.advance(DRAIN_IDLE_SECONDS * 0.75)
+        server.site.drain()
+        server.clock.advance(DRAIN_IDLE_SECONDS * 0.2)
+        assert not connection.transport.disconnecting
+        server.clock.advance(DRAIN_IDLE_SECONDS * 0.05)
+        assert connection.transport.disconnecting
+        connection.lose()
+        server.clock.advance(accesslog.WAIT)
+        assert server.clock.getDelayedCalls() == []
+
+    @pytest.mark.parametrize("next_one", [request("GET", "/health"), put("a", b"hello"), request("GET", "/x", "A:  b")])
+    def test_a_request_within_that_second_is_served(self, next_one: bytes) -> None:
+        """Its response says that it is the last, and the connection closes after it."""
+        server = Server()
+        connection = server.connect()
+        connection.send(request("GET", "/health"))
+        assert "connection" not in connection.response().headers
+        server.site.drain()
+        server.clock.advance(DRAIN_IDLE_SECONDS * 0.9)
+        connection.send(next_one)
+        response = connection.response()
+        assert (response.status, response.headers["connection"]) == (404 if b"/x" in next_one else 200, "close")
+        assert connection.transport.disconnecting
+        connection.lose()
+
+    def test_a_body_under_way_may_pause_for_longer(self) -> None:
+        """The second is for idle connections: a PUT whose client pauses is not idle, also if it came in that second."""
+        server = Server()
+        connection = server.connect()
+        server.site.drain()
+        connection.send(put("a", b"he", length=5))
+        server.clock.advance(IDLE_SECONDS - 1)
+        connection.send(b"llo")
+        response = connection.response()
+        assert (response.status, response.headers["connection"]) == (200, "close")
+        assert server.bucket.objects == {"a": b"hello"}
+        connection.lose()
+
+    def test_a_response_that_has_begun_before_the_drain(self) -> None:
+        """Its head could not say that the connection ends, so that a client may send one more request after it."""
+        server = Server()
+        server.bucket.objects["a"] = bytes(2 << 20)
+        connection = server.connect()
+        connection.full_after_each_write()
+        connection.send(request("GET", "/storage/get/a"))
+        server.site.drain()
+        server.clock.advance(DRAIN_IDLE_SECONDS * 2)
+        while connection.channel.requests:
+            connection.channel.resumeProducing()
+            connection.flow()
+        connection.channel.resumeProducing()
+        response = connection.response()
+        assert (len(response.body), "connection" in response.headers) == (2 << 20, False)
+        server.clock.advance(DRAIN_IDLE_SECONDS * 0.9)
+        assert not connection.transport.disconnecting
+        connection.send(request("GET", "/health"))
+        assert connection.response().headers["connection"] == "close"
+        assert connection.transport.disconnecting
+        connection.lose()
+
+    @pytest.mark.parametrize("part", [b"GET /hea", b"GET /health HTTP/1.1\r\nHos"])
+    def test_a_part_of_a_head_does_not_hold_it_up(self, part: bytes) -> None:
+        """A connection on which a part of a head has come is idle: it closes after a second without a further byte."""
+        server = Server()
+        connection = server.connect()
+        server.site.drain()
+        connection.send(part)
+        server.clock.advance(DRAIN_IDLE_SECONDS * 0.9)
+        assert not connection.transport.disconnecting
+        server.clock.advance(DRAIN_IDLE_SECONDS * 0.1)
+        assert connection.transport.disconnecting
+        assert not connection.transport.half_closed
+        assert connection.received() == b""
+        connection.lose()
+
+    def test_a_client_that_still_reads_is_not_idle(self) -> None:
+        """A connection with an unsent response stays; when the client has all of it, it has a second."""
+        server = Server()
+        connection = server.connect()
+        connection.send(request("GET", "/health"))
+        connection.transport.dataBuffer, connection.transport._tempDataBuffer = b"the rest of it", []
+        server.clock.advance(DRAIN_IDLE_SECONDS * 2)
+        server.site.drain()
+        server.clock.advance(DRAIN_IDLE_SECONDS * 2.5)
+        assert not connection.transport.disconnecting
+        connection.transport.dataBuffer = b""
+        connection.channel.resumeProducing()
+        server.clock.advance(DRAIN_IDLE_SECONDS * 0.9)
+        assert not connection.transport.disconnecting
+        server.clock.advance(DRAIN_IDLE_SECONDS * 0.1)
+        assert connection.transport.disconnecting
+        connection.lose()
+
+    def test_an_early_response_is_still_seen(self) -> None:
+        """A connection that drops the rest of a refused body goes on with that."""
+        server = Server()
+        connection = server.connect()
+        connection.send(put("/a", length=TOO_LONG))
+        server.site.drain()
+        server.clock.advance(DRAIN_IDLE_SECONDS)
+        assert not connection.transport.disconnecting
+        server.clock.advance(LINGER_SECONDS)
+        assert connection.transport.disconnecting
+        connection.lose()
+
+    def test_over_tls_an_idle_client_is_not_waited_for(self) -> None:
+        """TLS would be closed when the client has answered the closing alert, for which an idle one does not look."""
+        server = Server()
+        connection = server.connect()
+        connection.channel.isSecure = lambda: True
+        server.clock.advance(DRAIN_IDLE_SECONDS)
+        server.site.drain()
+        assert (connection.transport.disconnecting, connection.transport.aborted) == (True, False)
+        server.clock.advance(DRAIN_IDLE_SECONDS)
+        assert connection.transport.aborted
+        connection.lose()
 
     def test_a_request_under_way_is_answered(self) -> None:
         """Its connection closes after that."""

@@ -34,7 +34,7 @@ class ChannelOwner(Protocol):
         timeOut: seconds without a byte after which a connection is closed.
         flush_queue: the connections that have unflushed writes.
         channels: the channels that are open.
-        draining: whether no further request is accepted on a connection.
+        draining: whether each connection is to close after its next response, or when it is idle.
     """
 
     reactor: Any
@@ -61,7 +61,7 @@ class ChannelOwner(Protocol):
 
 
 class ReusedTimeout(TimeoutMixin):
-    """Calls `timeoutConnection` after `timeOut` idle seconds, with one timer that is set again when it is due.
+    """Calls `timeoutConnection` after `idle_limit` idle seconds, with one timer that is set again when it is due.
 
     Twisted's TimeoutMixin makes a timer for each request.
     """
@@ -69,35 +69,48 @@ class ReusedTimeout(TimeoutMixin):
     site: ChannelOwner
     timeOut: float | None  # type: ignore[assignment]
     _timer: IDelayedCall | None = None
-    _deadline = 0.0
+    _last_active = 0.0
+
+    @property
+    def idle_limit(self) -> float | None:
+        """The idle seconds that are allowed now, None for any number."""
+        return self.timeOut
 
     def setTimeout(self, period: float | None) -> float | None:
         """Set the idle seconds that are allowed, None for any number; returns the former value."""
         before, self.timeOut = self.timeOut, period
         self.resetTimeout()
-        if period is not None and self._timer is None:
-            self._timer = self.callLater(period, self._timer_is_due)
+        limit = self.idle_limit
+        if limit is not None and (self._timer is None or self._timer.getTime() > self._last_active + limit):
+            self._set_timer(limit)
         return before
 
     def resetTimeout(self) -> None:
         """Restart the count of idle seconds."""
-        if self.timeOut is not None:
-            self._deadline = self.site.reactor.seconds() + self.timeOut
+        self._last_active = self.site.reactor.seconds()
 
-    def _timer_is_due(self) -> None:
-        self._timer = None
-        if self.timeOut is None:
+    def check_timeout(self) -> None:
+        """Call `timeoutConnection` if the connection has been idle for too long, or else when it will have been."""
+        limit = self.idle_limit
+        if limit is None:
+            self.cancel_timer()
             return
-        left = self._deadline - self.site.reactor.seconds()
+        left = self._last_active + limit - self.site.reactor.seconds()
         if left > 0:
-            self._timer = self.callLater(left, self._timer_is_due)
+            self._set_timer(left)
         else:
+            self.cancel_timer()
             self.timeoutConnection()
 
     def cancel_timer(self) -> None:
-        """Cancel the timer of a connection that has closed."""
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
+        """Cancel the timer, such as that of a connection that has closed."""
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+
+    def _set_timer(self, seconds: float) -> None:
+        self.cancel_timer()
+        self._timer = self.callLater(seconds, self.check_timeout)
 
 
 NO_REQUEST = b"HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -110,6 +123,9 @@ LINGER_BYTES = 16 << 20
 LINGER_SECONDS = 5
 #: Seconds without a byte, between requests or inside one, after which a connection is closed.
 IDLE_SECONDS = 60
+#: The same for a connection without a request under way, while the daemon stops. A client that is about to send its
+#: next request is served, and told to close; closing at once would lose that request.
+DRAIN_IDLE_SECONDS = 1
 
 
 class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
@@ -170,6 +186,7 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
 
     def resumeProducing(self) -> None:
         """Produce and parse again: the transport has sent what it had."""
+        self.resetTimeout()
         self.paused = False
         super().resumeProducing()
         # The producer that was just resumed may have filled the transport again.
@@ -276,7 +293,7 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
     def checkPersistence(self, request: StreamingRequest, version: bytes) -> bool:
         """Whether another request may follow on this connection. RFC 9112, 9.3."""
         options = ",".join(request.fields.get("connection", ())).lower().replace(",", " ").split()
-        return version == b"HTTP/1.1" and "close" not in options and not self.site.draining
+        return version == b"HTTP/1.1" and "close" not in options
 
     def write_head(
         self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None, chunked: bool
@@ -290,7 +307,8 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
             lines.append(b"Content-Length: %d\r\n" % length)
         # What is still to come of the request body would be taken for the next request; and a response body without
         # length and chunks ends with the connection. RFC 9112, 6.3.
-        if not self.requests[0].body.complete or (length is None and not chunked and status not in NO_BODY_CODES):
+        has_no_end = length is None and not chunked and status not in NO_BODY_CODES
+        if self.site.draining or not self.requests[0].body.complete or has_no_end:
             self.persistent = False
         if not self.persistent:
             lines.append(b"Connection: close\r\n")
@@ -339,13 +357,23 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
         self.requests.clear()
         self._linger()
 
+    @property
+    def idle_limit(self) -> float | None:
+        """The idle seconds that are allowed now: fewer while the site drains, unless a request is under way."""
+        # A part of a request's head is no request yet: it must not hold up the end of the daemon.
+        is_idle = not self.requests or not self.requests[-1].dispatched
+        return DRAIN_IDLE_SECONDS if self.site.draining and is_idle and self.timeOut is not None else self.timeOut
+
     def timeoutConnection(self) -> None:
         request = self.requests[-1] if self.requests else None
         if request is None and has_unsent(self.transport):
             # The client still reads the last response. https://github.com/twisted/twisted/issues/12498
             self.setTimeout(self.site.timeOut)
         elif request is None or not request.dispatched:
-            super().timeoutConnection()
+            if self.site.draining:
+                self._close_idle()
+            else:
+                super().timeoutConnection()
         elif request.body.paused:
             # The client cannot send, as storaged does not read.
             self.setTimeout(self.site.timeOut)
@@ -367,11 +395,14 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
             request.cut(reason)
         self.transport.abortConnection()
 
-    def close_when_done(self) -> None:
-        """Close now, or after the response that is under way."""
-        self.persistent = False
-        if not self.requests:
-            self.loseConnection()
+    def _close_idle(self) -> None:
+        # Neither with a line in the log for each, nor with an answer to a part of a head.
+        self._outgoing.push()
+        self.setTimeout(None)
+        super().loseConnection()
+        if self.isSecure():
+            # TLS is closed when the peer has closed it, too, and an idle client may not look for as long as it is idle.
+            self._lingering = self.callLater(DRAIN_IDLE_SECONDS, self.transport.abortConnection)
 
     def pause_reading(self) -> None:
         """Leave the peer's bytes in the socket."""

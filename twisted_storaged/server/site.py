@@ -121,11 +121,11 @@ class StorageSite(Site):
         return [b"http/1.1"]
 
     def drain(self) -> Deferred[None]:
-        """Accept no more requests; fires when every connection has closed."""
+        """Let each connection close after its next response, or when it is idle; fires when all have closed."""
         self.draining = True
         # A copy, as a channel that closes at once leaves the set.
         for channel in list(self.channels):
-            channel.close_when_done()
+            channel.check_timeout()
         self._check_drained()
         return self._drained
 
