@@ -783,7 +783,7 @@ class DrainTests:
         connection.transport.dataBuffer, connection.transport._tempDataBuffer = b"the rest of it", []
         server.clock.advance(DRAIN_IDLE_SECONDS * 2)
         server.site.drain()
-        server.clock.advance(DRAIN_IDLE_SECONDS * 2.5)
+        server.clock.pump([DRAIN_IDLE_SECONDS * 0.5] * 5)
         assert not connection.transport.disconnecting
         connection.transport.dataBuffer = b""
         connection.channel.resumeProducing()

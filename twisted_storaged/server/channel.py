@@ -81,7 +81,7 @@ class ReusedTimeout(TimeoutMixin):
         before, self.timeOut = self.timeOut, period
         self.resetTimeout()
         limit = self.idle_limit
-        if limit is not None and (self._timer is None or self._timer.getTime() > self._last_active + limit):
+        if limit is not None and self._timer is None:
             self._set_timer(limit)
         return before
 
