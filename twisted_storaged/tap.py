@@ -16,6 +16,7 @@ from twisted.python import usage
 
 from twisted_storaged import __version__
 from twisted_storaged.config_file import DEFAULT_SECRETS
+from twisted_storaged.runtime.log_file import bound_log_file
 from twisted_storaged.runtime.process import StopSignals
 from twisted_storaged.runtime.twisted_internals import install, warn_of_wall_clock
 
@@ -53,12 +54,15 @@ class Options(usage.Options):
         sys.exit(0)
 
     def postOptions(self) -> None:
-        """Refuse --repair-checksums without --scrub, and two commands, of which only one would be carried out."""
+        """Refuse options that do not go together, and bound the log file of twistd."""
         given = [f"--{command}" for command in ACTIONS if is_given(self, command)]
         if len(given) > 1:
             raise usage.UsageError(f"{' and '.join(given)} are two commands: give one of them")
         if self["repair-checksums"] and not self["scrub"]:
             raise usage.UsageError("--repair-checksums goes with --scrub")
+        # Only twistd has this option; the parent may also be the command line of `storaged`.
+        if self.parent is not None and "logger" in self.parent:
+            bound_log_file(self.parent)
 
 
 def is_given(options: Mapping[str, Any], name: str) -> bool:
