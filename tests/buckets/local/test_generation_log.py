@@ -14,7 +14,7 @@ import pytest_twisted
 
 from tests.buckets.local.embedded import flip, make
 from tests.buckets.local.test_generation import check, killed, stopped, with_the_last_commit_damaged
-from twisted_storaged.buckets.local import bucket as local
+from twisted_storaged.buckets.local import start
 from twisted_storaged.buckets.local.generation import Generation, read_wal_index
 from twisted_storaged.buckets.local.scrub import Scrub
 from twisted_storaged.errors import StartError
@@ -111,7 +111,7 @@ class LogIsKeptTests:
             raise OSError("no space left")
 
         with monkeypatch.context() as patched:
-            patched.setattr(local, "sweep", fail)
+            patched.setattr(start, "sweep", fail)
             for _ in range(2):
                 with pytest.raises(StartError, match="no space left"):
                     make(path).start()

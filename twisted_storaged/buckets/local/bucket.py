@@ -14,7 +14,6 @@ import errno
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -25,10 +24,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from twisted_storaged.buckets.local.files import DataFolder, RecentNames
-from twisted_storaged.buckets.local.generation import Generation
-from twisted_storaged.buckets.local.index_reads import Entry, is_corrupt
-from twisted_storaged.buckets.local.index_writes import Change, IndexWriter, Outcome
+from twisted_storaged.buckets.local.files import RecentNames
+from twisted_storaged.buckets.local.index_reads import Entry
+from twisted_storaged.buckets.local.index_writes import Change, Outcome
 from twisted_storaged.buckets.local.reader import (
     FileReader,
     FileSource,
@@ -37,17 +35,16 @@ from twisted_storaged.buckets.local.reader import (
     verify_content,
     verify_size,
 )
-from twisted_storaged.buckets.local.sweep import sweep
-from twisted_storaged.buckets.local.writer import PART_SIZE, Commits, LocalUpload
+from twisted_storaged.buckets.local.start import OpenFolder
+from twisted_storaged.buckets.local.sweep import sweep_abandoned
+from twisted_storaged.buckets.local.writer import PART_SIZE, LocalUpload
 from twisted_storaged.buckets.upload import BodyDigests, Uploader
 from twisted_storaged.errors import (
     BucketBusy,
     BucketError,
-    DamagedObject,
     ObjectNotFound,
     OutOfSpace,
     PreconditionFailed,
-    StartError,
     StorageError,
     WritesSuspended,
 )
@@ -56,7 +53,6 @@ from twisted_storaged.model import NO_OPTIONS, ByteRange, Condition, ListPage, L
 from twisted_storaged.runtime.batching import Batcher
 from twisted_storaged.runtime.buffers import KEEP_FOR_READS, DeliveryBudget, FairShare, part_buffers
 from twisted_storaged.runtime.concurrency import Threads, deferred
-from twisted_storaged.runtime.files import touch
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -86,17 +82,23 @@ class LocalBucket:
 
     _log = Logger()
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (what it shares with others)
         self,
         name: str,
         settings: LocalSettings,
         reactor: IReactorFromThreads,
         put_slots: int,
         delivering: DeliveryBudget | None = None,
+        lock: int | None = None,
     ) -> None:
-        """Create the bucket, unopened. `delivering` is shared by all buckets; by default the bucket has its own."""
+        """Create the bucket, unopened. `delivering` is shared by all buckets; by default the bucket has its own.
+
+        With `lock`, a descriptor that `prepare` has returned in a process that started this one, the bucket is opened
+        as one of several processes. The bucket closes it.
+        """
         self.name = name
         self._path = settings.path
+        self._lock = lock
         self._threads = Threads(reactor, put_slots * WINDOW + READERS + COMMITTERS, f"bucket {name}")
         self._delivering = DeliveryBudget() if delivering is None else delivering
         self._buffers = part_buffers(PART_SIZE, keep=put_slots)
@@ -116,32 +118,14 @@ class LocalBucket:
         )
 
     def start(self) -> None:
-        path = self._path
-        try:
-            with ExitStack() as opened:
-                self._directory = DataFolder(path)
-                opened.callback(self._directory.close)
-                self._generation = Generation(path, self._directory.boot)
-                # Before SQLite opens the index, which changes its files.
-                self._generation.check_files(has_contents=any(self._directory.names()))
-                # With mode 0600, which SQLite gives its log and wal-index as well.
-                touch(self._directory.index_path)
-                self._index = IndexWriter(self._directory.index_path)
-                # If the start fails, `index.state` may still say that the log is needed.
-                opened.callback(self._close_index, keep_log=True)
-                self._generation.open(self._index)
-                # After the start was counted: that commit makes SQLite create the files that are watched from here on.
-                self._writes = Commits(self._index, self._directory.index_path, self._directory.objects_path)
-                opened.callback(self._writes.close)
-                # Last, since an index that is refused above does not say which files are leftovers.
-                self._sweep()
-                opened.pop_all()
-        except (OSError, sqlite3.Error) as error:
-            raise StartError(f"bucket {self.name}: {path} cannot be used: {error}") from error
+        self._folder = OpenFolder(self.name, self._path, self._lock)
+        self._directory, self._index, self._writes = self._folder.directory, self._folder.index, self._folder.writes
         memory = self._directory.memory
         # Otherwise more than 32 MiB of free pieces would stay after many GETs.
         self._delivering.when_idle.append(lambda: memory.trim(KEEP_FOR_READS))
         self._threads.start()
+        if self._lock is not None:
+            self._run(self._sweep_abandoned).addErrback(self._not_swept)
 
     @deferred
     async def stop(self) -> None:
@@ -153,29 +137,7 @@ class LocalBucket:
         return self._threads.ping()
 
     def close(self) -> None:
-        # In this order: closing the index removes its log, and `index.state` must not ask for that any more.
-        self._close_index(keep_log=not self._close_generation())
-        self._writes.close()
-        self._directory.close()
-
-    def _close_index(self, *, keep_log: bool) -> None:
-        try:
-            self._index.close(keep_log=keep_log)
-        except sqlite3.Error as error:
-            self._log.warn("bucket {name}: cannot close the index: {error}", name=self.name, error=error)
-
-    def _close_generation(self) -> bool:
-        """Note durably that the index no longer needs its write-ahead log; returns False if it does.
-
-        While another program reads the index, the log cannot be checkpointed completely, and is needed.
-        """
-        try:
-            if self._index.is_checkpointed():
-                self._generation.close()
-                return True
-        except (OSError, sqlite3.Error) as error:
-            self._log.warn("bucket {name}: the log of the index is kept: {error}", name=self.name, error=error)
-        return False
+        self._folder.close()
 
     async def put(self, key: str, body: IRequestBody, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
         upload = LocalUpload(key, self._directory, self._run)
@@ -206,26 +168,17 @@ class LocalBucket:
     async def delete(self, key: str, condition: Condition | None = None) -> None:
         await self._commit(Change(key, None, condition))
 
-    def _sweep(self) -> None:
-        """Remove what a crash left behind, unless the index is damaged."""
-        try:
-            swept = sweep(self._directory, self._index, self._warn)
-        except (sqlite3.DatabaseError, DamagedObject) as error:
-            if not is_corrupt(error):
-                raise
-            # The bucket starts all the same: objects whose rows are intact can still be read.
-            self._log.critical("bucket {name} is damaged: {error}: run --scrub", name=self.name, error=error)
-        else:
-            self._log.info(
-                "bucket {name} is in {path}; {swept.removed} leftovers removed, {swept.lost} files moved to "
-                "lost/, {swept.strays} names that are not storaged's",
-                name=self.name,
-                path=self._path,
-                swept=swept,
-            )
+    def _sweep_abandoned(self) -> None:
+        removed = sweep_abandoned(self._directory, self._index, self._writes.settle)
+        if removed:
+            self._log.info("bucket {name}: {n} leftovers of ended processes removed", name=self.name, n=removed)
 
-    def _warn(self, line: str) -> None:
-        self._log.warn("bucket {name}: {line}", name=self.name, line=line)
+    def _not_swept(self, failure: Failure) -> None:
+        self._log.warn(
+            "bucket {name}: leftovers of ended processes are kept for the next start: {failure.value}",
+            name=self.name,
+            failure=failure,
+        )
 
     async def _commit(self, change: Change) -> None:
         replaced = await self._commits.do(change)

@@ -3,6 +3,9 @@
 Each content is written once, under a name of its own, in its final place: only the index makes it visible. From before
 its creation until its commit has returned, an empty file of the same name, the note, is in `pending/`. After a crash, a
 note proves that no client was told of the content, so that it may be removed; see `sweep`.
+
+Where several processes of a daemon write to a folder, each has a folder of notes that it locks while it lives, so that
+another one can tell that it has ended.
 """
 
 from __future__ import annotations
@@ -33,6 +36,11 @@ _FOLDERS = [f"{number:02x}" for number in range(256)]
 _NAME = re.compile(r"[0-9a-f]{32}")
 
 
+def is_name(name: str) -> bool:
+    """Whether this may be the name of a content."""
+    return _NAME.fullmatch(name) is not None
+
+
 class ContentFiles:
     """The contents of an embedded bucket, for reading: in 256 folders, by the first two letters of their names."""
 
@@ -40,6 +48,7 @@ class ContentFiles:
         self.index_path = path / "index.sqlite"
         self.lost_path = path / "lost"
         self.pending_path = path / "pending"
+        self.commit_lock_path = path / "commit.lock"
         self.objects_path = path / "objects"
         self.memory = BufferPool(SMALL_PIECE, PIECE, keep=KEEP)
 
@@ -84,7 +93,7 @@ class ContentFiles:
 
     def pending(self) -> dict[str, Path]:
         """Return the notes of unfinished uploads, by the names of their contents."""
-        return {note.name: note for note in self.pending_path.glob("*/*") if _NAME.fullmatch(note.name)}
+        return {note.name: note for note in self.pending_path.glob("*/*") if is_name(note.name)}
 
     def path_of(self, name: str) -> Path:
         """Return the path of a content, whether or not it exists."""
@@ -98,12 +107,18 @@ class ContentFiles:
 
 
 class DataFolder(ContentFiles):
-    """The folder of an embedded bucket, locked by one daemon, which writes it."""
+    """The folder of an embedded bucket, locked by one daemon, which writes it.
 
-    def __init__(self, path: Path, boot: str | None = None) -> None:
+    Attributes:
+        boot: identifies the current boot of the kernel.
+        lock: the descriptor that holds the lock.
+    """
+
+    def __init__(self, path: Path, boot: str | None = None, lock: int | None = None) -> None:
         """Create the folder if there is none, lock it, and remove the access of other users to its files.
 
-        `boot` identifies the current boot of the kernel; by default it is the boot id.
+        With `lock`, a descriptor that another process has locked the folder with, it is opened as one of several
+        processes, and nothing but notes is created in it. By default, `boot` is the boot id.
 
         Raises:
             StartError: another daemon has locked it, or some of it belongs to another user.
@@ -111,12 +126,17 @@ class DataFolder(ContentFiles):
         """
         super().__init__(path)
         self.boot = boot or boot_id()
-        self._notes = self.pending_path / self.boot
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = _lock(path)
-        self._make_folders()
-        for name in ("index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "index.state"):
-            tighten(path / name)
+        self._notes_lock = -1
+        if lock is None:
+            self._notes = self.pending_path / self.boot
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.lock = _lock(path)
+            self._make_folders()
+            for name in ("index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "index.state"):
+                tighten(path / name)
+        else:
+            self.lock = _inherited(path, lock)
+            self._notes, self._notes_lock = self._make_own_notes()
 
     def create(self) -> ContentFile:
         """Create an empty content with a new name, and its note."""
@@ -136,9 +156,39 @@ class DataFolder(ContentFiles):
         self.path_of(name).unlink(missing_ok=True)
         self.drop_note(name)
 
+    def is_of_this_boot(self, note: Path) -> bool:
+        """Whether a note was written since the kernel booted."""
+        return note.parent.name == self.boot or note.parent.name.startswith(f"{self.boot}.")
+
+    def abandoned(self) -> Iterator[Path]:
+        """Yield the folders of notes of other processes that have ended. Each is locked until the next is asked for."""
+        for folder in list(self.pending_path.glob(f"{self.boot}.*")):
+            descriptor = _lock_folder(folder)
+            if descriptor is not None:
+                try:
+                    yield folder
+                finally:
+                    os.close(descriptor)
+
     def close(self) -> None:
-        """Unlock the folder."""
-        os.close(self._lock)
+        """Unlock the folder, unless other processes have its lock as well."""
+        if self._notes_lock >= 0:
+            # Notes of uploads whose outcome is unknown are left for the next start.
+            with suppress(OSError):
+                self._notes.rmdir()
+            os.close(self._notes_lock)
+        os.close(self.lock)
+
+    def _make_own_notes(self) -> tuple[Path, int]:
+        """Make a folder for the notes of this process; returns it, and the descriptor that it is locked with."""
+        while True:
+            # Earlier versions take notes in it for those of another boot, and move their contents to `lost/`.
+            folder = self.pending_path / f"{self.boot}.{os.urandom(16).hex()}"
+            make_folder(folder)
+            descriptor = _lock_folder(folder)
+            # Otherwise another process took the folder for an abandoned one before it was locked.
+            if descriptor is not None:
+                return folder, descriptor
 
     def _make_folders(self) -> None:
         for folder in (self.objects_path, *(self.objects_path / name for name in _FOLDERS)):
@@ -204,7 +254,7 @@ def boot_id() -> str:
 
 
 def _is_content(entry: os.DirEntry[str], folder: str) -> bool:
-    is_named_so = entry.name.startswith(folder) and _NAME.fullmatch(entry.name) is not None
+    is_named_so = entry.name.startswith(folder) and is_name(entry.name)
     return is_named_so and entry.is_file(follow_symlinks=False)
 
 
@@ -218,6 +268,31 @@ def _lock(path: Path) -> int:
         time.sleep(LOCK_PAUSE)
     os.close(descriptor)
     raise StartError(f"{path} is in use by another storaged; each needs a folder of its own")
+
+
+def _inherited(path: Path, lock: int) -> int:
+    """Check that `lock` holds the lock of the folder, and return it.
+
+    Raises:
+        StartError: it does not.
+    """
+    # It has no effect if the descriptor, or one that it was duplicated from, has locked the file already.
+    if not os.path.samestat(os.fstat(lock), (path / "lock").stat()) or not _try_lock(lock, fcntl.LOCK_EX):
+        raise StartError(f"{path} is not locked by this daemon")
+    return lock
+
+
+def _lock_folder(path: Path) -> int | None:
+    """Open and lock a folder; None if another process has locked or removed it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    # It may have been removed before it was locked. Its name is never used again.
+    if _try_lock(descriptor, fcntl.LOCK_EX) and path.exists():
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _try_lock(descriptor: int, kind: int) -> bool:

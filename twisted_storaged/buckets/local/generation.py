@@ -138,6 +138,16 @@ class Generation:
         if starts < state.starts:
             raise _refused(self._index_path, f"is an older copy, of start {starts} of {state.starts}")
 
+    def check_prepared(self, index: IndexWriter) -> None:
+        """Check that another process has prepared this index with `open`.
+
+        Raises:
+            StartError: it is another index, or `index.state` does not say that it is open.
+        """
+        state = self._read()
+        if state is None or not state.is_open or (state.generation, state.starts) != index.identity():
+            raise _refused(self._index_path, "is not the index that this daemon has started with")
+
     def close(self) -> None:
         """Note that the index is about to be closed. After this, SQLite may remove its log."""
         if self._state is not None and self._state.is_open:

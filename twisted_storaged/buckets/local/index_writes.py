@@ -26,6 +26,7 @@ from twisted_storaged.buckets.local.index_reads import (
 )
 from twisted_storaged.buckets.local.index_schema import (
     Row,
+    check,
     listed_checksum,
     packed_checksum,
     prepare,
@@ -73,18 +74,23 @@ _CREATE_REPLACED = "CREATE TABLE IF NOT EXISTS replaced (name TEXT PRIMARY KEY) 
 class IndexWriter(IndexReader):
     """The index, for reading and writing, by one connection each: neither waits for the other."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create the index.
+    def __init__(self, path: Path, *, is_prepared: bool = False) -> None:
+        """Open the index. It is created or migrated if necessary, unless another process has prepared it.
 
         Raises:
-            sqlite3.Error: the file is not an index, or cannot be used.
+            sqlite3.Error: the file is not an index, or not prepared, or cannot be used.
         """
         self._path = path
-        self._writer = _connect(path)
-        prepare(self._writer)
-        self._writer.execute(_CREATE_REPLACED)
+        # A worker must not create an index that was lost.
+        mode = "rw" if is_prepared else "rwc"
+        self._writer = _connect(path, mode)
+        if is_prepared:
+            check(self._writer)
+        else:
+            prepare(self._writer)
+            self._writer.execute(_CREATE_REPLACED)
         self._removed: deque[str] = deque()
-        super().__init__(_connect(path))
+        super().__init__(_connect(path, mode))
 
     def commit(self, changes: Sequence[Change]) -> Sequence[Outcome]:
         """Make the changes whose conditions hold, in this order, in one durable transaction. One thread at a time.
@@ -235,8 +241,10 @@ class IndexWriter(IndexReader):
         return None
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    # https://sqlite.org/uri.html
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    connection = sqlite3.connect(uri, BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True)
     # WAL: readers and the writer do not wait for each other. https://sqlite.org/wal.html
     connection.execute("PRAGMA journal_mode = WAL")
     # FULL: a commit syncs the log before it returns. https://sqlite.org/pragma.html#pragma_synchronous

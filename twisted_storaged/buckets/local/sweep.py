@@ -4,16 +4,20 @@ A file is removed only if it is proven to be a leftover: the index says that a c
 `pending/` that was written since the kernel booted, since notes are removed after the commit and before the client is
 told of it, which a kill -9 cannot undo. After a loss of power, notes prove nothing. All other files are moved to
 `lost/`. It runs before the bucket serves requests.
+
+Where several processes serve a bucket, each removes the leftovers of those that have ended, by their notes alone.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from twisted_storaged.buckets.local.files import DataFolder
+from twisted_storaged.buckets.local.files import DataFolder, is_name
+from twisted_storaged.buckets.local.index_reads import IndexReader, open_index_reader
 from twisted_storaged.buckets.local.index_writes import IndexWriter
 from twisted_storaged.runtime.files import sync_folder
 
@@ -43,12 +47,12 @@ def sweep(directory: DataFolder, index: IndexWriter, warn: Callable[[str], None]
         OSError: a file cannot be moved or removed.
         sqlite3.Error: the index cannot be read; then nothing was changed.
     """
-    swept, boot = SweepReport(), directory.boot
+    swept = SweepReport()
     notes, replaced = directory.pending(), index.replaced()
     # The whole index is read before the first file is touched: it may turn out to be damaged.
     for name in list(directory.unnamed(index.files())):
         note = notes.get(name)
-        if name in replaced or (note is not None and note.parent.name == boot):
+        if name in replaced or (note is not None and directory.is_of_this_boot(note)):
             directory.path_of(name).unlink()
             swept.removed += 1
         else:
@@ -65,12 +69,61 @@ def sweep(directory: DataFolder, index: IndexWriter, warn: Callable[[str], None]
     for note in notes.values():
         note.unlink(missing_ok=True)
     for folder in directory.pending_path.iterdir():
-        if folder.name != boot and folder.is_dir() and not any(folder.iterdir()):
+        if folder.name != directory.boot and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
     for path in directory.strays():
         swept.strays += 1
         _warn_of_the_first(swept.strays, warn, f"{path} is not storaged's: left alone")
     return swept
+
+
+def sweep_abandoned(directory: DataFolder, index: IndexWriter, settle: Callable[[], None]) -> int:
+    """Remove the leftovers of processes that were killed, while others serve; returns the number of contents.
+
+    `settle` makes sure that no unfinished commit of theirs can come back.
+
+    Raises:
+        OSError: a file cannot be removed.
+        sqlite3.Error: the index cannot be read.
+        DamagedObject: a row is damaged, so that its file is unknown.
+        WritesSuspended: `settle` has failed.
+    """
+    removed = 0
+    # A connection of its own, since other threads use that of `index`.
+    with closing(open_index_reader(directory.index_path)) as reader:
+        for folder in directory.abandoned():
+            removed += _sweep_notes(directory, folder, reader, settle)
+        # Also those that a process which lives is about to remove: none is named by a key any more.
+        for name in reader.replaced():
+            removed += _remove(directory.path_of(name))
+            index.removed(name)
+    return removed
+
+
+def _sweep_notes(directory: DataFolder, folder: Path, index: IndexReader, settle: Callable[[], None]) -> int:
+    notes = [note for note in folder.iterdir() if is_name(note.name)]
+    unnamed = {note.name for note in notes if directory.path_of(note.name).exists()}
+    removed = 0
+    if unnamed:
+        # Before the index is read: a recovery of its log would bring back a commit that was killed before its end.
+        settle()
+        # The whole index: nothing but a row names a file.
+        unnamed.difference_update(index.files())
+        for name in unnamed:
+            removed += _remove(directory.path_of(name))
+    for note in notes:
+        note.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+    return removed
+
+
+def _remove(path: Path) -> bool:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _move(path: Path, lost: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 
 from awscrt.checksums import crc32c
 from twisted.internet.defer import Deferred, succeed
@@ -101,8 +103,70 @@ class _NewFile:
 _log = Logger()
 
 
+class OnlyProcess:
+    """The turns of a process that alone commits to an index: it has all of them.
+
+    Attributes:
+        is_unsettled: whether a commit has begun whose outcome is not certain yet.
+    """
+
+    def __init__(self) -> None:
+        self.is_unsettled = False
+
+    def __enter__(self) -> None:
+        """Begin a turn."""
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+class CommitLock:
+    """The turns of one of several processes that commit to an index, by a lock on a file. Blocking.
+
+    SQLite has a lock of its own, but those who wait for it ask again in intervals: throughput is a quarter less. And it
+    is free between a commit that failed and the truncation of its log.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, or create it."""
+        # A lock belongs to the open file, so that each process needs its own. See flock(2)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # Threads of this process share that lock.
+        self._threads = Lock()
+
+    def __enter__(self) -> None:
+        """Begin a turn, once those of other processes have ended. The kernel ends that of a killed process."""
+        self._threads.acquire()
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        except BaseException:
+            self._threads.release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        """End a turn."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        self._threads.release()
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether a process has begun a commit whose outcome is not certain yet. It is in the file: others ask, too."""
+        return os.pread(self._descriptor, 1, 0) == b"1"
+
+    @is_unsettled.setter
+    def is_unsettled(self, is_unsettled: bool) -> None:
+        os.pwrite(self._descriptor, b"1" if is_unsettled else b"0", 0)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+
 class Commits:
-    """Commits changes to the index, and makes sure of the outcome of each. One thread at a time. Blocking.
+    """Commits changes to the index, and makes sure of the outcome of each. Blocking.
 
     A transaction is in SQLite's write-ahead log before it is synced. If fsync fails, SQLite rolls back, but the frames
     stay in the file, intact, until others overwrite them: after a kill -9, SQLite would recover a transaction that was
@@ -111,23 +175,32 @@ class Commits:
 
     So after a failure the log is truncated to the frames that the wal-index counts as committed, which earlier fsyncs
     made durable, and the truncation is synced. Until that has succeeded, no write is accepted.
+
+    Where several processes commit, the same is done by the next of them if one was killed in a commit.
     """
 
-    def __init__(self, index: IndexWriter, index_path: Path, objects_path: Path) -> None:
+    def __init__(self, index: IndexWriter, directory: DataFolder, turns: OnlyProcess | CommitLock) -> None:
         """Remember which files the index has. It must have been written to, so that all of them exist.
+
+        `turns` is closed by `close`, or if this fails.
 
         Raises:
             OSError: some of them do not exist.
         """
         self._index = index
-        self._wal_path = index_path.with_name(f"{index_path.name}-wal")
+        self._turns = turns
+        path, objects_path = directory.index_path, directory.objects_path
+        self._wal_path = path.with_name(f"{path.name}-wal")
         # An inode number may be reused once a file is closed: SQLite has its files open, the folder is kept open here.
         # The database and the wal-index must not be closed while SQLite uses them: that drops its locks. See fcntl(2)
         self._objects = os.open(objects_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._wal_index = -1
+        watched = [path, self._wal_path, objects_path]
+        if isinstance(turns, CommitLock):
+            watched.append(directory.commit_lock_path)
         try:
-            self._wal_index = os.open(index_path.with_name(f"{index_path.name}-shm"), os.O_RDONLY | os.O_CLOEXEC)
-            self._files = {path: _identity(path) for path in (index_path, self._wal_path, objects_path)}
+            self._wal_index = os.open(path.with_name(f"{path.name}-shm"), os.O_RDONLY | os.O_CLOEXEC)
+            self._files = {path: _identity(path) for path in watched}
         except OSError:
             self.close()
             raise
@@ -138,6 +211,7 @@ class Commits:
         for descriptor in (self._objects, self._wal_index):
             if descriptor >= 0:
                 os.close(descriptor)
+        self._turns.close()
 
     def commit(self, changes: Sequence[Change]) -> Sequence[Outcome]:
         """Commit changes as `IndexWriter.commit` does.
@@ -147,33 +221,50 @@ class Commits:
             WritesSuspended: files were replaced, or the log cannot be truncated after a failed commit.
             sqlite3.Error: the commit failed; nothing was changed.
         """
-        self._check_files(begun=False)
-        if self._failed is not None:
-            self._settle(self._failed, begun=False)
-        try:
-            outcomes = self._index.commit(changes)
-        except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
-                raise BucketBusy(f"another program has locked the index: {error}") from error
-            # Noted first: if the log cannot be truncated now, the next commit tries it again.
-            self._failed = error
-            _log.critical("a commit failed, no writes are accepted until its log is truncated: {error}", error=error)
-            self._settle(error, begun=True)
-            raise
-        # Again: a commit that went to a folder which was replaced meanwhile must not be acknowledged.
-        self._check_files(begun=True)
-        return outcomes
+        with self._turns:
+            self._check_files(begun=False)
+            if self._turns.is_unsettled:
+                self._settle(begun=False)
+            # Noted first: whoever commits next truncates the log if this process is killed, or cannot do it.
+            self._turns.is_unsettled = True
+            try:
+                outcomes = self._index.commit(changes)
+            except sqlite3.Error as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+                    self._turns.is_unsettled = False
+                    raise BucketBusy(f"another program has locked the index: {error}") from error
+                self._failed = error
+                _log.critical(
+                    "a commit failed, no writes are accepted until its log is truncated: {error}", error=error
+                )
+                self._settle(begun=True)
+                raise
+            self._turns.is_unsettled = False
+            # Again: a commit that went to a folder which was replaced meanwhile must not be acknowledged.
+            self._check_files(begun=True)
+            return outcomes
 
-    def _settle(self, failed: Exception, begun: bool) -> None:
+    def settle(self) -> None:
+        """Make sure that no commit can come back that has failed, or whose process was killed.
+
+        Raises:
+            WritesSuspended: the log cannot be truncated.
+        """
+        with self._turns:
+            if self._turns.is_unsettled:
+                self._settle(begun=False)
+
+    def _settle(self, begun: bool) -> None:
+        failed = f"a commit failed ({self._failed})" if self._failed else "a process ended during a commit"
         try:
             # No other program may commit to the log while it is truncated.
             with self._index.locked():
                 self._truncate_log()
+            self._turns.is_unsettled = False
         except (OSError, sqlite3.Error) as error:
-            cause = f"a commit failed ({failed}), and its log cannot be truncated: {error}"
-            raise WritesSuspended(cause, begun) from error
+            raise WritesSuspended(f"{failed}, and its log cannot be truncated: {error}", begun) from error
         self._failed = None
-        _log.info("the failed commit was rolled back for good; writes are accepted again")
+        _log.info("{failed}: it was rolled back for good; writes are accepted again", failed=failed)
 
     def _truncate_log(self) -> None:
         committed = read_wal_index(self._wal_index)
