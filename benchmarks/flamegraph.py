@@ -1,6 +1,6 @@
 """Draws a flame graph of storaged in front of the S3 sink, under a load of the table: `flamegraph.py ROW OUT.svg`.
 
-py-spy reads the memory of the process, which needs root, or 0 in /proc/sys/kernel/yama/ptrace_scope.
+py-spy reads the memory of the process, which needs root.
 """
 
 from __future__ import annotations

@@ -129,3 +129,9 @@ class Daemon:
         """The peak of its resident memory, in bytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text("utf-8")
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+    def open_files(self) -> int:
+        """The number of its open files."""
+        # Only root may list the folder of a process that cannot be dumped; its size is the number since Linux 6.2.
+        folder = Path(f"/proc/{self.process.pid}/fd")
+        return folder.stat().st_size or len(os.listdir(folder))

@@ -17,7 +17,7 @@ from twisted.python import usage
 from twisted_storaged import __version__
 from twisted_storaged.config_file import DEFAULT_SECRETS
 from twisted_storaged.runtime.log_file import bound_log_file
-from twisted_storaged.runtime.process import StopSignals
+from twisted_storaged.runtime.process import StopSignals, disable_core_dumps, raise_file_limit
 from twisted_storaged.runtime.twisted_internals import install, warn_of_wall_clock
 
 #: The options that do something else than to run the daemon.
@@ -73,7 +73,8 @@ def is_given(options: Mapping[str, Any], name: str) -> bool:
 def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mapping[str, str] = os.environ) -> Service:
     """Make the service that the command line asks for. Nothing is opened yet, and nothing listens.
 
-    Without a `reactor`, the one of the process is installed, and signals are handled from now on.
+    Without a `reactor`, the one of the process is installed. If it is to run the daemon, signals are handled and the
+    limits of the process are set from now on.
 
     Raises:
         ConfigError: the command line, the configuration or the secrets are invalid.
@@ -89,6 +90,9 @@ def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mappin
         if not any(is_given(options, command) for command in ACTIONS):
             signals = StopSignals(reactor)
             signals.install()
+            # Before a credential is read.
+            disable_core_dumps()
+            raise_file_limit()
     from twisted_storaged.service import StorageService, make_service  # noqa: PLC0415 (see the docstring of this module)
 
     service = make_service(options, reactor, environ)

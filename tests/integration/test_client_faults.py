@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -41,10 +40,6 @@ def files(daemon: Daemon) -> int:
     return len(list((daemon.data / "objects").glob("*/*")))
 
 
-def descriptors(daemon: Daemon) -> int:
-    return len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
-
-
 def expect_no_200(connection: Connection) -> None:
     """Expect a 400 or no response, and then the end of the connection."""
     with suppress(NoResponse):
@@ -62,10 +57,10 @@ class BodyTests:
         """Expect that the old object stays, and that no file and no descriptor is kept."""
         assert ask(daemon, "PUT", "/storage/put/a", OLD)[0] == 200
         wait_for(lambda: files(daemon) == 1)
-        before = descriptors(daemon)
+        before = daemon.open_files()
         yield
         wait_for(lambda: files(daemon) == 1)
-        wait_for(lambda: descriptors(daemon) <= before)
+        wait_for(lambda: daemon.open_files() <= before)
         assert ask(daemon, "GET", "/storage/get/a") == (200, OLD)
         assert "Traceback" not in daemon.log
 
@@ -115,7 +110,7 @@ class DescriptorTests:
         """Without free descriptors, new connections are refused and open ones are served; later all is as before."""
         with Daemon(tmp_path) as daemon, ExitStack() as stack:
             assert ask(daemon, "PUT", "/storage/put/a", OLD)[0] == 200
-            before = descriptors(daemon)
+            before = daemon.open_files()
             guest = stack.enter_context(connect(daemon))
             guest.send(head("GET", "/health"))
             assert guest.final_response().status == 200
@@ -131,7 +126,7 @@ class DescriptorTests:
             assert ask_on(guest, "/storage/get/b") == 404
             for client in crowd:
                 client.close()
-            wait_for(lambda: descriptors(daemon) <= before + 1)
+            wait_for(lambda: daemon.open_files() <= before + 1)
             assert ask(daemon, "PUT", "/storage/put/b", b"x" * MiB)[0] == 200
             assert ask(daemon, "GET", "/storage/get/a") == (200, OLD)
             assert daemon.process.poll() is None

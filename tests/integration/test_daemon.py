@@ -165,6 +165,18 @@ class ServiceManagerTests:
                 assert told[-1].startswith(b"STOPPING=1\nSTATUS=drains\nEXTEND_TIMEOUT_USEC=")
 
 
+class LimitTests:
+    """The limits of the process."""
+
+    def test_core_dumps_and_open_files(self, tmp_path: Path) -> None:
+        """The daemon leaves no core dump, and may open as many files as only root could change."""
+        with Daemon(tmp_path, launcher=["prlimit", "--core=unlimited", "--nofile=256:2048"]) as daemon:
+            limits = Path(f"/proc/{daemon.process.pid}/limits").read_text("ascii").splitlines()
+            assert ask(daemon, "GET", "/health")[0] == 200
+        found = [line.split()[-3:-1] for line in limits if line.startswith(("Max core file size", "Max open files"))]
+        assert found == [["0", "0"], ["2048", "2048"]]
+
+
 class StopSignalTests:
     """SIGTERM and SIGINT end the daemon with status 0, whenever they come."""
 

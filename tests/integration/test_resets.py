@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import struct
@@ -106,17 +105,13 @@ def is_stored(daemon: Daemon, key: str) -> bool:
     return ask(daemon, "PUT", f"/storage/put/{key}", SMALL)[0] == 200
 
 
-def descriptors(daemon: Daemon) -> int:
-    return len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
-
-
 @contextmanager
 def unnoticed(daemon: Daemon) -> Iterator[None]:
     """Expect no error in the log, no descriptor left open, and that four PUTs and a GET are served as before."""
-    before, seen = descriptors(daemon), len(daemon.log)
+    before, seen = daemon.open_files(), len(daemon.log)
     yield
     # The pool keeps some connections to S3 open.
-    wait_for(lambda: descriptors(daemon) <= before + 12)
+    wait_for(lambda: daemon.open_files() <= before + 12)
     for number in range(4):
         wait_for(partial(is_stored, daemon, f"k/{number}"))
     assert ask(daemon, "GET", "/storage/get/large") == (200, LARGE)

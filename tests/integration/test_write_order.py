@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -68,8 +69,10 @@ class Trace:
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    # -y: only root reads the names of files of a process that cannot be dumped, but root in a user namespace suffices.
+    root = [] if os.geteuid() == 0 else ["unshare", "--map-root-user"]
     # -D: strace detaches, so that the process that is started is the daemon.
-    strace = ["strace", "-D", "-f", "-y", "-s", "40", "-e", f"trace={TRACED}", "-o", str(tmp_path / "trace")]
+    strace = [*root, "strace", "-D", "-f", "-y", "-s", "40", "-e", f"trace={TRACED}", "-o", str(tmp_path / "trace")]
     with Daemon(tmp_path, launcher=strace) as daemon:
         yield daemon
 

@@ -1,7 +1,10 @@
-"""What SIGTERM and SIGINT do, with handlers that the test calls."""
+"""What SIGTERM and SIGINT do, with handlers that the test calls; and limits, in processes of their own."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from signal import SIGINT, SIGTERM, getsignal, signal
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import pytest
 from twisted.application.service import Service
 
+from tests.daemon import ROOT
 from twisted_storaged.runtime.process import StopSignals
 
 
@@ -102,3 +106,78 @@ class StopSignalsTests:
             call()
         deliver(number)
         assert reactor.stops == 1
+
+
+def printed(code: str, *launcher: str) -> Any:
+    """What a program prints as JSON, with all of its standard output and errors."""
+    command = [*launcher, sys.executable, "-c", code]
+    return json.loads(subprocess.run(command, cwd=ROOT, timeout=60, capture_output=True, check=True).stdout)
+
+
+#: Becomes a user without privileges, makes the process dumpable (a change of the user ends that) and then not.
+UNDUMPABLE = """
+import ctypes, json, os, resource
+from pathlib import Path
+from twisted_storaged.runtime.process import disable_core_dumps, resident
+
+get, set = 3, 4
+prctl = ctypes.CDLL(None).prctl
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+prctl(set, 1, 0, 0, 0)
+before = prctl(get, 0, 0, 0, 0), Path("/proc/self/environ").stat().st_uid == os.geteuid()
+disable_core_dumps()
+memory = os.memfd_create("x")
+os.write(memory, b"hello")
+print(json.dumps({
+    "before": before,
+    "after": [prctl(get, 0, 0, 0, 0), Path("/proc/self/environ").stat().st_uid == os.geteuid()],
+    "limits": resource.getrlimit(resource.RLIMIT_CORE),
+    "resident": resident() > 0,
+    "memory": Path(f"/proc/self/fd/{memory}").read_text(),
+    "files": str(memory) in os.listdir("/proc/self/fd"),
+}))
+"""
+
+
+class CoreDumpTests:
+    """Core dumps."""
+
+    def test_are_disabled(self) -> None:
+        """The process cannot be dumped; a user without privileges still gets at its own files in /proc/self."""
+        assert printed(UNDUMPABLE) == {
+            "before": [1, True],
+            "after": [0, False],
+            "limits": [0, 0],
+            "resident": True,
+            "memory": "hello",
+            "files": True,
+        }
+
+
+FILES = """
+import json, resource
+from twisted.logger import globalLogPublisher, formatEvent
+from twisted_storaged.runtime.process import raise_file_limit
+
+lines = []
+globalLogPublisher.addObserver(lambda event: lines.append(formatEvent(event)))
+raise_file_limit()
+print(json.dumps([*resource.getrlimit(resource.RLIMIT_NOFILE), *lines]))
+"""
+
+
+class FileLimitTests:
+    """The limit of open files."""
+
+    def test_is_raised(self) -> None:
+        """The soft limit becomes the hard one."""
+        assert printed(FILES, "prlimit", "--nofile=256:2048") == [2048, 2048]
+
+    def test_that_is_low(self) -> None:
+        """A hard limit below 1024 is worth a warning."""
+        soft, hard, *lines = printed(FILES, "prlimit", "--nofile=256:1023")
+        assert (soft, hard) == (1023, 1023)
+        assert lines == ["only 1023 files and connections can be open: raise the limit, see LimitNOFILE="]

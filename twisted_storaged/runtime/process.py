@@ -1,9 +1,10 @@
-"""The process: the signals that stop it, and memory that is returned to the system after a load."""
+"""The process: the signals that stop it, its limits, and memory that is returned to the system after a load."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from signal import SIGINT, SIGTERM, signal
@@ -11,6 +12,14 @@ from typing import Any, Protocol
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+#: Open files below which a hard limit is worth a warning: each connection is one, as is each file that is read.
+FEW_FILES = 1024
+
+_PR_SET_DUMPABLE = 4  # <linux/prctl.h>
+
+_log = Logger()
 
 
 class Drainable(Protocol):
@@ -68,6 +77,27 @@ class StopSignals:
         self._stopping = True
         # A reactor that does not run yet makes this call as soon as it does.
         self._reactor.callFromThread(self._reactor.stop)
+
+
+def disable_core_dumps() -> None:
+    """Keep the memory of this process, which holds credentials and objects, out of core dumps.
+
+    Processes of the same user cannot read it any more either, as a debugger does. See PR_SET_DUMPABLE(2const).
+    """
+    # The limit alone does not hold where core_pattern(5) is a pipe, as with systemd-coredump.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        why = os.strerror(ctypes.get_errno())
+        _log.warn("the memory of this process may be dumped or read: prctl failed: {why}", why=why)
+
+
+def raise_file_limit() -> None:
+    """Raise the limit of open files to the one that only root may raise, and log a warning if that is low."""
+    # The usual soft limit of 1024 is for programs that call select(2).
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and hard < FEW_FILES:
+        _log.warn("only {hard} files and connections can be open: raise the limit, see LimitNOFILE=", hard=hard)
 
 
 #: Seconds between two checks. A check takes 10 µs, a trim some ms after a load and 50 µs if there is nothing to return.
