@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
+from random import Random
 
 import pytest
 import pytest_twisted
+from twisted.logger import LogLevel
 
-from tests.buckets.local.embedded import contents, make
+from tests.buckets.local.embedded import contents, logged, make
+from tests.faults.preload import Preload, needs_compiler
 from tests.integration.shared import LARGE, SMALL, Worker, versions, wait_for
 from twisted_storaged.buckets.local.backup import back_up
+from twisted_storaged.buckets.local.index_reads import open_index_reader
 from twisted_storaged.buckets.local.scrub import Scrub
 from twisted_storaged.buckets.local.start import prepare
 from twisted_storaged.errors import StartError
@@ -54,6 +61,47 @@ def scrub(path: Path) -> list[str]:
     found: list[str] = []
     Scrub(path, found.append).run()
     return found
+
+
+def acknowledged(*workers: Worker) -> Counter[str]:
+    """The last version of each object of which `churn` was told that it is stored."""
+    last: Counter[str] = Counter()
+    for worker in workers:
+        for key, version in worker.told[1:]:
+            last[key] = max(last[key], version)
+    return last
+
+
+def goes_on(worker: Worker) -> None:
+    """Wait until a worker that churns has stored some more."""
+    before = len(worker.told)
+    wait_for(lambda: len(worker.told) > before + 8)
+
+
+def check_after_the_end(data: Path, lock: list[int], last: Counter[str]) -> dict[str, str]:
+    """Prepare the folder once all processes have ended: it has what was acknowledged, and nothing else; returns it.
+
+    A write whose answer has not arrived, which is the next version, may be there as well.
+    """
+    os.close(lock.pop())
+    with logged(LogLevel.info) as lines:
+        lock.append(prepare("local", data))
+    assert ["0 files moved to lost/" in line for line in lines if "leftovers" in line] == [True]
+    found = versions(data)
+    assert [key for key, version in last.items() if found.get(key) not in {str(version), str(version + 1)}] == []
+    assert contents(data) == named(data)
+    return found
+
+
+def named(data: Path) -> set[str]:
+    """The names of the files that keys refer to."""
+    with closing(open_index_reader(data / "index.sqlite")) as index:
+        return set(index.files())
+
+
+def notes(data: Path) -> int:
+    """How many processes have, or had, a folder of notes."""
+    return sum("." in name for name in os.listdir(data / "pending"))
 
 
 class WriteTests:
@@ -127,3 +175,110 @@ class StopTests:
         os.close(lock.pop())
         lock.append(prepare("local", data))
         assert start().ask("get", "a") == "1"
+
+
+class KillTests:
+    """Processes are killed with SIGKILL while others go on."""
+
+    def test_at_random_moments(self, start: Start, data: Path, lock: list[int]) -> None:
+        """A process that is killed, in a PUT, in a commit or while it opens the bucket, takes nothing with it."""
+        random = Random(1)
+        survivor = start()
+        survivor.begin("churn", "survivor", 4, [SMALL, LARGE])
+        victims = []
+        for number in range(8):
+            victim = start(wait=number % 2 == 0)
+            victim.begin("churn", f"victim {number}", 4, [SMALL, LARGE])
+            time.sleep(random.uniform(0, 0.5))
+            victim.kill()
+            victims.append(victim)
+            goes_on(survivor)
+        # It sweeps what the victims have left, beside the survivor.
+        replacement = start()
+        wait_for(lambda: notes(data) == 2)
+        goes_on(survivor)
+        survivor.kill()
+        last = start()
+        wait_for(lambda: notes(data) == 2 and contents(data) == named(data))
+        for worker in (replacement, last):
+            worker.kill()
+        check_after_the_end(data, lock, acknowledged(survivor, *victims))
+
+    def test_of_all_at_once(self, start: Start, data: Path, lock: list[int]) -> None:
+        """When all processes are killed, everything that was acknowledged is there."""
+        workers = [start(), start()]
+        for number, worker in enumerate(workers):
+            worker.begin("churn", f"{number}", 4, [SMALL, LARGE])
+        for worker in workers:
+            goes_on(worker)
+        for worker in workers:
+            worker.process.kill()
+        for worker in workers:
+            worker.kill()
+        check_after_the_end(data, lock, acknowledged(*workers))
+
+
+@pytest.mark.full
+@needs_compiler
+class CommitTests:
+    """The fsync of the write-ahead log fails in one process, or kills it."""
+
+    @pytest.fixture
+    def fault(self, tmp_path: Path) -> Preload:
+        return Preload("fsync", tmp_path)
+
+    @pytest.mark.parametrize("lasting", [b"", b"always"])
+    @pytest.mark.parametrize("size", [SMALL, LARGE])
+    def test_what_failed_stays_so(
+        self, start: Start, data: Path, lock: list[int], fault: Preload, lasting: bytes, size: int
+    ) -> None:
+        """A write that failed never becomes visible, and what another process stores meanwhile stays."""
+        broken, other = start(launcher=fault.launcher), start()
+        broken.ask("put", "a", "old", size)
+        other.begin("churn", "other", 4, [SMALL, LARGE])
+        for _ in range(5):
+            fault.file.write_bytes(lasting)
+            assert broken.ask("put", "a", "new", size) in {"BucketError", "WritesSuspended"}
+            goes_on(other)
+            assert broken.ask("get", "a") == other.ask("get", "a") == "old"
+        fault.file.unlink(missing_ok=True)
+        assert len(broken.ask("put", "b", "1", size)) == 32
+        other.kill()
+        fault.file.write_bytes(lasting)
+        assert broken.ask("put", "a", "new", size) in {"BucketError", "WritesSuspended"}
+        broken.kill()
+        fault.file.unlink(missing_ok=True)
+        found = check_after_the_end(data, lock, acknowledged(other))
+        assert found["a"] == "old"
+        assert found["b"] == "1"
+
+    @pytest.mark.parametrize("size", [SMALL, LARGE])
+    def test_a_killed_commit_does_not_come_back(
+        self, start: Start, data: Path, lock: list[int], fault: Preload, size: int
+    ) -> None:
+        """Once the files of a killed process are removed, no recovery of the log brings back a row that names them."""
+        broken, other = start(launcher=fault.launcher), start()
+        broken.ask("put", "a", "old", size)
+        fault.file.write_bytes(b"kill")
+        broken.begin("put", "a", "new", size)
+        wait_for(lambda: broken.process.poll() is not None)
+        replacement = start()
+        wait_for(lambda: notes(data) == 2 and contents(data) == named(data))
+        other.kill()
+        replacement.kill()
+        assert check_after_the_end(data, lock, Counter())["a"] == "old"
+
+    def test_killed_commits_are_no_damage(self, start: Start, data: Path, lock: list[int], fault: Preload) -> None:
+        """After several kills in commits and a loss of power, a start accepts the log."""
+        other = start()
+        # Each is shorter than the one before, of which the end would stay in the log.
+        for size in (60_000, 30_000, 10_000):
+            broken = start(launcher=fault.launcher)
+            fault.file.write_bytes(b"kill")
+            broken.begin("put", "a", "new", size)
+            wait_for(lambda broken=broken: broken.process.poll() is not None)
+            other.ask("put", "b", str(size), 10)
+        other.kill()
+        state = data / "index.state"
+        state.write_text(json.dumps({**json.loads(state.read_text()), "boot": "another"}))
+        assert check_after_the_end(data, lock, Counter()) == {"b": "10000"}

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import random
+import stat
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from twisted_storaged.buckets.local import files as directory_module
 from twisted_storaged.buckets.local.files import ALIGNMENT, DataFolder
 from twisted_storaged.errors import StartError
 from twisted_storaged.runtime.buffers import PIECE, BufferPool
+from twisted_storaged.runtime.files import make_folder
 
 
 class DirectoryTests:
@@ -180,3 +182,93 @@ class DirectoryTests:
         content.seal()
         assert (tmp_path / "data").stat().st_mode & 0o077 == 0
         assert next((tmp_path / "data" / "objects").glob("*/*")).stat().st_mode & 0o077 == 0
+
+
+class SharedTests:
+    """A folder that several processes of one daemon have open."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> DataFolder:
+        """The folder, as its supervisor has locked it."""
+        return DataFolder(tmp_path)
+
+    def share(self, folder: DataFolder) -> DataFolder:
+        return DataFolder(folder.index_path.parent, lock=os.dup(folder.lock))
+
+    def test_the_lock_is_that_of_all(self, folder: DataFolder, tmp_path: Path) -> None:
+        """The folder is locked until the last process has closed it."""
+        shared = self.share(folder)
+        folder.close()
+        with pytest.raises(StartError, match="is in use by another storaged"):
+            DataFolder(tmp_path)
+        shared.close()
+        DataFolder(tmp_path)
+
+    def test_a_lock_that_is_none(self, folder: DataFolder, tmp_path: Path) -> None:
+        """A descriptor of another file, or one that has not locked the folder, is refused."""
+        for path in (tmp_path / "lock", tmp_path / "other"):
+            path.touch()
+            descriptor = os.open(path, os.O_RDWR)
+            with pytest.raises(StartError, match=f"{tmp_path} is not locked by this daemon"):
+                DataFolder(tmp_path, lock=descriptor)
+            os.close(descriptor)
+
+    def test_abandoned(self, folder: DataFolder) -> None:
+        """The notes of a process are abandoned once it has ended, and not those of others, or of other boots."""
+        one, two = self.share(folder), self.share(folder)
+        name = one.create().name
+        two.create()
+        (folder.pending_path / f"another-boot.{'0' * 32}").mkdir()
+        assert list(two.abandoned()) == []
+        assert set(folder.pending()) > {name}
+        one.close()
+        assert [[note.name for note in notes.iterdir()] for notes in two.abandoned()] == [[name]]
+
+    def test_abandoned_ones_are_locked(self, folder: DataFolder) -> None:
+        """A folder that one process is about to remove is left to it by others."""
+        one, two, three = self.share(folder), self.share(folder), self.share(folder)
+        one.create()
+        one.close()
+        found = two.abandoned()
+        assert next(found)
+        assert list(three.abandoned()) == []
+        found.close()
+        assert len(list(three.abandoned())) == 1
+
+    @pytest.mark.parametrize("opened", [False, True])
+    def test_removed_before_it_was_locked(
+        self, folder: DataFolder, monkeypatch: pytest.MonkeyPatch, opened: bool
+    ) -> None:
+        """A process whose new folder of notes is taken for an abandoned one makes another."""
+        other, flock = self.share(folder), fcntl.flock
+        removed: list[Path] = []
+
+        def lose() -> None:
+            if not removed:
+                removed.append(folder.pending_path)
+                for one in other.abandoned():
+                    removed.append(one)
+                    one.rmdir()
+
+        def make_and_lose(path: Path) -> None:
+            make_folder(path)
+            lose()
+
+        def lose_and_lock(descriptor: int, how: int) -> None:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                lose()
+            flock(descriptor, how)
+
+        if opened:
+            monkeypatch.setattr(fcntl, "flock", lose_and_lock)
+        else:
+            monkeypatch.setattr(directory_module, "make_folder", make_and_lose)
+        name = self.share(folder).create().name
+        assert len(removed) == 2
+        assert list(folder.pending()) == [name]
+
+    def test_closing_leaves_no_folder(self, folder: DataFolder) -> None:
+        """A process that has no uploads leaves no folder of notes."""
+        before = os.listdir(folder.pending_path)
+        self.share(folder).close()
+        assert os.listdir(folder.pending_path) == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 import pytest_twisted
@@ -17,7 +18,7 @@ from twisted_storaged.buckets.local.bucket import LocalBucket
 from twisted_storaged.buckets.local.files import DataFolder
 from twisted_storaged.buckets.local.index_reads import Entry
 from twisted_storaged.buckets.local.index_schema import block_checksums, pack
-from twisted_storaged.buckets.local.writer import PART_SIZE, SMALL, LocalUpload
+from twisted_storaged.buckets.local.writer import PART_SIZE, SMALL, CommitLock, LocalUpload
 from twisted_storaged.errors import DigestMismatch, ObjectNotFound, PreconditionFailed
 from twisted_storaged.model import Condition, ListQuery, PutOptions
 
@@ -132,3 +133,38 @@ class ChecksumTests:
         info = result(upload.whole(memoryview(memory)))
         memory[:] = b"xyz"
         assert upload.entry(info) == Entry(info, b"abc", crc32c(b"abc"))
+
+
+class CommitLockTests:
+    """The turns of several processes."""
+
+    def test_one_at_a_time(self, tmp_path: Path) -> None:
+        """A process waits until the turn of another has ended, as does a thread of the same process."""
+        one, two = CommitLock(tmp_path / "lock"), CommitLock(tmp_path / "lock")
+        for waiting in (one, two):
+            began, ended = Event(), Event()
+
+            def take_turn(waiting: CommitLock = waiting, began: Event = began, ended: Event = ended) -> None:
+                began.set()
+                with waiting:
+                    ended.set()
+
+            with one:
+                thread = Thread(target=take_turn)
+                thread.start()
+                assert began.wait(10)
+                assert not ended.wait(0.1)
+            assert ended.wait(10)
+            thread.join()
+        for lock in (one, two):
+            lock.close()
+
+    def test_others_know_what_is_unsettled(self, tmp_path: Path) -> None:
+        """What one process notes is seen by others, and by those that open the file later."""
+        one, two = CommitLock(tmp_path / "lock"), CommitLock(tmp_path / "lock")
+        assert not two.is_unsettled
+        one.is_unsettled = True
+        assert two.is_unsettled
+        assert CommitLock(tmp_path / "lock").is_unsettled
+        two.is_unsettled = False
+        assert not one.is_unsettled

@@ -16,7 +16,7 @@ import os
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -160,7 +160,7 @@ class DataFolder(ContentFiles):
         """Whether a note was written since the kernel booted."""
         return note.parent.name == self.boot or note.parent.name.startswith(f"{self.boot}.")
 
-    def abandoned(self) -> Iterator[Path]:
+    def abandoned(self) -> Generator[Path, None, None]:
         """Yield the folders of notes of other processes that have ended. Each is locked until the next is asked for."""
         for folder in list(self.pending_path.glob(f"{self.boot}.*")):
             descriptor = _lock_folder(folder)

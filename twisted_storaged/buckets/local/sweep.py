@@ -101,12 +101,13 @@ def sweep_abandoned(directory: DataFolder, index: IndexWriter, settle: Callable[
 
 
 def _sweep_notes(directory: DataFolder, folder: Path, index: IndexReader, settle: Callable[[], None]) -> int:
+    # Once its process has ended, and before the index is read: until then, a recovery of the log would bring back the
+    # commit in which that process was killed.
+    settle()
     notes = [note for note in folder.iterdir() if is_name(note.name)]
     unnamed = {note.name for note in notes if directory.path_of(note.name).exists()}
     removed = 0
     if unnamed:
-        # Before the index is read: a recovery of its log would bring back a commit that was killed before its end.
-        settle()
         # The whole index: nothing but a row names a file.
         unnamed.difference_update(index.files())
         for name in unnamed:
