@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.testing import MemoryReactorClock
@@ -56,6 +62,21 @@ def loaded(path: Path, lines: list[str]) -> Config:
     """Load a configuration that was printed."""
     path.write_text("\n".join(lines), "utf-8")
     return load_config(Overrides(config=path), {}, {})
+
+
+#: The time of the tests of certificates.
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def certificate(days: int) -> bytes:
+    """A private key and a certificate in PEM that expires in so many days, and is valid for two years."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    end = NOW + timedelta(days=days)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    made = builder.not_valid_before(end - timedelta(days=730)).not_valid_after(end).sign(key, hashes.SHA256())
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return pem + made.public_bytes(Encoding.PEM)
 
 
 class EffectiveConfigTests:
@@ -127,8 +148,50 @@ class CheckTests:
         assert not is_well
         assert lines[-2:] == [
             f"# bucket primary: {tmp_path}/file is not a folder that can be read and written",
-            f"# bucket fast: {tmp_path}/file/x does not exist, and cannot be created",
+            f"# bucket fast: {tmp_path}/file/x does not exist, and cannot be created in {tmp_path}/file",
         ]
+
+    @pytest.mark.parametrize("path", ["/proc/x/y", "/proc/self", "/sys/x"])
+    def test_a_folder_in_which_nothing_can_be_created(self, path: str) -> None:
+        """A folder is reported if no file can be created in it, whatever its permissions are."""
+        lines, is_well = check(config_of({"primary": LocalSettings(Path(path))}), MemoryReactorClock())
+        assert not is_well
+        assert lines[-1].startswith(f"# bucket primary: {path} ")
+
+    def test_a_link_to_nothing(self, tmp_path: Path) -> None:
+        """A symbolic link to nothing, in the place of a folder, is reported."""
+        (tmp_path / "link").symlink_to(tmp_path / "nothing")
+        lines, is_well = check(config_of({"primary": LocalSettings(tmp_path / "link")}), MemoryReactorClock())
+        assert not is_well
+        assert lines[-1].endswith("/link is not a folder that can be read and written")
+
+    @pytest.mark.parametrize(
+        ("address", "problem"),
+        [
+            ("there.sock", ""),
+            ("none/x.sock", "there is no folder {folder}/none"),
+            ("file/x.sock", "there is no folder {folder}/file"),
+            ("file", "{folder}/file exists and is not a socket"),
+            ("x" * 108, "the path is longer than 107 bytes"),
+            ("/proc/x.sock", "no file can be created in /proc"),
+        ],
+    )
+    def test_a_unix_socket(self, tmp_path: Path, address: str, problem: str) -> None:
+        """A unix socket that cannot be made is reported; one of a daemon that runs is fine."""
+        (tmp_path / "file").touch()
+        with socket.socket(socket.AF_UNIX) as there:
+            there.bind(str(tmp_path / "there.sock"))
+        before = sorted(tmp_path.iterdir())
+        endpoint = f"unix:{tmp_path / address}"
+        lines, is_well = check(config_of({"primary": LocalSettings(tmp_path)}, endpoint=endpoint), MemoryReactorClock())
+        expected = f"cannot listen on {endpoint}: {problem.format(folder=tmp_path)}" if problem else "ok"
+        assert (lines[-2], is_well) == (f"# endpoint: {expected}", not problem)
+        assert sorted(tmp_path.iterdir()) == before
+
+    def test_a_unix_socket_without_a_file(self, tmp_path: Path) -> None:
+        """A name in the abstract namespace is in no folder."""
+        config = config_of({"primary": LocalSettings(tmp_path)}, endpoint="unix:\0none/x")
+        assert check(config, MemoryReactorClock())[1]
 
     def test_a_file_that_is_no_certificate(self, tmp_path: Path) -> None:
         """A certificate that cannot be loaded is reported."""
@@ -138,6 +201,50 @@ class CheckTests:
         lines, is_well = check(config, MemoryReactorClock())
         assert not is_well
         assert any(line.startswith("# endpoint: cannot listen on ssl:1") for line in lines)
+
+    @pytest.mark.parametrize(
+        ("days", "endpoint", "warnings"),
+        [
+            (100, "ok", []),
+            (14, "ok", []),
+            (13, "ok", ["the certificate in {path} expires on 2026-01-14 00:00 UTC"]),
+            (-1, "the certificate in {path} has expired on 2025-12-31 00:00 UTC", []),
+            (1000, "the certificate in {path} is not valid before 2026-09-28 00:00 UTC", []),
+        ],
+    )
+    @pytest.mark.parametrize("kind", ["certKey", "privateKey", "extraCertChain"])
+    def test_the_time_of_a_certificate(
+        self, tmp_path: Path, days: int, endpoint: str, warnings: list[str], kind: str
+    ) -> None:
+        """A certificate that has expired, or is not valid yet, is reported; one that expires soon is a warning."""
+        sound, path = tmp_path / "sound.pem", tmp_path / "a.pem"
+        sound.write_bytes(certificate(100))
+        path.write_bytes(certificate(days))
+        files = {
+            "certKey": f"privateKey={path}:certKey={path}",
+            "privateKey": f"{path}",
+            "extraCertChain": f"{sound}:extraCertChain={path}",
+        }
+        config = config_of({"primary": LocalSettings(tmp_path)}, endpoint=f"ssl:1:{files[kind]}")
+        lines, is_well = check(config, MemoryReactorClock(), NOW.timestamp)
+        found = [line for line in lines if line.startswith("# ")]
+        expected = [f"# warning: {warning}" for warning in warnings] + [
+            f"# endpoint: {endpoint}",
+            "# bucket primary: ok",
+        ]
+        assert found == [line.format(path=path) for line in expected]
+        assert is_well == (endpoint == "ok")
+
+    def test_characters_that_mislead(self, tmp_path: Path) -> None:
+        """Control characters, and those that change the direction of text, are printed escaped."""
+        path = tmp_path / "a\u202e\x1b[2J\x9b\U000e0041b"
+        config = config_of({"primary": LocalSettings(path / "file" / "x")})
+        path.mkdir()
+        (path / "file").touch()
+        lines, is_well = check(config, MemoryReactorClock())
+        assert not is_well
+        assert all(map(str.isprintable, lines))
+        assert lines[-1].startswith(rf"# bucket primary: {tmp_path}/a\u202e\u001b[2J\u009b\U000e0041b/file/x does not")
 
     def test_s3(self, all_engines: Engines) -> None:
         """A bucket in S3 is fine if it can be listed, and reported if there is none."""
@@ -182,6 +289,12 @@ class ExplainTests:
             "put slots: 2 of the 3",
             "bucket: primary, a folder: /d",
         ]
+
+    def test_characters_that_mislead(self) -> None:
+        """Characters of a key that change the direction of text are printed escaped."""
+        lines = explain(config_of({"primary": LocalSettings(Path("/d\u2066"))}), "a\u202eb")
+        assert lines[0] == r"key: a\u202eb"
+        assert lines[-1] == r"bucket: primary, a folder: /d\u2066"
 
     @pytest.mark.parametrize("key", ["/a", "a/../b", "a\nb", "x" * 1025, "\udcff"])
     def test_what_is_no_key(self, key: str) -> None:

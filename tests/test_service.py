@@ -201,7 +201,9 @@ class StopTests:
         connection = running.connect()
         connection.send(put("a", length=5))
         stopped = running.service.stopService()
-        running.reactor.advance(DEFAULT_DRAIN)
+        with logged(LogLevel.warn) as lines:
+            running.reactor.advance(DEFAULT_DRAIN)
+        assert lines == ["stops without waiting for requests: 30 s have passed"]
         assert connection.transport.aborted
         assert running.calls == ["start"]
         connection.lose()

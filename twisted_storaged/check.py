@@ -7,19 +7,32 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
+
+from twisted.internet.ssl import Certificate
 
 from twisted_storaged.buckets.local.bucket import LocalSettings
 from twisted_storaged.buckets.s3.session import S3Settings, ask_bucket
-from twisted_storaged.config import BucketSettings, Config, is_local, make_endpoint
+from twisted_storaged.config import BucketSettings, Config, endpoint_arguments, is_local, make_endpoint
 from twisted_storaged.config_file import CREDENTIAL, UNITS, may_hold_credential
 from twisted_storaged.errors import InvalidKey, StartError
 from twisted_storaged.model import parse_key
 
 #: Stands for a credential in what is printed.
 MASK = "(not shown)"
+#: A certificate that expires within this time is worth a warning.
+EXPIRES_SOON = timedelta(days=14)
+#: Bytes of the longest path of a unix socket. See unix(7).
+LONGEST_SOCKET_PATH = 107
+
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\n.+?\n-----END CERTIFICATE-----", re.DOTALL)
 
 
 def effective_config(config: Config) -> Iterator[str]:
@@ -47,17 +60,21 @@ def effective_config(config: Config) -> Iterator[str]:
         yield from _section("[[policy]]", keys)
 
 
-def check(config: Config, reactor: Any) -> tuple[list[str], bool]:
-    """Ask each bucket, and load the certificates of the endpoint; returns lines to print, and whether all is well.
+def check(config: Config, reactor: Any, wall_clock: Callable[[], float] = time.time) -> tuple[list[str], bool]:
+    """Ask each bucket, and check the endpoint and its certificates; returns lines to print, and whether all is well.
 
     Blocking: a bucket in S3 is listed.
     """
-    lines = list(effective_config(config))
     problems = {"endpoint": _problem_of_endpoint(config.endpoint, reactor)}
+    warnings: list[str] = []
+    if not problems["endpoint"]:
+        now = datetime.fromtimestamp(wall_clock(), UTC)
+        problems["endpoint"], warnings = _validity_of_certificates(config.endpoint, now)
     for name, settings in config.buckets.items():
         problems[f"bucket {name}"] = _problem_of_bucket(settings, config.upkeep.deadline)
+    lines = [f"# warning: {warning}" for warning in warnings]
     lines += [f"# {what}: {problem or 'ok'}" for what, problem in problems.items()]
-    return lines, not any(problems.values())
+    return [*effective_config(config), *map(_printable, lines)], not any(problems.values())
 
 
 def explain(config: Config, key: str) -> list[str]:
@@ -74,13 +91,14 @@ def explain(config: Config, key: str) -> list[str]:
     others = [repr(one.prefix) for one in config.policy.rules if key.startswith(one.prefix) and one is not rule]
     shorter = f"; shorter prefixes of it with rules: {', '.join(others)}" if others else ""
     slots = f"{rule.slots} of the {config.put_slots}" if rule.slots else f"all {config.put_slots}"
-    return [
+    lines = [
         f"key: {key}",
         f"rule: the one for the prefix {rule.prefix!r}, the longest prefix of the key that has a rule{shorter}",
         f"largest body of a PUT: {_size(rule.max_put)} ({rule.max_put} bytes)",
         f"put slots: {slots}",
         f"bucket: {rule.bucket}, {_place_of(config.buckets[rule.bucket], key)}",
     ]
+    return [_printable(line) for line in lines]
 
 
 def _place_of(settings: BucketSettings, key: str) -> str:
@@ -111,16 +129,25 @@ def _keys_of(settings: BucketSettings) -> Mapping[str, object]:
 
 
 def _section(header: str, keys: Mapping[str, object]) -> Iterator[str]:
-    yield header
+    yield _printable(header)
     for name, value in keys.items():
         if value is not None:
-            yield f"{name} = {_toml(value)}"
+            yield _printable(f"{name} = {_toml(value)}")
     yield ""
 
 
 def _toml(value: object) -> str:
-    # JSON's strings, integers and flags are TOML's as well, but for DEL, which TOML has escaped.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    # JSON's strings, integers and flags are TOML's as well, but for DEL, which `_printable` escapes.
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _printable(line: str) -> str:
+    """A line with all characters escaped, as in TOML, that could make a terminal show something else than is there."""
+    # Control characters, and those that change the direction of text or are not seen.
+    return "".join(
+        char if char.isprintable() else f"\\u{ord(char):04x}" if ord(char) <= 0xFFFF else f"\\U{ord(char):08x}"
+        for char in line
+    )
 
 
 def _masked(text: str) -> str:
@@ -146,7 +173,52 @@ def _problem_of_endpoint(description: str, reactor: Any) -> str:
         make_endpoint(reactor, description)
     except StartError as error:
         return str(error)
-    return ""
+    kind, arguments = endpoint_arguments(description)
+    address = arguments.get("address", "")
+    # A NUL begins a name that is not in the file system. See unix(7).
+    problem = _problem_of_socket(address) if kind == "unix" and not address.startswith("\0") else ""
+    return problem and f"cannot listen on {description}: {problem}"
+
+
+def _problem_of_socket(address: str) -> str:
+    path = Path(address).absolute()
+    if len(os.fsencode(address)) > LONGEST_SOCKET_PATH:
+        return f"the path is longer than {LONGEST_SOCKET_PATH} bytes"
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    if not _can_create_in(path.parent):
+        return f"no file can be created in {path.parent}"
+    return f"{path} exists and is not a socket" if os.path.lexists(path) and not path.is_socket() else ""
+
+
+def _validity_of_certificates(description: str, now: datetime) -> tuple[str, list[str]]:
+    """What is wrong with the certificates of an endpoint that has loaded them, and warnings."""
+    warnings = []
+    for path, certificate in _certificates(description):
+        begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        if now > end:
+            return f"the certificate in {path} has expired on {end:%Y-%m-%d %H:%M} UTC", []
+        if now < begin:
+            return f"the certificate in {path} is not valid before {begin:%Y-%m-%d %H:%M} UTC", []
+        if end - now < EXPIRES_SOON:
+            warnings.append(f"the certificate in {path} expires on {end:%Y-%m-%d %H:%M} UTC")
+    return "", warnings
+
+
+def _certificates(description: str) -> Iterator[tuple[str, Any]]:
+    """Yield the path of each certificate that an endpoint sends, and the certificate."""
+    kind, arguments = endpoint_arguments(description)
+    if kind != "ssl":
+        return
+    # The defaults of Twisted.
+    own = arguments.get("certKey", arguments.get("privateKey", "server.pem"))
+    chain = arguments.get("extraCertChain")
+    # Of its own file, only the first certificate is sent.
+    found = [(own, pem) for pem in _PEM.findall(Path(own).read_bytes())[:1]]
+    if chain is not None:
+        found += [(chain, pem) for pem in _PEM.findall(Path(chain).read_bytes())]
+    for path, pem in found:
+        yield path, Certificate.loadPEM(pem).original.to_cryptography()
 
 
 def _problem_of_bucket(settings: BucketSettings, deadline: float) -> str:
@@ -157,12 +229,25 @@ def _problem_of_bucket(settings: BucketSettings, deadline: float) -> str:
             return _without_credentials(str(error), settings)
         return ""
     # The index is not opened: SQLite would change its files.
-    if settings.path.exists():
-        return "" if _is_usable(settings.path) else f"{settings.path} is not a folder that can be read and written"
-    if not _is_usable(next(parent for parent in settings.path.absolute().parents if parent.exists())):
-        return f"{settings.path} does not exist, and cannot be created"
-    return ""
+    path = settings.path
+    if os.path.lexists(path):
+        return "" if _is_usable(path) else f"{path} is not a folder that can be read and written"
+    parent = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    return "" if _is_usable(parent) else f"{path} does not exist, and cannot be created in {parent}"
 
 
 def _is_usable(path: Path) -> bool:
-    return path.is_dir() and os.access(path, os.R_OK | os.W_OK | os.X_OK)
+    return path.is_dir() and os.access(path, os.R_OK | os.W_OK | os.X_OK) and _can_create_in(path)
+
+
+def _can_create_in(folder: Path) -> bool:
+    """Whether files can be created in a folder; the permissions do not say that of all, such as those of /proc."""
+    with suppress(OSError):
+        # Without a name, it is seen by nobody.
+        os.close(os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        return True
+    # NFS, for one, has no such files.
+    with suppress(OSError):
+        os.rmdir(mkdtemp(prefix=".storaged-check-", dir=folder))
+        return True
+    return False

@@ -377,18 +377,31 @@ def make_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     return endpoint
 
 
+#: Names of arguments that an endpoint description may have without their names, in this order. See
+#: https://docs.twisted.org/en/stable/core/howto/endpoints.html
+_POSITIONAL = {
+    "tcp": ("port", "interface", "backlog"),
+    "tcp6": ("port", "interface", "backlog"),
+    "unix": ("address", "mode", "backlog", "lockfile"),
+    "ssl": ("port", "privateKey", "certKey", "sslmethod", "interface", "backlog", "extraCertChain", "dhParameters"),
+}
+
+
+def endpoint_arguments(description: str) -> tuple[str, Mapping[str, str]]:
+    """Return the kind of an endpoint description, and its arguments by their names."""
+    kind, *arguments = _fields(description)
+    positional = [argument for argument in arguments if "=" not in argument]
+    named = [argument.partition("=")[::2] for argument in arguments if "=" in argument]
+    return kind, {**dict(zip(_POSITIONAL.get(kind, ()), positional, strict=False)), **dict(named)}
+
+
 def is_local(description: str) -> bool:
     """Whether an endpoint description is certain to be a unix socket or a loopback address."""
-    kind, *arguments = _fields(description)
+    kind, arguments = endpoint_arguments(description)
     if kind == "unix":
         return True
-    # An endpoint of another plugin may listen anywhere.
-    if kind not in ("tcp", "tcp6", "ssl"):
-        return False
-    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    positional = [argument for argument in arguments if "=" not in argument]
-    # Without an interface, Twisted listens on all of them. The arguments of `ssl` have another order.
-    interface = named.get("interface", positional[1] if kind != "ssl" and len(positional) > 1 else "")
+    # Without an interface, Twisted listens on all of them; and an endpoint of another plugin may listen anywhere.
+    interface = arguments.get("interface", "") if kind in _POSITIONAL else ""
     try:
         return interface == "localhost" or ip_address(interface).is_loopback
     except ValueError:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from twisted.application.service import Service
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -169,7 +170,11 @@ class StorageService(Service):
         """Wait until `done` fires, at most some seconds. An error, also that of the timeout, is only logged."""
 
         def log(failure: Failure) -> None:
-            why = "a second signal came" if failure.check(CancelledError) else failure.value
+            whys: dict[Any, Any] = {
+                CancelledError: "a second signal came",
+                DeferredTimeout: f"{seconds:g} s have passed",
+            }
+            why = whys.get(failure.type, failure.value)
             _log.warn("stops without waiting for {what}: {why}", what=what, why=why)
 
         # Whatever fails or hangs, what is stopped after it must be stopped as well.
