@@ -103,6 +103,7 @@ class UpkeepTests:
         """A refused PUT may be tried again after 5 seconds by default, after others, or after an estimate."""
         assert load(tmp_path, "").retry_after == 5
         assert load(tmp_path, "[storaged]\nretry_after = 9").retry_after == 9
+        assert load(tmp_path, "[storaged]\nretry_after = 86400").retry_after == 86400
         assert load(tmp_path, '[storaged]\nretry_after = "auto"').retry_after is None
 
 
@@ -285,6 +286,10 @@ class ErrorsTests:
             ("[[policy]]\nprefix = 'a'\nslots = 0", "[[policy]] slots is 0: expected a positive integer"),
             ("[storaged]\nretry_after = 'now'", "[storaged] retry_after is 'now': expected "),
             ("[storaged]\nretry_after = 0", "[storaged] retry_after is 0: expected "),
+            (
+                "[storaged]\nretry_after = 86401",
+                '[storaged] retry_after is 86401: expected "auto" or a positive integer of at most 86400 (seconds)',
+            ),
             ("[storaged]\nbind = '0.0.0.0:80'", "[storaged] bind is '0.0.0.0:80': expected a loopback address"),
             ("[storaged]\nbind = ':80'", "[storaged] bind is ':80': expected a loopback address"),
         ],

@@ -55,6 +55,9 @@ BucketSettings = S3Settings | LocalSettings
 #: Seconds that requests under way have to complete when the daemon stops.
 DEFAULT_DRAIN = 30
 
+#: The largest fixed Retry-After, in seconds: a day. A client that obeys a mistyped one must come back some time.
+LONGEST_RETRY_AFTER = 86_400
+
 #: Stands for the file in errors about the command line.
 COMMAND_LINE = Path("command line")
 
@@ -73,7 +76,13 @@ class StoragedSection(Struct, frozen=True, kw_only=True):
         Positive, Meta(description="How many PUTs may be in progress at once; the next one is refused with 503.")
     ] = DEFAULT_PUT_SLOTS
     retry_after: Annotated[
-        Literal["auto"] | Positive,
+        Literal["auto"]
+        | Annotated[
+            int,
+            Meta(
+                ge=1, le=LONGEST_RETRY_AFTER, extra={"expected": f"a positive integer of at most {LONGEST_RETRY_AFTER}"}
+            ),
+        ],
         Meta(
             description="Retry-After of a PUT that is refused as no slot is free, or an estimate of when one will be."
         ),
