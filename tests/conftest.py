@@ -39,6 +39,7 @@ LONGEST = [
     "test_resets.py",
     "test_model.py",
     "test_packaging.py",
+    "test_shared_bucket.py",
     "test_kills.py",
     "test_scrub.py",
     "test_config.py",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from twisted_storaged.buckets.local.index_reads import Entry
 from twisted_storaged.buckets.local.index_writes import Change
 from twisted_storaged.buckets.local.start import OpenFolder, prepare
 from twisted_storaged.buckets.local.sweep import sweep_abandoned
+from twisted_storaged.buckets.local.writer import CommitLock
 from twisted_storaged.errors import DamagedObject, StartError, WritesSuspended
 from twisted_storaged.model import ObjectInfo
 
@@ -78,6 +80,22 @@ class PrepareTests:
         state.write_text(json.dumps({**json.loads(state.read_text()), **change}))
         with pytest.raises(StartError, match=r"index.sqlite is not the index that this daemon has started with"):
             join(tmp_path, lock)
+
+    def test_no_commit_is_under_way(self, tmp_path: Path) -> None:
+        """After a kill in a commit, a start makes its outcome certain, so that the next commit need not."""
+        for _ in range(2):
+            os.close(prepare("local", tmp_path))
+            with closing(CommitLock(tmp_path / "commit.lock")) as turns:
+                assert not turns.is_unsettled
+                turns.is_unsettled = True
+
+    def test_a_lost_lock_of_commits(self, tmp_path: Path, lock: int) -> None:
+        """If commit.lock was removed, no process writes: others might lock another file of that name."""
+        folder = join(tmp_path, lock)
+        (tmp_path / "commit.lock").unlink()
+        with pytest.raises(WritesSuspended, match=r"commit.lock was removed"):
+            folder.writes.commit([])
+        folder.close()
 
     def test_closes_what_it_opened(self, tmp_path: Path, lock: int) -> None:
         """Opening and closing leave no descriptor open, and no folder of notes."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from twisted.logger import Logger
@@ -131,7 +131,8 @@ def prepare(name: str, path: Path) -> int:
     """Start on the folder of the bucket `name` for several processes; returns the descriptor that holds its lock.
 
     Each of them opens it with this descriptor, or one that was duplicated or passed to it from this one. The folder is
-    locked until all of these are closed.
+    locked until all of these are closed. Then it must be prepared again before it is opened: that none of them is left
+    proves that no process uses it.
 
     Raises:
         StartError: it cannot be used, or a process still uses it.
@@ -139,6 +140,9 @@ def prepare(name: str, path: Path) -> int:
     folder = OpenFolder(name, path)
     # The lock belongs to both descriptors. See flock(2)
     lock = os.dup(folder.directory.lock)
+    with closing(CommitLock(folder.directory.commit_lock_path)) as turns:
+        # A process may have been killed in a commit, of which SQLite has made sure by now.
+        turns.is_unsettled = False
     # With its log: `index.state` says that the index is open, which it is as soon as a process has opened it.
     folder.close(keep_log=True)
     return lock
