@@ -205,6 +205,19 @@ class ListenSocketsTests:
             assert listen_sockets(environ, first) == []
         assert (environ, lines) == ({}, [])
 
+    def test_lost(self) -> None:
+        """If Twisted's endpoints were imported earlier, the sockets are lost, which is logged with the way out."""
+        code = (
+            "import os, twisted.internet.endpoints; print([name for name in os.environ if name.startswith('LISTEN')])"
+        )
+        shell = f'LISTEN_FDS=1 LISTEN_FDNAMES=http LISTEN_PID=$$ exec {sys.executable} -c "{code}"'
+        ended = subprocess.run(["sh", "-c", shell], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+        assert ended.stdout == "['LISTEN_FDNAMES']\n"
+        with logged(LogLevel.warn) as lines:
+            assert listen_sockets({"LISTEN_FDNAMES": "http"}) == []
+        assert len(lines) == 1
+        assert "run `storaged serve`" in lines[0]
+
     @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
     def test_that_do_not_listen(self, first: int, kind: int) -> None:
         """A socket that does not listen, such as the connection that `Accept=yes` passes, is left out."""

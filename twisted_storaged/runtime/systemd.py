@@ -60,6 +60,12 @@ def listen_sockets(environ: MutableMapping[str, str], first: int = FIRST_DESCRIP
     too: call this earlier. What makes no sense is ignored, and logged.
     """
     pid, count, names = (environ.pop(f"LISTEN_{name}", None) for name in ("PID", "FDS", "FDNAMES"))
+    if names is not None and pid is None and count is None:
+        _log.warn(
+            "the sockets {names!r} of the service manager are lost: twistd cannot write its list of plugins, and so has "
+            "imported one that takes the sockets; run `storaged serve` instead",
+            names=names,
+        )
     # The variables may be inherited from a parent that they were meant for.
     if pid is None or count is None or pid != str(os.getpid()):
         return []
