@@ -62,8 +62,8 @@ def listen_sockets(environ: MutableMapping[str, str], first: int = FIRST_DESCRIP
     pid, count, names = (environ.pop(f"LISTEN_{name}", None) for name in ("PID", "FDS", "FDNAMES"))
     if names is not None and pid is None and count is None:
         _log.warn(
-            "the sockets {names!r} of the service manager are lost: twistd cannot write its list of plugins, and so has "
-            "imported one that takes the sockets; run `storaged serve` instead",
+            "the sockets {names!r} of the service manager are lost: twistd cannot write its list of plugins, and so "
+            "has imported one that takes the sockets; run `storaged serve` instead",
             names=names,
         )
     # The variables may be inherited from a parent that they were meant for.
