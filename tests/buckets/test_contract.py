@@ -19,6 +19,7 @@ from zope.interface.verify import verifyObject
 from tests.conftest import ALL_ENGINES, Engines
 from tests.support import UPKEEP, Body, BytesBody, Consumer, MemoryBucket, entries, is_common_prefix, reactor
 from twisted_storaged.buckets.local.bucket import LocalBucket, LocalSettings
+from twisted_storaged.buckets.local.start import prepare
 from twisted_storaged.buckets.s3.bucket import S3Bucket
 from twisted_storaged.buckets.s3.probe import CAPABILITIES_BY_SETTING
 from twisted_storaged.buckets.s3.session import ConditionalWrites
@@ -77,6 +78,7 @@ ALL_CONDITIONS = CAPABILITIES_BY_SETTING["all"] or frozenset()
 CLAIMED = {
     "memory": ALL_CONDITIONS,
     "local": ALL_CONDITIONS,
+    "shared": ALL_CONDITIONS,
     "moto": ALL_CONDITIONS,
     "rclone": NO_CAPABILITIES,
     "swift": NO_CAPABILITIES,
@@ -95,7 +97,7 @@ def expect_failure(request: pytest.FixtureRequest, what: str) -> None:
         request.applymarker(pytest.mark.xfail(strict=True, reason=f"{name} cannot do {what!r}"))
 
 
-@pytest.fixture(params=["memory", "local", *ALL_ENGINES])
+@pytest.fixture(params=["memory", "local", "shared", *ALL_ENGINES])
 def bucket(request: pytest.FixtureRequest, all_engines: Engines, tmp_path: Path) -> Generator[Any, None, None]:
     """A new, empty bucket of each kind in turn."""
     made: Any
@@ -103,6 +105,9 @@ def bucket(request: pytest.FixtureRequest, all_engines: Engines, tmp_path: Path)
         made = MemoryBucket(page=1000, part_size=5 * MiB)
     elif request.param == "local":
         made = LocalBucket("local", LocalSettings(tmp_path), reactor, 4)
+    elif request.param == "shared":
+        # As one of several processes has it.
+        made = LocalBucket("local", LocalSettings(tmp_path), reactor, 4, lock=prepare("local", tmp_path))
     else:
         engine = all_engines.get(request.param)
         settings = engine.settings(engine.new_bucket())

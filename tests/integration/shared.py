@@ -83,6 +83,11 @@ class Worker:
         wait_for(lambda: number in self._answers, 2)
         return self._answers.pop(number)
 
+    def pause(self) -> None:
+        """Send SIGSTOP and wait until all threads have stopped."""
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitpid(self.process.pid, os.WUNTRACED)
+
     def kill(self) -> None:
         """Send SIGKILL and wait for the end of the process."""
         self.process.kill()

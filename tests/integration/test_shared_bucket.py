@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -97,6 +99,16 @@ def named(data: Path) -> set[str]:
     """The names of the files that keys refer to."""
     with closing(open_index_reader(data / "index.sqlite")) as index:
         return set(index.files())
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process has locked a file."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
 
 def notes(data: Path) -> int:
@@ -203,6 +215,23 @@ class KillTests:
         for worker in (replacement, last):
             worker.kill()
         check_after_the_end(data, lock, acknowledged(survivor, *victims))
+
+    def test_of_one_that_hangs_in_a_commit(self, start: Start, data: Path) -> None:
+        """While a process hangs in a commit, others read; they write again as soon as it is killed."""
+        hangs, other = start(), start()
+        other.ask("put", "a", "old", SMALL)
+        hangs.begin("churn", "hangs", 4, [SMALL])
+        goes_on(hangs)
+        hangs.pause()
+        while not is_locked(data / "commit.lock"):
+            hangs.process.send_signal(signal.SIGCONT)
+            goes_on(hangs)
+            hangs.pause()
+        number = other.begin("put", "a", "new", SMALL)
+        assert other.ask("get", "a") == "old"
+        hangs.kill()
+        assert len(other.answer(number)) == 32
+        assert other.ask("get", "a") == "new"
 
     def test_of_all_at_once(self, start: Start, data: Path, lock: list[int]) -> None:
         """When all processes are killed, everything that was acknowledged is there."""
