@@ -181,3 +181,10 @@ class FileLimitTests:
         soft, hard, *lines = printed(FILES, "prlimit", "--nofile=256:1023")
         assert (soft, hard) == (1023, 1023)
         assert lines == ["only 1023 files and connections can be open: raise the limit, see LimitNOFILE="]
+
+    def test_that_cannot_be_set(self) -> None:
+        """Where a sandbox forbids the call, the daemon starts, with a warning."""
+        forbid = "import resource\ndef setrlimit(*_): raise PermissionError(1, 'no')\nresource.setrlimit = setrlimit\n"
+        soft, hard, *lines = printed(forbid + FILES, "prlimit", "--nofile=256:2048")
+        assert (soft, hard) == (256, 2048)
+        assert lines == ["the limit of open files cannot be set: [Errno 1] no"]

@@ -85,7 +85,7 @@ def disable_core_dumps() -> None:
     Processes of the same user cannot read it any more either, as a debugger does. See PR_SET_DUMPABLE(2const).
     """
     # The limit alone does not hold where core_pattern(5) is a pipe, as with systemd-coredump.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _set_limit("the size of core dumps", resource.RLIMIT_CORE, (0, 0))
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         why = os.strerror(ctypes.get_errno())
         _log.warn("the memory of this process may be dumped or read: prctl failed: {why}", why=why)
@@ -95,9 +95,17 @@ def raise_file_limit() -> None:
     """Raise the limit of open files to the one that only root may raise, and log a warning if that is low."""
     # The usual soft limit of 1024 is for programs that call select(2).
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _set_limit("open files", resource.RLIMIT_NOFILE, (hard, hard))
     if hard != resource.RLIM_INFINITY and hard < FEW_FILES:
         _log.warn("only {hard} files and connections can be open: raise the limit, see LimitNOFILE=", hard=hard)
+
+
+def _set_limit(what: str, number: int, limits: tuple[int, int]) -> None:
+    # A sandbox may forbid the call, and the daemon works without it.
+    try:
+        resource.setrlimit(number, limits)
+    except (OSError, ValueError) as error:
+        _log.warn("the limit of {what} cannot be set: {error}", what=what, error=error)
 
 
 #: Seconds between two checks. A check takes 10 µs, a trim some ms after a load and 50 µs if there is nothing to return.
