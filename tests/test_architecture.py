@@ -15,13 +15,14 @@ FLOORS = (
     "errors",
     "model runtime",
     "interfaces protocol",
+    "listening preparation",
     "admission buckets routing server",
     "api",
     "config_file",
     "config",
     "check",
-    "service",
-    "client conformance tap",
+    "service supervisor",
+    "client conformance tap worker",
     "__main__",
 )
 FLOOR_OF = {"": -1} | {part: floor for floor, parts in enumerate(FLOORS) for part in parts.split()}

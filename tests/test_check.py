@@ -22,7 +22,7 @@ from twisted_storaged.admission import DEFAULT_RETRY_AFTER
 from twisted_storaged.buckets.local.bucket import LocalSettings
 from twisted_storaged.buckets.s3.session import S3Settings, Upkeep
 from twisted_storaged.check import MASK, check, effective_config, explain
-from twisted_storaged.config import BucketSettings, Config, Overrides, load_config
+from twisted_storaged.config import BucketSettings, Config, Overrides, is_local, load_config
 from twisted_storaged.config_file import CREDENTIAL
 from twisted_storaged.errors import StartError
 from twisted_storaged.routing import Policy, Rule
@@ -55,7 +55,9 @@ RULES = st.builds(
 
 
 def config_of(buckets: dict[str, BucketSettings], *rules: Rule, endpoint: str = "tcp:1:interface=127.0.0.1") -> Config:
-    return Config(endpoint, 3, DEFAULT_RETRY_AFTER, Policy(rules), buckets, Upkeep(Path("/state")))
+    allow_network = not is_local(endpoint)
+    upkeep = Upkeep(Path("/state"))
+    return Config(endpoint, 3, DEFAULT_RETRY_AFTER, Policy(rules), buckets, upkeep, allow_network=allow_network)
 
 
 def loaded(path: Path, lines: list[str]) -> Config:

@@ -20,10 +20,18 @@ from twisted_storaged.buckets.local.index_reads import Entry
 from twisted_storaged.buckets.local.index_writes import Change, IndexWriter
 from twisted_storaged.config import DEFAULT_DRAIN
 from twisted_storaged.errors import BucketUnreachable, StartError, WorkEnded
+from twisted_storaged.listening import EndpointListener
 from twisted_storaged.model import ObjectInfo
 from twisted_storaged.routing import Registry
 from twisted_storaged.runtime.systemd import NO_MANAGER, ServiceManager
-from twisted_storaged.service import CLOSE_SECONDS, READY_INTERVAL, MaintenanceService, StorageService, scrub
+from twisted_storaged.service import (
+    CLOSE_SECONDS,
+    READY_INTERVAL,
+    REPORT_INTERVAL,
+    MaintenanceService,
+    StorageService,
+    scrub,
+)
 
 BIND = "tcp:1:interface=127.0.0.1"
 
@@ -57,8 +65,9 @@ class Running:
         self.server = Server(self.bucket)
         self.reactor: Any = MemoryReactorClock()
         self.server.clock = self.server.site.reactor = self.reactor
+        self.listener = EndpointListener(BIND, self.reactor)
         self.service = StorageService(
-            BIND, self.server.site, Registry([self.bucket]), self.server.slots, self.reactor, manager=manager
+            self.listener, self.server.site, Registry([self.bucket]), self.server.slots, self.reactor, manager=manager
         )
         self.service.startService()
         # The other hooks change the process.
@@ -88,7 +97,11 @@ class StartTests:
 
         running.reactor.listenTCP = taken
         service = StorageService(
-            BIND, running.server.site, Registry([running.bucket]), running.server.slots, running.reactor
+            EndpointListener(BIND, running.reactor),
+            running.server.site,
+            Registry([running.bucket]),
+            running.server.slots,
+            running.reactor,
         )
         with pytest.raises(StartError, match=r"cannot listen on tcp:1:.*Address already in use") as caught:
             service.startService()
@@ -101,7 +114,8 @@ class StartTests:
     def test_an_endpoint_that_twisted_cannot_parse(self, endpoint: str) -> None:
         """An endpoint description that Twisted cannot parse ends the start with one line."""
         running = Running()
-        service = StorageService(endpoint, running.server.site, Registry([]), running.server.slots, running.reactor)
+        listener = EndpointListener(endpoint, running.reactor)
+        service = StorageService(listener, running.server.site, Registry([]), running.server.slots, running.reactor)
         with pytest.raises(StartError, match=r"^cannot listen on "):
             service.startService()
 
@@ -111,7 +125,11 @@ class StartTests:
         running = Running()
         endpoint = f"ssl:0:privateKey={tmp_path}/bad.pem:certKey={tmp_path}/bad.pem"
         service = StorageService(
-            endpoint, running.server.site, Registry([running.bucket]), running.server.slots, running.reactor
+            EndpointListener(endpoint, running.reactor),
+            running.server.site,
+            Registry([running.bucket]),
+            running.server.slots,
+            running.reactor,
         )
         with pytest.raises(StartError, match=r"^cannot listen on ssl:0"):
             service.startService()
@@ -130,6 +148,15 @@ class RecordingManager(ServiceManager):
         self.told += assignments
 
 
+def report(slots: int, transfers: int) -> list[str]:
+    """What the service manager is told of requests."""
+    return [
+        f"STATUS={slots} of 4 put slots in use, {transfers} requests under way",
+        f"X_STORAGED_SLOTS={slots}",
+        f"X_STORAGED_TRANSFERS={transfers}",
+    ]
+
+
 class ServiceManagerTests:
     """What the service manager is told."""
 
@@ -137,13 +164,25 @@ class ServiceManagerTests:
         """The daemon is ready when its primary bucket has answered, pings the watchdog, and says when it stops."""
         manager = RecordingManager()
         running = Running(manager)
-        assert manager.told == ["READY=1", "STATUS=ready", "WATCHDOG=1"]
+        assert manager.told == ["READY=1", "STATUS=ready", "WATCHDOG=1", *report(0, 0)]
+        del manager.told[:]
         running.reactor.advance(5)
-        assert manager.told[3:] == ["WATCHDOG=1"]
+        assert manager.told == ["WATCHDOG=1"]
         result(running.service.stopService())
-        assert manager.told[4:] == ["STOPPING=1", "STATUS=drains", "EXTEND_TIMEOUT_USEC=45000000"]
+        assert manager.told[1:] == ["STOPPING=1", "STATUS=drains", "EXTEND_TIMEOUT_USEC=45000000"]
         running.reactor.advance(50)
-        assert len(manager.told) == 7
+        assert len(manager.told) == 4
+
+    def test_what_is_under_way(self) -> None:
+        """The status tells the put slots in use and the requests under way, when these have changed."""
+        manager = RecordingManager()
+        running = Running(manager)
+        del manager.told[:]
+        running.connect().send(put("a", length=5))
+        running.reactor.advance(REPORT_INTERVAL)
+        assert manager.told == report(1, 1)
+        running.reactor.advance(REPORT_INTERVAL)
+        assert manager.told == report(1, 1)
 
     def test_a_bucket_that_does_not_answer(self) -> None:
         """Until the primary bucket has answered, the daemon serves, and is not ready."""
@@ -230,7 +269,7 @@ class StopTests:
         """A second signal that comes while the port is being closed skips the drain, too."""
         running = Running()
         closing: Deferred[None] = Deferred()
-        running.service._ports[0].stopListening = lambda: closing  # type: ignore[method-assign]
+        running.listener.stop = lambda: closing  # type: ignore[method-assign]
         connection = running.connect()
         connection.send(put("a", length=5))
         stopped = running.service.stopService()

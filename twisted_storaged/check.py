@@ -20,9 +20,10 @@ from twisted.internet.ssl import Certificate
 
 from twisted_storaged.buckets.local.bucket import LocalSettings
 from twisted_storaged.buckets.s3.session import S3Settings, ask_bucket
-from twisted_storaged.config import BucketSettings, Config, endpoint_arguments, is_local, make_endpoint
+from twisted_storaged.config import BucketSettings, Config, endpoint_arguments
 from twisted_storaged.config_file import CREDENTIAL, UNITS, may_hold_credential
 from twisted_storaged.errors import InvalidKey, StartError
+from twisted_storaged.listening import make_endpoint
 from twisted_storaged.model import parse_key
 
 #: Stands for a credential in what is printed.
@@ -43,7 +44,8 @@ def effective_config(config: Config) -> Iterator[str]:
     upkeep = config.upkeep
     storaged = {
         "bind": config.endpoint,
-        "allow_network": not is_local(config.endpoint),
+        "allow_network": config.allow_network,
+        "workers": config.workers,
         "put_slots": config.put_slots,
         "retry_after": config.retry_after or "auto",
         "state": str(upkeep.state),

@@ -13,11 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
-from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IStreamServerEndpoint
 
 from twisted_storaged.admission import DEFAULT_PUT_SLOTS, DEFAULT_RETRY_AFTER
 from twisted_storaged.buckets.local.bucket import LocalSettings
@@ -47,7 +45,6 @@ from twisted_storaged.config_file import (
     shown_name,
     shown_value,
 )
-from twisted_storaged.errors import StartError
 from twisted_storaged.routing import DEFAULT_MAX_PUT, PRIMARY, VECTORS_MAX_PUT, VECTORS_PREFIX, Policy, Rule
 
 BucketSettings = S3Settings | LocalSettings
@@ -72,6 +69,11 @@ class StoragedSection(Struct, frozen=True, kw_only=True):
         bool,
         Meta(description="Whether bind may be an address that other hosts can reach; clients are not authenticated."),
     ] = False
+    workers: Annotated[
+        Literal["auto"] | Positive,
+        Meta(description="How many processes serve requests; `auto`: one for each core."),
+        Meta(extra={"unit": "processes"}),
+    ] = 1
     put_slots: Annotated[
         Positive, Meta(description="How many PUTs may be in progress at once; the next one is refused with 503.")
     ] = DEFAULT_PUT_SLOTS
@@ -209,6 +211,8 @@ class Config:
         buckets: settings by name; `primary` is always among them.
         upkeep: what all buckets of S3 share.
         drain: seconds that requests under way have to complete when the daemon stops.
+        workers: how many processes serve requests.
+        allow_network: whether other hosts may reach the endpoint.
     """
 
     endpoint: str
@@ -218,6 +222,8 @@ class Config:
     buckets: Mapping[str, BucketSettings]
     upkeep: Upkeep
     drain: float = DEFAULT_DRAIN
+    workers: int = 1
+    allow_network: bool = False
 
 
 @dataclass(frozen=True)
@@ -261,6 +267,8 @@ def load_config(overrides: Overrides, secrets: Mapping[str, Credentials], enviro
         buckets=buckets,
         upkeep=upkeep,
         drain=storaged.drain,
+        workers=len(os.sched_getaffinity(0)) if storaged.workers == "auto" else storaged.workers,
+        allow_network=storaged.allow_network,
     )
 
 
@@ -374,16 +382,6 @@ def endpoint_description(bind: str) -> str:
     kind = "tcp6" if ":" in host else "tcp"
     interface = host.replace(":", r"\:")
     return f"{kind}:{match['port']}" + (f":interface={interface}" if host else "")
-
-
-def make_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
-    """Make a Twisted endpoint from its description, and load its certificates. Raises StartError."""
-    try:
-        endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
-    # A description that cannot be used raises almost anything, such as OpenSSL's errors for a bad certificate.
-    except Exception as error:
-        raise StartError(f"cannot listen on {description}: {error}") from error
-    return endpoint
 
 
 #: Names of arguments that an endpoint description may have without their names, in this order. See

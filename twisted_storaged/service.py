@@ -8,18 +8,18 @@ process cleanly.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from time import monotonic_ns
 from typing import Any, NoReturn
 
 from twisted.application.service import Service
-from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.interfaces import IListeningPort
-from twisted.internet.task import deferLater
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -31,19 +31,32 @@ from twisted_storaged.buckets.local.bucket import LocalBucket, LocalSettings
 from twisted_storaged.buckets.local.scrub import Scrub
 from twisted_storaged.buckets.s3.bucket import S3Bucket
 from twisted_storaged.check import check, explain
-from twisted_storaged.config import DEFAULT_DRAIN, BucketSettings, Config, Overrides, load_config, make_endpoint
+from twisted_storaged.config import DEFAULT_DRAIN, BucketSettings, Config, Overrides, load_config
 from twisted_storaged.config_file import read_secrets
 from twisted_storaged.errors import StartError, StorageError, WorkEnded
 from twisted_storaged.interfaces import IBucket
+from twisted_storaged.listening import EndpointListener, IListener, SocketListener, check_local
 from twisted_storaged.model import ListQuery
+from twisted_storaged.preparation import Sources, prepare, sources_of
 from twisted_storaged.routing import PRIMARY, Namespace, Registry
-from twisted_storaged.runtime.concurrency import deferred
-from twisted_storaged.runtime.process import HeapTrimmer
-from twisted_storaged.runtime.systemd import NO_MANAGER, ServiceManager, Watchdog
+from twisted_storaged.runtime.concurrency import Threads, deferred
+from twisted_storaged.runtime.process import HeapTrimmer, run_again_at_exit
+from twisted_storaged.runtime.systemd import (
+    NO_MANAGER,
+    SLOTS,
+    TRANSFERS,
+    ListenSocket,
+    ServiceManager,
+    Watchdog,
+    log_failure,
+    pass_sockets,
+)
 from twisted_storaged.server.site import StorageSite
 
 #: Seconds between two attempts to reach the primary bucket, until the daemon is ready.
 READY_INTERVAL = 1.0
+#: Seconds between two reports of what is under way.
+REPORT_INTERVAL = 1.0
 #: Seconds that the uploads of dropped requests have to abort; and, after that, the buckets to close. So a stop takes
 #: at most `drain` and 10 s, and a supervisor must not kill the daemon earlier: see TimeoutStopSec in
 #: etc/storaged.service.
@@ -59,26 +72,35 @@ class StorageService(Service):
 
     def __init__(  # noqa: PLR0913 (its parts)
         self,
-        endpoint: str,
+        listener: IListener,
         site: StorageSite,
         registry: Registry,
         slots: PutSlots,
         reactor: Any,
         drain: float = DEFAULT_DRAIN,
         manager: ServiceManager = NO_MANAGER,
+        replacement: Replacement | None = None,
     ) -> None:
-        """Serve `site`; requests under way have `drain` seconds to complete when the daemon stops."""
-        self._endpoint = endpoint
+        """Serve `site`; requests under way have `drain` seconds to complete when the daemon stops.
+
+        With a `replacement`, the daemon can be reloaded.
+        """
+        self._listener = listener
         self._site = site
         self._registry = registry
         self._slots = slots
         self._reactor = reactor
         self._drain = drain
         self._draining: Deferred[None] | None = None
-        self._ports: list[IListeningPort] = []
         self._trimmer = HeapTrimmer(reactor)
         self._manager = manager
         self._watchdog = Watchdog(manager, registry.ping, reactor)
+        self._replacement = replacement
+        self._kept: Sequence[ListenSocket] | None = None
+        self._reporting = LoopingCall(self._report)
+        self._reporting.clock = reactor
+        self._reported: tuple[str, ...] = ()
+        self._is_ready = False
 
     def startService(self) -> None:
         """Open the buckets, then listen. This may block, as the reactor does not run yet.
@@ -108,19 +130,8 @@ class StorageService(Service):
         super().startService()
 
     def _listen(self) -> None:
-        # Twisted's server endpoints bind before `listen` returns, so that a failure is known here. A
-        # StreamServerEndpointService would only log it, and run on without a port.
-        failures: list[Failure] = []
-        endpoint = make_endpoint(self._reactor, self._endpoint)
-        maybeDeferred(endpoint.listen, self._site).addCallbacks(self._on_listening, failures.append)
-        if failures:
-            raise StartError(f"cannot listen on {self._endpoint}: {failures[0].value}")
-
-    def _on_listening(self, port: IListeningPort) -> None:
-        self._ports.append(port)
-        host = port.getHost()
-        address = f"{host.host}:{host.port}" if isinstance(host, IPv4Address | IPv6Address) else str(host)
-        _log.info("storaged {version} listens on {address}", version=__version__, address=address)
+        for address in self._listener.start(self._site):
+            _log.info("storaged {version} listens on {address}", version=__version__, address=address)
 
     @deferred
     async def _announce(self) -> None:
@@ -135,8 +146,46 @@ class StorageService(Service):
                 await deferLater(self._reactor, READY_INTERVAL)
             else:
                 self._manager.notify("READY=1", "STATUS=ready")
+                self._is_ready = True
                 self._watchdog.start()
+                self._reporting.start(REPORT_INTERVAL).addErrback(log_failure)
                 return
+
+    def _report(self) -> None:
+        """Tell the service manager what is under way, if that has changed."""
+        transfers = sum(bool(channel.requests) for channel in self._site.channels)
+        report = (
+            f"STATUS={self._slots.taken} of {self._slots.limit} put slots in use, {transfers} requests under way",
+            f"{SLOTS}={self._slots.taken}",
+            f"{TRANSFERS}={transfers}",
+        )
+        if report != self._reported:
+            self._reported = report
+            self._manager.notify(*report)
+
+    @deferred
+    async def reload(self) -> None:
+        """Read the settings anew; if they can be used, stop as `stopService` does, and run the program again.
+
+        The listening sockets are not closed meanwhile: new connections wait in them until the new program serves. It is
+        this process that runs it, so that it keeps its number: for a supervisor or a container, nothing has ended.
+        """
+        if self._replacement is None or not self.running or self._replacement.is_under_way:
+            _log.warn("the reload is ignored: the daemon stops, or is reloaded already")
+            return
+        self._manager.notify("RELOADING=1", f"MONOTONIC_USEC={monotonic_ns() // 1000}")
+        try:
+            await self._replacement.check()
+        except StartError as error:
+            _log.critical("not reloaded, the settings cannot be used: {error}", error=error)
+            if self._is_ready:
+                self._manager.notify("READY=1")
+            return
+        if self.running:
+            _log.info("reloads: requests under way complete, then the program is run again")
+            self._kept = self._listener.keep()
+            self._replacement.run_at_exit(self._kept)
+            self._reactor.stop()
 
     @deferred
     async def stopService(self) -> None:
@@ -146,17 +195,25 @@ class StorageService(Service):
         """
         super().stopService()
         self._trimmer.stop()
-        self._watchdog.stop()
+        if self._reporting.running:
+            self._reporting.stop()
         longest = self._drain + 3 * CLOSE_SECONDS
-        self._manager.notify("STOPPING=1", "STATUS=drains", f"EXTEND_TIMEOUT_USEC={longest * 1_000_000:.0f}")
-        for port in self._ports:
-            await maybeDeferred(port.stopListening)
+        status = ["STATUS=drains", f"EXTEND_TIMEOUT_USEC={longest * 1_000_000:.0f}"]
+        if self._kept is None:
+            self._watchdog.stop()
+            self._manager.notify("STOPPING=1", *status)
+            await self._listener.stop()
+        else:
+            # The daemon goes on, for the service manager, and its watchdog.
+            self._manager.notify(*status)
         # In this order: an upload is aborted when its request has ended, and needs its bucket for that.
         self._draining = self._site.drain()
         await self._wait_for("requests", self._draining, self._drain)
         self._site.abort()
         await self._wait_for("uploads", self._slots.when_idle(), CLOSE_SECONDS)
+        self._watchdog.stop()
         await self._wait_for("buckets", self._registry.stop(), CLOSE_SECONDS)
+        self._site.flush_log()
         _log.info("storaged has stopped")
 
     def skip_drain(self) -> None:
@@ -179,6 +236,43 @@ class StorageService(Service):
 
         # Whatever fails or hangs, what is stopped after it must be stopped as well.
         await done.addTimeout(seconds, self._reactor).addErrback(log)
+
+
+class Replacement:
+    """What a daemon without a supervisor is replaced by at a reload: the same command line, in the same process.
+
+    Attributes:
+        is_under_way: whether the settings are being checked, or the daemon stops to be replaced.
+    """
+
+    def __init__(self, sources: Sources, config: Config, reactor: Any) -> None:
+        self._sources = sources
+        self._config = config
+        self._threads = Threads(reactor, 1, "reload")
+        self._folder = os.getcwd()
+        self.is_under_way = False
+
+    async def check(self) -> None:
+        """Check that the program, which may be a newer version, can use the settings as they are now.
+
+        Raises:
+            StartError: it cannot.
+        """
+        self.is_under_way = True
+        held = [name for name, bucket in self._config.buckets.items() if isinstance(bucket, LocalSettings)]
+        self._threads.start()
+        try:
+            settings = await self._threads.run(prepare, self._sources, held=held)
+        except BaseException:
+            self.is_under_way = False
+            raise
+        settings.close()
+        if settings.found.endpoint != self._config.endpoint:
+            _log.warn("the address to listen on has changed: this takes effect when the daemon is restarted")
+
+    def run_at_exit(self, sockets: Sequence[ListenSocket]) -> None:
+        """Run the program again when this one ends, with these listening sockets."""
+        run_again_at_exit(partial(pass_sockets, sockets), os.environ, self._folder)
 
 
 class MaintenanceService(Service):
@@ -221,12 +315,17 @@ def scrub(name: str, path: Path, *, repair_checksums: bool = False) -> bool:
     return work.report.is_sound
 
 
-def make_service(options: Mapping[str, Any], reactor: Any, environ: Mapping[str, str]) -> Service:
+def make_service(
+    options: Mapping[str, Any], reactor: Any, environ: Mapping[str, str], sockets: Sequence[ListenSocket] = ()
+) -> Service:
     """Make the service that a parsed command line asks for. Nothing is opened yet, and nothing listens.
+
+    The daemon listens on `sockets`, which another process has opened, in place of the address of its configuration.
 
     Raises:
         ConfigError: the command line, the configuration or the secrets are invalid.
-        StartError: there is no bucket to scrub or to back up, or the key to explain is not valid.
+        StartError: there is no bucket to scrub or to back up, the key to explain is not valid, or a socket of `sockets`
+            can be reached from other hosts.
         WorkEnded: `--check` or `--explain` have printed what they found.
     """
     overrides = Overrides(_path(options["config"]), _path(options["data"]), options["bind"])
@@ -241,7 +340,13 @@ def make_service(options: Mapping[str, Any], reactor: Any, environ: Mapping[str,
         return MaintenanceService(_data_folders(config, "--scrub"), partial(scrub, repair_checksums=repair_checksums))
     if options["backup"] is not None:
         return _make_backup(config, Path(options["backup"]))
-    return assemble(config, reactor, ServiceManager(environ))
+    listener: IListener = EndpointListener(config.endpoint, reactor)
+    if sockets:
+        if not config.allow_network:
+            check_local(sockets)
+        listener = SocketListener(sockets, config.endpoint, reactor)
+    replacement = Replacement(sources_of(options), config, reactor)
+    return assemble(config, reactor, listener, ServiceManager(environ), replacement=replacement)
 
 
 def _print_and_end(lines: Sequence[str], status: int) -> NoReturn:
@@ -251,18 +356,31 @@ def _print_and_end(lines: Sequence[str], status: int) -> NoReturn:
     raise WorkEnded(status)
 
 
-def assemble(config: Config, reactor: Any, manager: ServiceManager = NO_MANAGER) -> StorageService:
-    """Make the daemon's service from its configuration: buckets, namespace, resources and put slots."""
-    slots = PutSlots(config.put_slots, config.retry_after)
+def assemble(  # noqa: PLR0913 (its parts)
+    config: Config,
+    reactor: Any,
+    listener: IListener,
+    manager: ServiceManager = NO_MANAGER,
+    slots: PutSlots | None = None,
+    locks: Mapping[str, int] | None = None,
+    replacement: Replacement | None = None,
+) -> StorageService:
+    """Make the daemon's service from its configuration: buckets, namespace, resources and put slots.
+
+    A worker has `slots` that it shares with others, and the `locks` of embedded buckets by their names.
+    """
+    if slots is None:
+        slots = PutSlots(config.put_slots, config.retry_after)
 
     def make_bucket(name: str, settings: BucketSettings) -> IBucket:
         if isinstance(settings, LocalSettings):
-            return LocalBucket(name, settings, reactor, slots.limit, config.upkeep.delivering)
+            lock = None if locks is None else locks[name]
+            return LocalBucket(name, settings, reactor, slots.limit, config.upkeep.delivering, lock)
         return S3Bucket(name, settings, reactor, slots.limit, config.upkeep)
 
     registry = Registry(make_bucket(name, settings) for name, settings in config.buckets.items())
-    tree = make_tree(Namespace(config.policy, registry), slots)
-    return StorageService(config.endpoint, StorageSite(tree, reactor), registry, slots, reactor, config.drain, manager)
+    site = StorageSite(make_tree(Namespace(config.policy, registry), slots), reactor)
+    return StorageService(listener, site, registry, slots, reactor, config.drain, manager, replacement)
 
 
 def _make_backup(config: Config, target: Path) -> MaintenanceService:

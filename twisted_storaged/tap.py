@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from twisted.application.service import Service
 from twisted.python import usage
 
 from twisted_storaged import __version__
-from twisted_storaged.config_file import DEFAULT_SECRETS
+from twisted_storaged.config_file import DEFAULT_SECRETS, ConfigError, read_toml
+from twisted_storaged.preparation import sources_of
 from twisted_storaged.runtime.log_file import bound_log_file
 from twisted_storaged.runtime.process import StopSignals, disable_core_dumps, raise_file_limit
+from twisted_storaged.runtime.systemd import ListenSocket, ServiceManager, listen_sockets
 from twisted_storaged.runtime.twisted_internals import install, warn_of_wall_clock
 
 #: The options that do something else than to run the daemon.
@@ -81,22 +84,42 @@ def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mappin
         StartError: there is no bucket to scrub or to back up, or the key to explain is not valid.
         WorkEnded: `--check` or `--explain` have printed what they found.
     """
+    is_daemon = not any(is_given(options, command) for command in ACTIONS)
     signals = None
+    sockets: Sequence[ListenSocket] = ()
     if reactor is None:
+        if is_daemon:
+            sockets = listen_sockets(os.environ)
         install()
         from twisted.internet import reactor  # noqa: PLC0415 (an import at module level would install another one)
 
         # Commands block the process before the reactor runs: there, signals keep their default effect.
-        if not any(is_given(options, command) for command in ACTIONS):
+        if is_daemon:
             signals = StopSignals(reactor)
             signals.install()
             # Before a credential is read.
             disable_core_dumps()
             raise_file_limit()
-    from twisted_storaged.service import StorageService, make_service  # noqa: PLC0415 (see the docstring of this module)
+    service: Any
+    if is_daemon and wanted_workers(options["config"]) != 1:
+        from twisted_storaged.supervisor import Supervisor  # noqa: PLC0415 (only a daemon with workers needs it)
 
-    service = make_service(options, reactor, environ)
-    if signals is not None and isinstance(service, StorageService):
+        service = Supervisor(sources_of(options), sockets, ServiceManager(environ), reactor)
+    else:
+        from twisted_storaged.service import make_service  # noqa: PLC0415 (see the docstring of this module)
+
+        service = make_service(options, reactor, environ, sockets)
+    if signals is not None:
         signals.service = service
         warn_of_wall_clock(reactor)
-    return service
+    made: Service = service
+    return made
+
+
+def wanted_workers(config: str | None) -> object:
+    """Return `workers` as it stands in a configuration file; 1 if it cannot be read, which is an error later on."""
+    try:
+        section = read_toml(Path(config)).get("storaged") if config else None
+    except ConfigError:
+        section = None
+    return section.get("workers", 1) if isinstance(section, dict) else 1

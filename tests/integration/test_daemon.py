@@ -157,10 +157,10 @@ class ServiceManagerTests:
             with Daemon(tmp_path, launcher=["env", *environment]) as daemon:
                 assert manager.recv(1000) == b"READY=1\nSTATUS=ready"
                 assert ask(daemon, "GET", "/health")[0] == 200
-                assert [manager.recv(1000) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+                told = [manager.recv(1000) for _ in range(6)]
+                assert told.count(b"WATCHDOG=1") > 3
                 assert daemon.stop() == 0
-                told = [manager.recv(1000)]
-                while told[-1] == b"WATCHDOG=1":
+                while told[-1] == b"WATCHDOG=1" or told[-1].startswith(b"STATUS="):
                     told.append(manager.recv(1000))
                 assert told[-1].startswith(b"STOPPING=1\nSTATUS=drains\nEXTEND_TIMEOUT_USEC=")
 

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from signal import SIGINT, SIGTERM, getsignal, signal
+from signal import SIGHUP, SIGINT, SIGTERM, getsignal, signal
 from typing import Any
 
 import pytest
@@ -36,19 +36,22 @@ class FakeReactor:
 @pytest.fixture(autouse=True)
 def _kept_handlers() -> Iterator[None]:
     """The process of the tests keeps the handlers that it had."""
-    kept = {number: getsignal(number) for number in (SIGINT, SIGTERM)}
+    kept = {number: getsignal(number) for number in (SIGINT, SIGTERM, SIGHUP)}
     yield
     for number, handler in kept.items():
         signal(number, handler)
 
 
 class FakeService(Service):
-    """A service that counts how often its drain was skipped."""
+    """A service that counts how often its drain was skipped, and how often it was reloaded."""
 
-    skipped = 0
+    skipped = reloads = 0
 
     def skip_drain(self) -> None:
         self.skipped += 1
+
+    def reload(self) -> None:
+        self.reloads += 1
 
 
 def running() -> FakeService:
@@ -188,3 +191,21 @@ class FileLimitTests:
         soft, hard, *lines = printed(forbid + FILES, "prlimit", "--nofile=256:2048")
         assert (soft, hard) == (256, 2048)
         assert lines == ["the limit of open files cannot be set: [Errno 1] no"]
+
+
+class ReloadTests:
+    """SIGHUP."""
+
+    def test_while_serving(self) -> None:
+        """It reloads the service."""
+        reactor, service = FakeReactor(), running()
+        serving(reactor, service)
+        deliver(SIGHUP)
+        assert (service.reloads, reactor.stops) == (1, 0)
+
+    def test_while_starting(self) -> None:
+        """It neither ends a process that has no service yet, nor is it an error."""
+        reactor = FakeReactor()
+        StopSignals(reactor, lambda status: pytest.fail(f"ended with {status}")).install()
+        deliver(SIGHUP)
+        assert reactor.stops == 0

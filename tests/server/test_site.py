@@ -41,11 +41,11 @@ def access_log(server: Server) -> Iterator[Callable[[], list[str]]]:
     with written_lines() as lines:
 
         def flushed() -> list[str]:
-            server.site.stopFactory()
+            server.site.flush_log()
             return lines
 
         yield flushed
-        server.site.stopFactory()
+        server.site.flush_log()
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ class AccessLogTests:
         """The last requests are often the ones that are looked for."""
         server = Server()
         server.ask(request("GET", "/health"))
-        server.site.stopFactory()
+        server.site.flush_log()
         assert len(written) == 1
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import resource
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from signal import SIGINT, SIGTERM, signal
+from signal import SIG_BLOCK, SIG_UNBLOCK, SIGHUP, SIGINT, SIGTERM, pthread_sigmask, signal
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IReactorTime
@@ -22,8 +24,8 @@ _PR_SET_DUMPABLE = 4  # <linux/prctl.h>
 _log = Logger()
 
 
-class Drainable(Protocol):
-    """A service that lets requests complete when it stops.
+class Controlled(Protocol):
+    """A service that signals control.
 
     Attributes:
         running: whether it runs.
@@ -34,23 +36,27 @@ class Drainable(Protocol):
     def skip_drain(self) -> None:
         """Wait no longer for requests under way, while it stops."""
 
+    def reload(self) -> Any:
+        """Read the settings again, if it can, and replace what has the old ones."""
+
 
 class StopSignals:
-    """The handlers of SIGTERM and SIGINT: each ends the daemon with status 0, while it starts and while it serves.
+    """The handlers of SIGTERM and SIGINT, which end the daemon with status 0, and of SIGHUP, which reloads it.
 
-    The first lets requests under way complete; the second ends that wait.
+    The first signal to end lets requests under way complete; the second ends that wait.
 
     Attributes:
         service: what must be stopped before the process ends, once it runs; None while it is being made.
+        stopping: whether a signal to end has come.
     """
 
-    service: Drainable | None = None
+    service: Controlled | None = None
 
     def __init__(self, reactor: Any, end: Callable[[int], object] = os._exit) -> None:
         """`end` ends the process at once, with a status."""
         self._reactor = reactor
         self._end = end
-        self._stopping = False
+        self.stopping = False
 
     def install(self) -> None:
         """Handle the signals from now on."""
@@ -58,14 +64,17 @@ class StopSignals:
         # of the signal in the end, and a second signal would be a traceback.
         self._reactor.callWhenRunning(self._set_handlers)
         self._set_handlers()
+        # A process that was replaced by this one has blocked them, since they would have ended it meanwhile.
+        pthread_sigmask(SIG_UNBLOCK, HANDLED)
 
     def _set_handlers(self) -> None:
         for number in (SIGTERM, SIGINT):
-            signal(number, self._received)
+            signal(number, lambda *_: self.stop())
+        signal(SIGHUP, lambda *_: self._reactor.callFromThread(self._reload))
 
-    def _received(self, *_: object) -> None:
-        """Stop; a further signal ends the wait for requests under way. The rest takes a bounded time."""
-        if self._stopping:
+    def stop(self) -> None:
+        """Stop; a further call ends the wait for requests under way. The rest takes a bounded time."""
+        if self.stopping:
             assert self.service is not None
             self._reactor.callFromThread(self.service.skip_drain)
             return
@@ -74,9 +83,36 @@ class StopSignals:
             # safe against ending here as it is against kill -9, and twistd removes a pid file that is stale.
             self._end(0)
             return
-        self._stopping = True
+        self.stopping = True
         # A reactor that does not run yet makes this call as soon as it does.
         self._reactor.callFromThread(self._reactor.stop)
+
+    def _reload(self) -> None:
+        # A signal that comes while the daemon starts is heard when the reactor runs.
+        if self.service is not None:
+            self.service.reload()
+
+
+#: The signals that `StopSignals` handles.
+HANDLED = (SIGTERM, SIGINT, SIGHUP)
+
+
+def run_again_at_exit(prepare: Callable[[dict[str, str]], None], environ: Mapping[str, str], folder: str) -> None:
+    """When this process would end, run its command line again in it: it keeps its number, parent and open files.
+
+    `prepare` is called before, and may change the environment. `folder` is the working folder.
+    """
+
+    def run() -> None:
+        # Their default effect, until the new program handles them, would end it.
+        pthread_sigmask(SIG_BLOCK, HANDLED)
+        changed = dict(environ)
+        prepare(changed)
+        os.chdir(folder)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], changed)  # noqa: S606
+
+    # After everything else that runs at the end, such as what removes the pid file.
+    atexit.register(run)
 
 
 def disable_core_dumps() -> None:

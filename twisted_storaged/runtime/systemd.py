@@ -5,9 +5,10 @@ Without a service manager, nothing is sent, and there are no sockets.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -19,6 +20,9 @@ from twisted.python.failure import Failure
 
 #: Seconds of the shortest watchdog interval that is kept: pings for a shorter one would be a load.
 SHORTEST = 1.0
+#: Variables of ours, which tell a supervisor how many put slots are held, and how many requests are under way. Service
+#: managers ignore variables that they do not know.
+SLOTS, TRANSFERS = "X_STORAGED_SLOTS", "X_STORAGED_TRANSFERS"
 #: The first descriptor that is passed: SD_LISTEN_FDS_START of sd_listen_fds(3).
 FIRST_DESCRIPTOR = 3
 #: The name of a socket that was passed without one, as sd_listen_fds_with_names(3) has it.
@@ -96,6 +100,18 @@ def listen_sockets(environ: MutableMapping[str, str], first: int = FIRST_DESCRIP
                 name=name,
             )
     return found
+
+
+def pass_sockets(sockets: Sequence[ListenSocket], environ: MutableMapping[str, str]) -> None:
+    """Pass listening sockets to the program that this process is about to execute, as a service manager passes them."""
+    # First out of the way of the numbers that they are to have.
+    above = FIRST_DESCRIPTOR + len(sockets)
+    copies = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, above) for _, descriptor in sockets]
+    for number, copy in enumerate(copies, FIRST_DESCRIPTOR):
+        os.dup2(copy, number, inheritable=True)
+    environ["LISTEN_PID"] = str(os.getpid())
+    environ["LISTEN_FDS"] = str(len(sockets))
+    environ["LISTEN_FDNAMES"] = ":".join(name for name, _ in sockets)
 
 
 def _listen_names(text: str | None, count: int) -> Iterable[str]:
@@ -177,7 +193,7 @@ class Watchdog:
         """Begin to ping, if the service manager waits for it."""
         if self._manager.watchdog_seconds is not None:
             # Half the interval, as sd_watchdog_enabled(3) recommends.
-            self._pinging.start(self._manager.watchdog_seconds / 2).addErrback(_log_failure)
+            self._pinging.start(self._manager.watchdog_seconds / 2).addErrback(log_failure)
 
     def stop(self) -> None:
         """Ping no more."""
@@ -188,5 +204,6 @@ class Watchdog:
         return self._probe().addCallback(lambda _: self._manager.notify("WATCHDOG=1"))
 
 
-def _log_failure(failure: Failure) -> None:
-    _log.failure("the service manager is not pinged any more", failure)
+def log_failure(failure: Failure) -> None:
+    """Log why a periodic call has ended."""
+    _log.failure("the service manager is told no more", failure)

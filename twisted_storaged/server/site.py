@@ -83,6 +83,9 @@ class StorageSite(Site):
     protocol = StreamingChannel  # type: ignore[assignment]
     requestFactory = StreamingRequest  # type: ignore[assignment]
 
+    #: Called when a connection has closed.
+    on_closed: Callable[[], object] | None = None
+
     def __init__(self, resource: IResource, reactor: IReactorTime, wall_clock: Callable[[], float] = time.time) -> None:
         """`wall_clock` is for dates, and `reactor` for all timeouts: its clock is monotonic."""
         super().__init__(resource, timeout=IDLE_SECONDS, reactor=reactor)
@@ -103,10 +106,9 @@ class StorageSite(Site):
         """Log bytes that are no request."""
         self._access_log.add_refused(client, status)
 
-    def stopFactory(self) -> None:
-        # The last requests before a stop are often the ones that are looked for.
+    def flush_log(self) -> None:
+        """Write what the access log has collected."""
         self._access_log.flush()
-        super().stopFactory()
 
     def common_headers(self) -> bytes:
         """Return the header fields of all responses, made once a second. RFC 9110, 6.6.1 and 10.2.4."""
@@ -137,6 +139,8 @@ class StorageSite(Site):
     def forget(self, channel: StreamingChannel) -> None:
         """Remove a connection that has closed."""
         self.channels.discard(channel)
+        if self.on_closed is not None:
+            self.on_closed()
         self._check_drained()
 
     def _check_drained(self) -> None:

@@ -1,0 +1,219 @@
+"""The program of a worker: a process of a daemon with several, which serves the connections that it is handed.
+
+`python -m twisted_storaged.worker` is for the supervisor only: `serve SPEC` is a worker, and `prepare` reads the
+settings and prepares embedded buckets before workers start.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from msgspec.json import decode, encode
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IProtocolFactory
+from twisted.logger import Logger
+
+from twisted_storaged.admission import SharedPutSlots
+from twisted_storaged.buckets.local.bucket import LocalSettings
+from twisted_storaged.buckets.local.start import prepare
+from twisted_storaged.config import Config, Overrides, load_config
+from twisted_storaged.config_file import DEFAULT_SECRETS, ConfigError, read_secrets
+from twisted_storaged.errors import StartError
+from twisted_storaged.listening import adopt, served_factory
+from twisted_storaged.preparation import Prepared, Sources, WorkerSpec, with_copies
+from twisted_storaged.runtime.log_pipe import begin_logging
+from twisted_storaged.runtime.messages import MessageSocket, send
+from twisted_storaged.runtime.process import StopSignals, disable_core_dumps, raise_file_limit
+from twisted_storaged.runtime.systemd import ListenSocket, ServiceManager
+from twisted_storaged.runtime.twisted_internals import install
+from twisted_storaged.server.site import StorageSite
+from twisted_storaged.service import assemble
+from twisted_storaged.supervisor import CLOSED, CONNECTION, DRAIN, EVERY, FAILED, UP
+
+#: Seconds for which closed connections are counted before the supervisor is told.
+COUNT_SECONDS = 0.01
+
+_log = Logger()
+
+
+class SupervisorLink(ServiceManager):
+    """The service manager of a worker is its supervisor, to which it speaks as to systemd."""
+
+    def __init__(self, connected: socket.socket, reactor: Any) -> None:
+        """`connected` is the socket to the supervisor."""
+        super().__init__({})
+        self.exists = True
+        # So that it says once a second that it is alive.
+        self.watchdog_seconds = 2 * EVERY
+        self._reactor = reactor
+        self._messages = MessageSocket(connected, self._received, self._lost, reactor)
+        self._factory: IProtocolFactory | None = None
+        self._signals: StopSignals | None = None
+
+    def start(self, factory: IProtocolFactory, signals: StopSignals) -> None:
+        """Begin to serve the connections that come; `signals` stops the process."""
+        self._factory = factory
+        self._signals = signals
+        self._messages.start()
+        self.notify(f"{UP}=1")
+
+    def notify(self, *assignments: str) -> None:
+        """Tell the supervisor."""
+        self._messages.send("\n".join(assignments).encode("utf-8", "replace"))
+
+    def _received(self, data: bytes, descriptors: list[int]) -> None:
+        if data == CONNECTION:
+            assert self._factory is not None
+            for descriptor in descriptors:
+                adopt(socket.socket(fileno=descriptor), self._factory, self._reactor)
+        elif data == DRAIN and self._signals is not None and not self._signals.stopping:
+            # Once: a signal to all processes of a terminal may have come before.
+            self._signals.stop()
+
+    def _lost(self) -> None:
+        # The end of the reactor closes the socket, too.
+        if self._signals is not None and self._signals.stopping:
+            return
+        _log.warn("the supervisor is gone: requests under way complete, and this worker ends")
+        if self._signals is not None:
+            self._signals.stop()
+
+
+class HandedListener:
+    """Serves the connections that the supervisor hands over."""
+
+    def __init__(self, link: SupervisorLink, signals: StopSignals, description: str, reactor: Any) -> None:
+        """`description` is of the endpoint that the supervisor has bound; it says whether TLS is spoken."""
+        self._link = link
+        self._signals = signals
+        self._description = description
+        self._reactor = reactor
+        self._closed = self._told = 0
+
+    def start(self, factory: StorageSite) -> Sequence[str]:
+        """Begin to serve, as soon as the reactor runs. Raises StartError."""
+        served = served_factory(self._description, factory)
+        factory.on_closed = self._count
+        self._reactor.callWhenRunning(self._link.start, served, self._signals)
+        return []
+
+    def stop(self) -> Deferred[Any]:
+        """Do nothing: the supervisor has stopped to hand over connections, and those that it did are served."""
+        return succeed(None)
+
+    def keep(self) -> Sequence[ListenSocket]:
+        """Return no sockets: the supervisor has them."""
+        return []
+
+    def _count(self) -> None:
+        self._closed += 1
+        if self._closed == self._told + 1:
+            self._reactor.callLater(COUNT_SECONDS, self._tell)
+
+    def _tell(self) -> None:
+        self._told = self._closed
+        # The number so far: if a message does not get through, the next one makes up for it.
+        self._link.notify(f"{CLOSED}={self._closed}")
+
+
+def serve(spec: WorkerSpec) -> int:
+    """Run a worker until it is told to stop; returns the exit status."""
+    begin_logging(1)
+    install()
+    from twisted.internet import reactor  # noqa: PLC0415 (an import at module level would install another one)
+
+    signals = StopSignals(reactor)
+    signals.install()
+    control = socket.socket(fileno=spec.control)
+    link = SupervisorLink(control, reactor)
+    try:
+        config = _load(spec.sources)
+        slots = SharedPutSlots(spec.slots, config.put_slots, config.retry_after)
+        listener = HandedListener(link, signals, config.endpoint, reactor)
+        service = assemble(config, reactor, listener, link, slots, spec.locks)
+        signals.service = service
+        service.startService()
+    except StartError as error:
+        link.notify(f"{FAILED}={error}")
+        return 1
+    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+    reactor.run()
+    return 0
+
+
+def prepare_start(control: socket.socket, held: Sequence[str], sources: Sources) -> None:
+    """Read the settings, prepare the embedded buckets that are not `held`, and send a `Prepared`, with descriptors."""
+    begin_logging(1)
+    locks: dict[str, int] = {}
+    shown: dict[str, str | None] = {}
+    try:
+        copies = [_copy(sources.config), _copy(sources.secrets or _default_secrets())]
+        copied = with_copies(sources, *copies)
+        shown = {str(copied.config): sources.config, str(copied.secrets): sources.secrets}
+        config = _load(copied)
+        for name, settings in config.buckets.items():
+            if isinstance(settings, LocalSettings) and name not in held:
+                locks[name] = prepare(name, settings.path)
+    except StartError as error:
+        text = str(error)
+        for path, source in shown.items():
+            text = text.replace(path, str(source))
+        send(control, encode(Prepared(error=text)))
+        return
+    found = Prepared(
+        endpoint=config.endpoint,
+        local_only=not config.allow_network,
+        workers=config.workers,
+        drain=float(config.drain),
+        locks=list(locks),
+    )
+    send(control, encode(found), [*copies, *locks.values()])
+
+
+def _load(sources: Sources) -> Config:
+    path = partial(map, lambda text: None if text is None else Path(text))
+    config, secrets, data = path([sources.config, sources.secrets, sources.data])
+    return load_config(Overrides(config, data, sources.bind), read_secrets(secrets), os.environ)
+
+
+def _default_secrets() -> str | None:
+    return str(DEFAULT_SECRETS) if DEFAULT_SECRETS.exists() else None
+
+
+def _copy(path: str | None) -> int:
+    """Copy a file, with its mode, into memory; an empty one if there is none. Raises ConfigError."""
+    copy = os.memfd_create("settings", os.MFD_CLOEXEC)
+    os.fchmod(copy, 0o600)
+    if path is None:
+        return copy
+    try:
+        with open(path, "rb") as file, os.fdopen(os.dup(copy), "wb") as copied:
+            copied.write(file.read())
+            # The mode of secrets is checked when they are read.
+            os.fchmod(copy, stat.S_IMODE(os.fstat(file.fileno()).st_mode))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    return copy
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the program; returns the exit status."""
+    disable_core_dumps()
+    raise_file_limit()
+    command, *rest = arguments
+    if command == "serve":
+        return serve(decode(rest[0], type=WorkerSpec))
+    control, *held, sources = rest
+    prepare_start(socket.socket(fileno=int(control)), held, decode(sources, type=Sources))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
