@@ -55,6 +55,9 @@ DEFAULT_DRAIN = 30
 #: The largest fixed Retry-After, in seconds: a day. A client that obeys a mistyped one must come back some time.
 LONGEST_RETRY_AFTER = 86_400
 
+#: The most processes that serve requests: a typing error must not start thousands.
+MAX_WORKERS = 128
+
 #: Stands for the file in errors about the command line.
 COMMAND_LINE = Path("command line")
 
@@ -70,7 +73,10 @@ class StoragedSection(Struct, frozen=True, kw_only=True):
         Meta(description="Whether bind may be an address that other hosts can reach; clients are not authenticated."),
     ] = False
     workers: Annotated[
-        Literal["auto"] | Positive,
+        Literal["auto"]
+        | Annotated[
+            int, Meta(ge=1, le=MAX_WORKERS, extra={"expected": f"a positive integer of at most {MAX_WORKERS}"})
+        ],
         Meta(description="How many processes serve requests; `auto`: one for each core."),
         Meta(extra={"unit": "processes"}),
     ] = 1

@@ -54,7 +54,7 @@ class WorkerSpec(Struct, frozen=True, kw_only=True):
         sources: where the settings are.
         control: the socket to the supervisor.
         slots: the file of the put slots.
-        locks: the locks of the folders of embedded buckets, by the names of these.
+        locks: the locks of the folders of embedded buckets, by the paths of these.
     """
 
     sources: Sources
@@ -71,7 +71,7 @@ class Prepared(Struct, frozen=True, kw_only=True):
         local_only: whether the daemon must not be reached from other hosts.
         workers: how many there are to be.
         drain: seconds that requests under way have to complete when a worker stops.
-        locks: the names of the embedded buckets, in the order of the descriptors of their locks.
+        locks: the folders of embedded buckets, in the order of the descriptors of their locks.
         error: why it has failed; the other attributes mean nothing then.
     """
 
@@ -88,7 +88,7 @@ class Settings:
 
     Attributes:
         found: what the preparation has found.
-        locks: the descriptors of the locks of embedded buckets, by the names of these.
+        locks: the descriptors of the locks of the folders of embedded buckets, by the paths of these.
     """
 
     def __init__(self, sources: Sources, found: Prepared, descriptors: Sequence[int]) -> None:
@@ -129,7 +129,8 @@ def with_copies(sources: Sources, config: int, secrets: int) -> Sources:
 def prepare(sources: Sources, inherited: Sequence[int] = (), held: Sequence[str] = ()) -> Settings:
     """Read the settings, and make embedded buckets ready to be opened by workers, in a process of its own. Blocking.
 
-    `held` are the names of the buckets that workers have open. `inherited` are descriptors that `sources` refers to.
+    `held` are the folders of embedded buckets that are in use, and need no preparation. `inherited` are descriptors
+    that `sources` refers to.
 
     Raises:
         StartError: the settings are invalid, or a bucket cannot be used.

@@ -7,6 +7,7 @@ process cleanly.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import sys
@@ -66,7 +67,11 @@ _log = Logger()
 
 
 class StorageService(Service):
-    """The daemon: its buckets, and the site that serves them on an endpoint."""
+    """The daemon: its buckets, and the site that serves them on an endpoint.
+
+    Attributes:
+        stopping: whether it stops, be it to be run again.
+    """
 
     name = "storaged"
 
@@ -96,7 +101,9 @@ class StorageService(Service):
         self._manager = manager
         self._watchdog = Watchdog(manager, registry.ping, reactor)
         self._replacement = replacement
+        #: The listening sockets for the program that is run when this one ends, if it is reloaded.
         self._kept: Sequence[ListenSocket] | None = None
+        self.stopping = False
         self._reporting = LoopingCall(self._report)
         self._reporting.clock = reactor
         self._reported: tuple[str, ...] = ()
@@ -170,7 +177,10 @@ class StorageService(Service):
         The listening sockets are not closed meanwhile: new connections wait in them until the new program serves. It is
         this process that runs it, so that it keeps its number: for a supervisor or a container, nothing has ended.
         """
-        if self._replacement is None or not self.running or self._replacement.is_under_way:
+        if self._replacement is None:
+            # A worker: its supervisor reloads.
+            return
+        if not self.running or self._replacement.is_under_way:
             _log.warn("the reload is ignored: the daemon stops, or is reloaded already")
             return
         self._manager.notify("RELOADING=1", f"MONOTONIC_USEC={monotonic_ns() // 1000}")
@@ -183,6 +193,7 @@ class StorageService(Service):
             return
         if self.running:
             _log.info("reloads: requests under way complete, then the program is run again")
+            self.stopping = True
             self._kept = self._listener.keep()
             self._replacement.run_at_exit(self._kept)
             self._reactor.stop()
@@ -194,6 +205,7 @@ class StorageService(Service):
         What is aborted gets no response: its connection is dropped, and its upload removed.
         """
         super().stopService()
+        self.stopping = True
         self._trimmer.stop()
         if self._reporting.running:
             self._reporting.stop()
@@ -217,7 +229,14 @@ class StorageService(Service):
         _log.info("storaged has stopped")
 
     def skip_drain(self) -> None:
-        """Wait no longer for requests under way, while the daemon stops."""
+        """Wait no longer for requests under way, while the daemon stops; if it is reloaded, let it stop instead."""
+        if self._kept is not None:
+            self._kept = None
+            assert self._replacement is not None
+            self._replacement.cancel()
+            self._manager.notify("STOPPING=1")
+            self._listener.stop()
+            return
         # The wait may not have begun, as the port is closed first.
         self._drain = 0.0
         if self._draining is not None:
@@ -259,7 +278,7 @@ class Replacement:
             StartError: it cannot.
         """
         self.is_under_way = True
-        held = [name for name, bucket in self._config.buckets.items() if isinstance(bucket, LocalSettings)]
+        held = [str(bucket.path) for bucket in self._config.buckets.values() if isinstance(bucket, LocalSettings)]
         self._threads.start()
         try:
             settings = await self._threads.run(prepare, self._sources, held=held)
@@ -272,7 +291,11 @@ class Replacement:
 
     def run_at_exit(self, sockets: Sequence[ListenSocket]) -> None:
         """Run the program again when this one ends, with these listening sockets."""
-        run_again_at_exit(partial(pass_sockets, sockets), os.environ, self._folder)
+        self._run = run_again_at_exit(partial(pass_sockets, sockets), os.environ, self._folder)
+
+    def cancel(self) -> None:
+        """Let this process end after all."""
+        atexit.unregister(self._run)
 
 
 class MaintenanceService(Service):
@@ -367,14 +390,14 @@ def assemble(  # noqa: PLR0913 (its parts)
 ) -> StorageService:
     """Make the daemon's service from its configuration: buckets, namespace, resources and put slots.
 
-    A worker has `slots` that it shares with others, and the `locks` of embedded buckets by their names.
+    A worker has `slots` that it shares with others, and the `locks` of the folders of embedded buckets, by their paths.
     """
     if slots is None:
         slots = PutSlots(config.put_slots, config.retry_after)
 
     def make_bucket(name: str, settings: BucketSettings) -> IBucket:
         if isinstance(settings, LocalSettings):
-            lock = None if locks is None else locks[name]
+            lock = None if locks is None else locks[str(settings.path)]
             return LocalBucket(name, settings, reactor, slots.limit, config.upkeep.delivering, lock)
         return S3Bucket(name, settings, reactor, slots.limit, config.upkeep)
 

@@ -43,7 +43,7 @@ from twisted_storaged.preparation import (
 from twisted_storaged.runtime.concurrency import Threads, deferred
 from twisted_storaged.runtime.log_pipe import log_again
 from twisted_storaged.runtime.messages import MessageSocket, socket_pair
-from twisted_storaged.runtime.systemd import SLOTS, TRANSFERS, ListenSocket, ServiceManager
+from twisted_storaged.runtime.systemd import SLOTS, TRANSFERS, ListenSocket, ServiceManager, log_failure
 
 #: Seconds between two looks at the workers, each of which says as often that it is alive.
 EVERY = 1.0
@@ -230,9 +230,14 @@ class Generation:
 
 
 class Supervisor(Service):
-    """The service of a daemon with several workers."""
+    """The service of a daemon with several workers.
+
+    Attributes:
+        stopping: whether it stops.
+    """
 
     name = "storaged"
+    stopping = False
 
     def __init__(
         self,
@@ -248,7 +253,9 @@ class Supervisor(Service):
         self._manager = manager
         self._reactor = reactor
         self._end = end
-        self._hang_seconds = HANG_SECONDS if manager.watchdog_seconds is None else manager.watchdog_seconds / 3
+        watchdog = manager.watchdog_seconds
+        self._hang_seconds = HANG_SECONDS if watchdog is None else max(watchdog / 3, STALE_SECONDS)
+        self._interval = EVERY if watchdog is None else min(watchdog / 4, EVERY)
         self._slots_file = make_slots_file()
         self._threads = Threads(reactor, 1, "supervisor")
         self._looking = LoopingCall(self._look)
@@ -301,12 +308,13 @@ class Supervisor(Service):
         assert self._serving is not None
         self._fill(self._serving)
         self._last_look = self._reactor.seconds()
-        self._looking.start(EVERY, now=False)
+        self._looking.start(self._interval, now=False).addErrback(log_failure)
 
     @deferred
     async def stopService(self) -> None:
         """Accept no more, let all workers drain, and kill those that take too long."""
         super().stopService()
+        self.stopping = True
         self._close_sockets()
         generations = list(self._generations())
         longest = max(generation.settings.found.drain for generation in generations) + STOP_SECONDS
@@ -506,7 +514,7 @@ class Supervisor(Service):
         interval = self._manager.watchdog_seconds
         # Not for the time of a start: systemd counts from READY=1.
         is_alive = all(now - worker.heard < self._hang_seconds for worker in workers if worker.up)
-        if interval is not None and is_alive and now - self._last_ping >= interval / 2 - EVERY / 2:
+        if interval is not None and is_alive and now - self._last_ping >= interval / 4:
             self._last_ping = now
             self._manager.notify("WATCHDOG=1")
         slots, transfers = (sum(getattr(one, what) for one in workers) for what in ("slots", "transfers"))

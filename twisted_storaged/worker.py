@@ -149,7 +149,7 @@ def serve(spec: WorkerSpec) -> int:
 
 
 def prepare_start(control: socket.socket, held: Sequence[str], sources: Sources) -> None:
-    """Read the settings, prepare the embedded buckets that are not `held`, and send a `Prepared`, with descriptors."""
+    """Read the settings, prepare embedded buckets in folders that are not `held`, and send a `Prepared`."""
     begin_logging(1)
     locks: dict[str, int] = {}
     shown: dict[str, str | None] = {}
@@ -159,8 +159,8 @@ def prepare_start(control: socket.socket, held: Sequence[str], sources: Sources)
         shown = {str(copied.config): sources.config, str(copied.secrets): sources.secrets}
         config = _load(copied)
         for name, settings in config.buckets.items():
-            if isinstance(settings, LocalSettings) and name not in held:
-                locks[name] = prepare(name, settings.path)
+            if isinstance(settings, LocalSettings) and str(settings.path) not in held:
+                locks[str(settings.path)] = prepare(name, settings.path)
     except StartError as error:
         text = str(error)
         for path, source in shown.items():

@@ -46,6 +46,7 @@ class FakeService(Service):
     """A service that counts how often its drain was skipped, and how often it was reloaded."""
 
     skipped = reloads = 0
+    stopping = False
 
     def skip_drain(self) -> None:
         self.skipped += 1

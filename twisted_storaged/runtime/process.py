@@ -29,9 +29,11 @@ class Controlled(Protocol):
 
     Attributes:
         running: whether it runs.
+        stopping: whether it stops, for whatever reason.
     """
 
     running: Any
+    stopping: bool
 
     def skip_drain(self) -> None:
         """Wait no longer for requests under way, while it stops."""
@@ -74,8 +76,7 @@ class StopSignals:
 
     def stop(self) -> None:
         """Stop; a further call ends the wait for requests under way. The rest takes a bounded time."""
-        if self.stopping:
-            assert self.service is not None
+        if self.service is not None and (self.stopping or self.service.stopping):
             self._reactor.callFromThread(self.service.skip_drain)
             return
         if self.service is None or not self.service.running:
@@ -97,10 +98,13 @@ class StopSignals:
 HANDLED = (SIGTERM, SIGINT, SIGHUP)
 
 
-def run_again_at_exit(prepare: Callable[[dict[str, str]], None], environ: Mapping[str, str], folder: str) -> None:
+def run_again_at_exit(
+    prepare: Callable[[dict[str, str]], None], environ: Mapping[str, str], folder: str
+) -> Callable[[], None]:
     """When this process would end, run its command line again in it: it keeps its number, parent and open files.
 
-    `prepare` is called before, and may change the environment. `folder` is the working folder.
+    `prepare` is called before, and may change the environment. `folder` is the working folder. Returns the function
+    that `atexit` calls.
     """
 
     def run() -> None:
@@ -111,8 +115,8 @@ def run_again_at_exit(prepare: Callable[[dict[str, str]], None], environ: Mappin
         os.chdir(folder)
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], changed)  # noqa: S606
 
-    # After everything else that runs at the end, such as what removes the pid file.
-    atexit.register(run)
+    # At the very end: twistd has removed its pid file by then, which would keep the program from starting again.
+    return atexit.register(run)
 
 
 def disable_core_dumps() -> None:
