@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import http.client
 import json
 import shutil
 import socket
@@ -20,81 +19,51 @@ import pytest
 from tests import engines
 from tests.daemon import ROOT
 from tests.integration.test_daemon import head
-from tests.systemd import PYTHON, System, booted, until
+from tests.systemd import PYTHON, booted, until
+from tests.systemd.load import Load
+from tests.systemd.units import LOCAL, SOCKET, Units
 from twisted_storaged.config_file import DEFAULT_SECRETS
 
 pytestmark = pytest.mark.full
 
-LOCAL = "storaged-local.service"
 S3 = "storaged.service"
-PORT = 3211
 #: An address of documentation networks (RFC 5737), which the tests give to the loopback interface.
 OTHER_HOST = "192.0.2.1"
 #: What goes wrong when the port is closed, and nothing else stands in the way.
 CLOSED = "ECONNREFUSED"
+#: How often a daemon is replaced.
+ROUNDS = 5
 LARGE = bytes(range(256)) * (80 << 10)
 
 
-class Units:
-    """The units in a system, and requests to the daemon that they run."""
+def assert_serves(units: Units) -> None:
+    """Put, get, list and delete a small and a large object."""
+    bodies = {"some/small": b"small", "some/large": LARGE}
+    for key, body in bodies.items():
+        assert units.ask("PUT", f"/objects/{key}", body)[0] in (200, 201)
+        assert units.ask("GET", f"/objects/{key}") == (200, body)
+    listed = units.ask("GET", "/storage/list?prefix=some/")[1]
+    assert all(key.encode() in listed for key in bodies)
+    for key in bodies:
+        assert units.ask("DELETE", f"/objects/{key}")[0] in (200, 204)
+        assert units.ask("GET", f"/objects/{key}")[0] == 404
 
-    def __init__(self, system: System) -> None:
-        self.system = system
-        self._etc = system.folder / "etc"
 
-    def install(self, *units: str) -> None:
-        """Copy units of etc/, and start them as an operator does."""
-        for unit in units:
-            shutil.copy(ROOT / "etc" / unit, self._etc / "systemd" / "system")
-        self.system.run("systemctl", "enable", "--now", *units)
+def assert_restricted(units: Units, unit: str) -> None:
+    """The daemon is no root, has no capabilities and a filter of system calls, and writes no core dumps."""
+    for pid in {units.main_pid(unit)} | units.workers(unit):
+        assert_restricted_process(units, pid)
 
-    def drop_in(self, unit: str, text: str) -> None:
-        """Add settings of the section [Service] to a unit."""
-        folder = self._etc / "systemd" / "system" / f"{unit}.d"
-        folder.mkdir(exist_ok=True)
-        (folder / "test.conf").write_text(f"[Service]\n{text}\n", "utf-8")
 
-    def main_pid(self, unit: str) -> int:
-        """The process id of the daemon; 0 if it does not run."""
-        return int(self.system.show(unit, "MainPID"))
-
-    def connect(self) -> socket.socket:
-        """Open a connection to the daemon."""
-        with self.system.network():
-            return socket.create_connection(("127.0.0.1", PORT), timeout=60)
-
-    def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-        """Send one request on a connection of its own; returns the status and the body of the response."""
-        connection = http.client.HTTPConnection("127.0.0.1", PORT)
-        connection.sock = self.connect()
-        connection.request(method, path, body, {"Connection": "close"})
-        response = connection.getresponse()
-        answer = response.status, response.read()
-        connection.close()
-        return answer
-
-    def serves_objects(self) -> None:
-        """Put, get, list and delete a small and a large object."""
-        bodies = {"some/small": b"small", "some/large": LARGE}
-        for key, body in bodies.items():
-            assert self.ask("PUT", f"/objects/{key}", body)[0] in (200, 201)
-            assert self.ask("GET", f"/objects/{key}") == (200, body)
-        listed = self.ask("GET", "/storage/list?prefix=some/")[1]
-        assert all(key.encode() in listed for key in bodies)
-        for key in bodies:
-            assert self.ask("DELETE", f"/objects/{key}")[0] in (200, 204)
-            assert self.ask("GET", f"/objects/{key}")[0] == 404
-
-    def is_restricted(self, unit: str) -> None:
-        """The daemon is no root, has no capabilities and a filter of system calls, and writes no core dumps."""
-        pid = self.main_pid(unit)
-        status = self.system.status(pid)
-        assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
-        assert {status[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
-        assert "0" not in status["Uid"].split()
-        limits = self.system.run("cat", f"/proc/{pid}/limits")
-        (core,) = (line for line in limits.splitlines() if line.startswith("Max core file size"))
-        assert core.split()[-3:-1] == ["0", "0"]
+def assert_restricted_process(units: Units, pid: int) -> None:
+    """The same, for one process."""
+    status = units.system.status(pid)
+    assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
+    assert {status[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
+    assert "0" not in status["Uid"].split()
+    limits = units.system.run("cat", f"/proc/{pid}/limits")
+    (core,) = (line for line in limits.splitlines() if line.startswith("Max core file size"))
+    assert core.split()[-3:-1] == ["0", "0"]
 
 
 @pytest.fixture
@@ -116,9 +85,9 @@ class LocalTests:
 
     def test_works_without_any_file(self, local: Units) -> None:
         """It starts, serves objects, and has nothing but what it needs; systemd has applied all of its settings."""
-        assert local.system.show(LOCAL, "StatusText") == "ready"
-        local.serves_objects()
-        local.is_restricted(LOCAL)
+        assert local.system.show(LOCAL, "ActiveState") == "active"
+        assert_serves(local)
+        assert_restricted(local, LOCAL)
         assert {path.name for path in (local.system.folder / "var" / "private").iterdir()} == {"storaged"}
         # What systemd cannot apply here, or does not know, it says and goes on.
         lines = local.system.run("journalctl", "--no-pager", "--output=cat", "--priority=warning", "_PID=1")
@@ -167,10 +136,10 @@ class LocalTests:
             client.sendall(head("half", 10) + b"12345")
             local.ask("GET", "/health")
             local.system.run("systemctl", "stop", "--no-block", LOCAL)
-            until(lambda: local.system.show(LOCAL, "ActiveState") == "deactivating", "the service does not stop")
+            local.wait_for_state(LOCAL, "deactivating")
             client.sendall(b"67890")
             assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
-        until(lambda: local.system.show(LOCAL, "ActiveState") == "inactive", "the service has not stopped")
+        local.wait_for_state(LOCAL, "inactive")
         assert local.system.show(LOCAL, "Result") == "success"
         local.system.run("systemctl", "start", LOCAL)
         assert local.ask("GET", "/objects/half") == (200, b"1234567890")
@@ -184,10 +153,85 @@ class LocalTests:
         pid = units.main_pid(LOCAL)
         units.system.run("kill", f"-{number}", str(pid))
         until(lambda: units.main_pid(LOCAL) not in (0, pid), "the daemon is not started again")
-        until(lambda: units.system.show(LOCAL, "ActiveState") == "active", "the daemon does not get ready")
+        units.wait_for_state(LOCAL, "active")
         assert units.ask("GET", "/objects/kept") == (200, LARGE)
         assert units.system.show(LOCAL, "NRestarts") == "1"
         assert ("Watchdog timeout" in units.system.journal()) == (number == "STOP")
+
+
+class SocketTests:
+    """The socket."""
+
+    def test_a_connection_starts_the_daemon(self, units: Units) -> None:
+        """The first connection starts the service, which listens at the socket's addresses only."""
+        units.copy(LOCAL, SOCKET)
+        path = "/run/storaged.sock"
+        units.drop_in(SOCKET, f"ListenStream={path}", "Socket")
+        units.system.run("systemctl", "enable", LOCAL)
+        units.system.run("systemctl", "enable", "--now", SOCKET)
+        assert units.main_pid(LOCAL) == 0
+        assert units.ask("GET", "/health")[0] == 200
+        assert units.main_pid(LOCAL) != 0
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(units.system.root / path[1:]))
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    @pytest.mark.parametrize("verb", ["restart", "reload"])
+    def test_replaced_under_load(self, units: Units, verb: str, workers: int) -> None:
+        """No request is refused and no object is torn, while the daemon is restarted or reloaded again and again."""
+        units.start_socket(workers)
+        with Load(units.connect) as load:
+            for _ in range(ROUNDS):
+                units.replace(verb, load)
+        assert load.failures == {}, units.system.journal()
+        # Idle connections are closed: at most that of the one client that has one, each time.
+        assert load.retried <= ROUNDS
+        # Those that drain have an end.
+        until(lambda: len(units.workers(LOCAL)) == (workers if workers > 1 else 0), "the workers do not end")
+        assert_restricted(units, LOCAL)
+
+    @pytest.mark.parametrize("number", ["KILL", "STOP"])
+    def test_a_worker_that_dies_or_hangs(self, units: Units, number: str) -> None:
+        """A worker that is killed or hangs is replaced, by a process as restricted; the service goes on as it was."""
+        units.configure(LOCAL, "[storaged]\nworkers = 2\n")
+        units.install(LOCAL)
+        pid = units.main_pid(LOCAL)
+        workers = units.workers(LOCAL)
+        assert len(workers) == 2
+        units.system.run("kill", f"-{number}", str(min(workers)))
+        until(lambda: len(units.workers(LOCAL) - workers) == 1, "no worker is started", 120)
+        assert_serves(units)
+        assert units.main_pid(LOCAL) == pid
+        assert units.system.show(LOCAL, "ActiveState") == "active"
+        for worker in units.workers(LOCAL):
+            assert_restricted_process(units, worker)
+
+
+class ReloadTests:
+    """Reloads, which are replacements."""
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_settings(self, units: Units, workers: int) -> None:
+        """New settings have effect; with settings that are wrong, the daemon goes on as it was, and says why."""
+        body = LARGE[: 2 << 20]
+        first = f"[storaged]\nworkers = {workers}\n"
+        units.configure(LOCAL, first)
+        units.install(LOCAL)
+        assert units.ask("PUT", "/objects/some", body)[0] == 200
+        units.configure(LOCAL, f'{first}[[policy]]\nprefix = ""\nmax_put = "1 MiB"\n')
+        units.system.run("systemctl", "reload", LOCAL)
+        until(lambda: units.ask("PUT", "/objects/some", body)[0] == 413, "the settings have no effect")
+        units.wait_for_state(LOCAL, "active")
+        pid = units.main_pid(LOCAL)
+        units.configure(LOCAL, f'{first}[[policy]]\nprefix = ""\nmax_put = "many"\n')
+        units.system.run("systemctl", "reload", LOCAL)
+        until(lambda: "max_put" in units.system.journal(), "nobody says what is wrong")
+        units.wait_for_state(LOCAL, "active")
+        assert units.ask("PUT", "/objects/some", body)[0] == 413
+        assert units.ask("GET", "/objects/some") == (200, body)
+        assert units.main_pid(LOCAL) == pid
 
 
 class S3Tests:
@@ -206,7 +250,7 @@ class S3Tests:
             secrets.touch(0o600)
             secrets.write_text("\n".join(["[s3]", *keys]), "utf-8")
             units.install(S3)
-            units.serves_objects()
-            units.is_restricted(S3)
+            assert_serves(units)
+            assert_restricted(units, S3)
             units.system.run("systemctl", "stop", S3)
             assert units.system.show(S3, "Result") == "success"

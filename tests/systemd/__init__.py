@@ -105,6 +105,11 @@ class System:
                 _enter(libc, outside.fileno())
 
     @property
+    def root(self) -> Path:
+        """Its root folder, as this system sees it."""
+        return Path(f"/proc/{self._pid}/root")
+
+    @property
     def _pid(self) -> int:
         return int((self.folder / "pid").read_text("ascii"))
 
