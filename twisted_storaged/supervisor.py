@@ -56,6 +56,8 @@ START_SECONDS = 60.0
 #: A worker that ends sooner after its start, in seconds, has failed to start; and so many in a row end the daemon.
 EARLY_SECONDS = 10.0
 MAX_FAILURES = 3
+#: Sets of workers that may drain at once; a reload waits for the end of one.
+MAX_DRAINING = 2
 #: Seconds before a worker is started again: for the first failure in a row, and at most.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 #: Seconds after `drain` until a worker that has not stopped is killed.
@@ -77,6 +79,7 @@ class Worker(ProcessProtocol):
     """A worker's process, as the supervisor knows it.
 
     Attributes:
+        pid: the id of the process.
         started: when it was started, and `heard`, when it last told anything, in the seconds of the reactor's clock.
         up: whether it serves connections.
         ready: whether its primary bucket has answered.
@@ -93,6 +96,7 @@ class Worker(ProcessProtocol):
         self.up = self.ready = self.stopping = self.gone = False
         self.slots = self.transfers = 0
         self.reason = ""
+        self.pid: int | None = None
         self.signal: int | None = None
         self.status: int | None = None
         self._slots_file = slots
@@ -100,11 +104,6 @@ class Worker(ProcessProtocol):
         self._reactor = reactor
         self._handed = self._closed = 0
         self._output: dict[int, bytes] = {}
-
-    @property
-    def pid(self) -> int:
-        """The number of the process; 0 after its end."""
-        return self.transport.pid or 0 if self.transport is not None else 0
 
     @property
     def connections(self) -> int:
@@ -121,13 +120,14 @@ class Worker(ProcessProtocol):
         spec = WorkerSpec(sources=with_copies(self.settings.sources, 4, 5), control=3, slots=6, locks=locks)
         descriptors = dict(enumerate([*given, *self.settings.locks.values()], 3))
         with theirs, open(os.devnull, "rb") as nothing:
-            self._reactor.spawnProcess(
+            process = self._reactor.spawnProcess(
                 self,
                 sys.executable,
                 [sys.executable, "-m", PROGRAM, "serve", encode(spec).decode()],
                 env=environment(),
                 childFDs={0: nothing.fileno(), 1: "r", 2: "r", **descriptors},
             )
+        self.pid = process.pid
         self._control.start()
 
     def hand(self, connection: socket.socket) -> bool:
@@ -142,6 +142,10 @@ class Worker(ProcessProtocol):
         self.stopping = True
         if not self._control.send(DRAIN):
             self.kill(signal.SIGTERM)
+
+    def close(self) -> None:
+        """Close the socket to it."""
+        self._control.close()
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send it a signal."""
@@ -268,7 +272,7 @@ class Supervisor(Service):
         self._next: Generation | None = None
         self._draining: list[Generation] = []
         self._failures = 0
-        self._last_look = self._last_ping = 0.0
+        self._last_failure = self._last_look = self._last_ping = 0.0
         self._is_announced = False
         self._last_status = ""
         self._preparing = False
@@ -340,7 +344,7 @@ class Supervisor(Service):
         if not self.running:
             _log.warn("the reload is ignored: the daemon stops")
             return
-        if self._preparing or self._next is not None:
+        if self._preparing or self._next is not None or len(self._draining) >= MAX_DRAINING:
             self._reload_again = True
             return
         assert self._serving is not None
@@ -389,6 +393,10 @@ class Supervisor(Service):
     def _end_reload(self) -> None:
         if self.running and self._is_announced:
             self._manager.notify("READY=1")
+        self._reload_if_asked()
+
+    def _reload_if_asked(self) -> None:
+        """Reload again if that was asked for while it could not be done."""
         if self._reload_again:
             self._reload_again = False
             self.reload()
@@ -400,6 +408,7 @@ class Supervisor(Service):
             try:
                 worker.spawn()
             except OSError as error:
+                worker.close()
                 _log.critical("cannot start a worker: {error}", error=error)
                 self._reactor.callLater(LONGEST_PAUSE, self._fill, generation)
                 return
@@ -426,6 +435,7 @@ class Supervisor(Service):
             if not generation.workers and generation in self._draining:
                 self._draining.remove(generation)
                 generation.settings.close_copies()
+                self._reload_if_asked()
             self._check_gone()
         elif generation is self._next:
             self._abandon(generation, reason)
@@ -439,8 +449,11 @@ class Supervisor(Service):
     def _replace_failed(self, worker: Worker, generation: Generation, reason: str) -> None:
         # Whoever sends SIGKILL, such as the kernel when memory is short, says nothing of the program.
         if worker.signal != signal.SIGKILL:
-            is_early = self._reactor.seconds() - worker.started < EARLY_SECONDS
-            self._failures = self._failures + 1 if is_early else 0
+            now = self._reactor.seconds()
+            # Not if the last one was long ago: workers have served since.
+            before = self._failures if now - self._last_failure < MAX_FAILURES * EARLY_SECONDS else 0
+            self._failures = before + 1 if now - worker.started < EARLY_SECONDS else 0
+            self._last_failure = now
         if self._failures == MAX_FAILURES:
             _log.critical("storaged ends, as {n} workers in a row have failed: {reason}", n=MAX_FAILURES, reason=reason)
             self._reactor.addSystemEventTrigger("after", "shutdown", self._end, 1)
@@ -451,7 +464,10 @@ class Supervisor(Service):
 
     @deferred
     async def _replace(self, generation: Generation) -> None:
-        if self._preparing or not self.running:
+        if not self.running:
+            return
+        if self._preparing:
+            self._reactor.callLater(FIRST_PAUSE, self._replace, generation)
             return
         if not any(self._workers()):
             # Nobody has the buckets open, so that they are prepared as at a start: their log is checked and what killed
