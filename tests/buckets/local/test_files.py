@@ -137,7 +137,10 @@ class DirectoryTests:
     def test_strays_are_no_contents(self, tmp_path: Path, stray: str) -> None:
         """Other files and folders are strays, and do not disturb the search for unnamed contents."""
         directory = DataFolder(tmp_path)
-        names = sorted(directory.create().name for _ in range(40))
+        contents = [directory.create() for _ in range(40)]
+        for content in contents:
+            content.seal()
+        names = sorted(content.name for content in contents)
         path = tmp_path / "objects" / "00" / stray.rstrip("/")
         if stray.endswith("/"):
             path.mkdir()
