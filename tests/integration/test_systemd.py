@@ -144,10 +144,12 @@ class LocalTests:
         local.system.run("systemctl", "start", LOCAL)
         assert local.ask("GET", "/objects/half") == (200, b"1234567890")
 
+    @pytest.mark.parametrize("workers", [1, 2])
     @pytest.mark.parametrize("number", ["KILL", "STOP"])
-    def test_a_daemon_that_dies_or_hangs(self, units: Units, number: str) -> None:
+    def test_a_daemon_that_dies_or_hangs(self, units: Units, number: str, workers: int) -> None:
         """A daemon that was killed, or that does not ping the watchdog, is started again, with its objects."""
         units.drop_in(LOCAL, "WatchdogSec=2")
+        units.configure(LOCAL, f"[storaged]\nworkers = {workers}\n")
         units.install(LOCAL)
         assert units.ask("PUT", "/objects/kept", LARGE)[0] == 200
         pid = units.main_pid(LOCAL)

@@ -55,6 +55,7 @@ class System:
             str(ROOT / "tests" / "systemd" / "boot.sh"),
             str(self.folder),
             sys.base_prefix,
+            f"python{sys.version_info.major}.{sys.version_info.minor}",
             ":".join(packages),
             str(ROOT),
         ]

@@ -1,7 +1,8 @@
 #!/bin/bash
-# boot.sh FOLDER PYTHON SITE_PACKAGES SOURCE -- boot systemd as PID 1 of namespaces of its own, with storaged's package in
+# boot.sh FOLDER PYTHON VERSION SITE_PACKAGES SOURCE -- boot systemd as PID 1 of namespaces of its own, with storaged in
 # /opt/storaged, in the foreground; SIGTERM ends it. FOLDER/pid gets its process id as this system sees it.
 #   PYTHON         the folder of the Python installation (sys.base_prefix)
+#   VERSION        the name of its program, such as python3.11
 #   SITE_PACKAGES  folders with the packages that storaged needs, separated by colons
 #   SOURCE         the folder that has twisted_storaged
 # It has a network (loopback only), processes, cgroups, /etc (a copy), /var/lib, /run and /tmp of its own, only the units
@@ -38,7 +39,7 @@ if [ "${1:-}" != --inner ]; then
   exec unshare --mount --propagation private "$0" --outer "$@"
 fi
 
-shift; folder=$1 python=$2 packages=$3 source=$4
+shift; folder=$1 python=$2 version=$3 packages=$4 source=$5
 # /proc still is that of the system outside.
 read -r pid _ < /proc/self/stat
 echo "$pid" > "$folder/pid"
@@ -66,11 +67,10 @@ ln -s ../systemd-journald.socket "$folder/units/sockets.target.wants"
 
 # The Python and the packages may be in a home folder, which the units hide.
 root=$folder/opt
-version=$("$python/bin/python3" -I -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
 site=storaged/lib/$version/site-packages
 mkdir -p "$root/$site/twisted_storaged" "$root/$site/twisted/plugins"
 printf 'home = /opt/python/bin\n' > "$root/storaged/pyvenv.cfg"
-ln -s /opt/python/bin/python3 "$root/storaged/bin/python"
+ln -s "/opt/python/bin/$version" "$root/storaged/bin/python"
 printf '#!/opt/storaged/bin/python\nimport sys\nfrom twisted_storaged.__main__ import main\nsys.exit(main())\n' \
   > "$root/storaged/bin/storaged"
 chmod -R a+rX "$root"

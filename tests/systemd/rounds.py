@@ -11,6 +11,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.faults.places import stop_on_signals
 from tests.systemd import booted
 from tests.systemd.load import Load
 from tests.systemd.units import Units
@@ -18,6 +19,7 @@ from tests.systemd.units import Units
 
 def main() -> int:
     """Make the rounds and print figures; the exit status is 1 if a request failed."""
+    stop_on_signals()
     parser = ArgumentParser(prog="python -m tests.systemd.rounds", description=__doc__)
     parser.add_argument("--rounds", type=int, default=200, help="how many restarts, and how many reloads")
     parser.add_argument("--workers", type=int, default=2)

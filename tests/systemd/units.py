@@ -40,7 +40,8 @@ class Units:
         """Add settings of a section to a unit."""
         folder = self._etc / "systemd" / "system" / f"{unit}.d"
         folder.mkdir(exist_ok=True)
-        (folder / "test.conf").write_text(f"[{section}]\n{text}\n", "utf-8")
+        with (folder / "test.conf").open("a", encoding="utf-8") as file:
+            file.write(f"[{section}]\n{text}\n")
 
     def configure(self, unit: str, text: str) -> None:
         """Let the service of an embedded bucket run by this configuration."""
