@@ -23,7 +23,7 @@ from twisted_storaged.errors import BucketUnreachable, StartError, WorkEnded
 from twisted_storaged.listening import EndpointListener
 from twisted_storaged.model import ObjectInfo
 from twisted_storaged.routing import Registry
-from twisted_storaged.runtime.systemd import NO_MANAGER, ServiceManager
+from twisted_storaged.runtime.systemd import MORE_TIME, NO_MANAGER, ServiceManager
 from twisted_storaged.service import (
     CLOSE_SECONDS,
     READY_INTERVAL,
@@ -191,7 +191,7 @@ class ServiceManagerTests:
             running = Running(manager, BucketUnreachable("no route"))
             running.reactor.advance(READY_INTERVAL)
         status = "STATUS=the primary bucket does not answer: BucketUnreachable"
-        assert manager.told == [status, status]
+        assert manager.told == [status, MORE_TIME, status, MORE_TIME]
         assert lines == ["not ready: the primary bucket does not answer: no route"] * 2
         running.bucket.failing = None
         running.reactor.advance(READY_INTERVAL)

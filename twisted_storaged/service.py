@@ -43,6 +43,7 @@ from twisted_storaged.routing import PRIMARY, Namespace, Registry
 from twisted_storaged.runtime.concurrency import Threads, deferred
 from twisted_storaged.runtime.process import HeapTrimmer, run_again_at_exit
 from twisted_storaged.runtime.systemd import (
+    MORE_TIME,
     NO_MANAGER,
     SLOTS,
     TRANSFERS,
@@ -149,7 +150,7 @@ class StorageService(Service):
             except StorageError as error:
                 # Its text names hosts and keys; the log has it, and the status says where to look.
                 _log.warn("not ready: the primary bucket does not answer: {error}", error=error)
-                self._manager.notify(f"STATUS=the primary bucket does not answer: {type(error).__name__}")
+                self._manager.notify(f"STATUS=the primary bucket does not answer: {type(error).__name__}", MORE_TIME)
                 await deferLater(self._reactor, READY_INTERVAL)
             else:
                 self._manager.notify("READY=1", "STATUS=ready")

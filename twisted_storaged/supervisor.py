@@ -43,7 +43,7 @@ from twisted_storaged.preparation import (
 from twisted_storaged.runtime.concurrency import Threads, deferred
 from twisted_storaged.runtime.log_pipe import log_again
 from twisted_storaged.runtime.messages import MessageSocket, socket_pair
-from twisted_storaged.runtime.systemd import SLOTS, TRANSFERS, ListenSocket, ServiceManager, log_failure
+from twisted_storaged.runtime.systemd import MORE_TIME, SLOTS, TRANSFERS, ListenSocket, ServiceManager, log_failure
 
 #: Seconds between two looks at the workers, each of which says as often that it is alive.
 EVERY = 1.0
@@ -535,6 +535,10 @@ class Supervisor(Service):
             self._manager.notify("WATCHDOG=1")
         slots, transfers = (sum(getattr(one, what) for one in workers) for what in ("slots", "transfers"))
         status = f"STATUS={slots} put slots in use, {transfers} requests under way, {len(workers)} workers"
+        if self.running and not self._is_announced:
+            # Workers that hang, or cannot start, are killed; so the others wait for their primary bucket.
+            self._manager.notify(MORE_TIME)
+            status += "; the primary bucket has not answered yet"
         if status != self._last_status and self.running:
             self._last_status = status
             self._manager.notify(status)
