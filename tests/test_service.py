@@ -173,6 +173,21 @@ class ServiceManagerTests:
         running.reactor.advance(50)
         assert len(manager.told) == 4
 
+    def test_pings_while_it_drains(self) -> None:
+        """A daemon that drains is alive: whoever watches it must not take it for one that hangs."""
+        manager = RecordingManager()
+        running = Running(manager)
+        connection = running.connect()
+        connection.send(put("a", length=5))
+        stopped = running.service.stopService()
+        del manager.told[:]
+        running.reactor.advance(5)
+        running.reactor.advance(5)
+        assert manager.told == ["WATCHDOG=1"] * 2
+        connection.send(b"hello")
+        connection.lose()
+        result(stopped)
+
     def test_what_is_under_way(self) -> None:
         """The status tells the put slots in use and the requests under way, when these have changed."""
         manager = RecordingManager()

@@ -213,17 +213,17 @@ class StorageService(Service):
         longest = self._drain + 3 * CLOSE_SECONDS
         status = ["STATUS=drains", f"EXTEND_TIMEOUT_USEC={longest * 1_000_000:.0f}"]
         if self._kept is None:
-            self._watchdog.stop()
             self._manager.notify("STOPPING=1", *status)
             await self._listener.stop()
         else:
-            # The daemon goes on, for the service manager, and its watchdog.
+            # The daemon goes on, for the service manager.
             self._manager.notify(*status)
         # In this order: an upload is aborted when its request has ended, and needs its bucket for that.
         self._draining = self._site.drain()
         await self._wait_for("requests", self._draining, self._drain)
         self._site.abort()
         await self._wait_for("uploads", self._slots.when_idle(), CLOSE_SECONDS)
+        # Until here, whoever watches can tell a daemon that drains from one that hangs.
         self._watchdog.stop()
         await self._wait_for("buckets", self._registry.stop(), CLOSE_SECONDS)
         self._site.flush_log()

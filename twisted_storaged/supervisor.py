@@ -376,8 +376,7 @@ class Supervisor(Service):
         """Give connections to the new generation, and let the old one drain."""
         assert self._serving is not None
         old, self._serving, self._next = self._serving, replacing, None
-        self._draining.append(old)
-        old.drain(self._reactor)
+        self._retire(old)
         _log.info("reloaded: {n} new workers serve, the old ones drain", n=len(replacing.workers))
         self._end_reload()
 
@@ -386,9 +385,16 @@ class Supervisor(Service):
         if generation is self._next:
             _log.critical("not reloaded, the new workers cannot be used, and the old ones go on: {why}", why=why)
             self._next = None
-            self._draining.append(generation)
-            generation.drain(self._reactor)
+            self._retire(generation)
             self._end_reload()
+
+    def _retire(self, generation: Generation) -> None:
+        """Let a generation drain that gets no more connections."""
+        generation.drain(self._reactor)
+        if generation.workers:
+            self._draining.append(generation)
+        else:
+            generation.settings.close_copies()
 
     def _end_reload(self) -> None:
         if self.running and self._is_announced:
@@ -520,6 +526,9 @@ class Supervisor(Service):
         self._last_look = now
         for worker in list(self._workers()):
             limit = self._hang_seconds if worker.up else START_SECONDS
+            if worker.stopping:
+                # While its buckets close, it says nothing.
+                limit = max(limit, STOP_SECONDS)
             if now - worker.heard > limit:
                 _log.critical("worker {pid} is killed: it has not answered for {s:.0f} s", pid=worker.pid, s=limit)
                 worker.kill()
