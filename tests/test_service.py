@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import atexit
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, execute, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogLevel
 
 from tests.buckets.local.embedded import flip, logged
 from tests.server.wire import Connection, Server, put
-from tests.support import MemoryBucket, result
+from tests.support import UPKEEP, MemoryBucket, result
+from twisted_storaged.buckets.local.bucket import LocalSettings
 from twisted_storaged.buckets.local.files import DataFolder
 from twisted_storaged.buckets.local.index_reads import Entry
 from twisted_storaged.buckets.local.index_writes import Change, IndexWriter
-from twisted_storaged.config import DEFAULT_DRAIN
+from twisted_storaged.config import DEFAULT_DRAIN, Config
 from twisted_storaged.errors import BucketUnreachable, StartError, WorkEnded
 from twisted_storaged.listening import EndpointListener
 from twisted_storaged.model import ObjectInfo
-from twisted_storaged.routing import Registry
-from twisted_storaged.runtime.systemd import MORE_TIME, NO_MANAGER, ServiceManager
+from twisted_storaged.preparation import Prepared, Settings, Sources
+from twisted_storaged.routing import Policy, Registry
+from twisted_storaged.runtime.systemd import NO_MANAGER, ListenSocket, ServiceManager
 from twisted_storaged.service import (
     CLOSE_SECONDS,
     READY_INTERVAL,
     REPORT_INTERVAL,
     MaintenanceService,
+    Replacement,
     StorageService,
     scrub,
 )
@@ -58,16 +63,28 @@ class RecordingBucket(MemoryBucket):
 class Running:
     """A service that was started on a reactor in memory, with one bucket."""
 
-    def __init__(self, manager: ServiceManager = NO_MANAGER, failing: Exception | None = None) -> None:
+    def __init__(
+        self,
+        manager: ServiceManager = NO_MANAGER,
+        failing: Exception | None = None,
+        replacement: Replacement | None = None,
+        listener: Any = None,
+    ) -> None:
         self.calls: list[str] = []
         self.bucket = RecordingBucket(self.calls)
         self.bucket.failing = failing
         self.server = Server(self.bucket)
         self.reactor: Any = MemoryReactorClock()
         self.server.clock = self.server.site.reactor = self.reactor
-        self.listener = EndpointListener(BIND, self.reactor)
+        self.listener = listener or EndpointListener(BIND, self.reactor)
         self.service = StorageService(
-            self.listener, self.server.site, Registry([self.bucket]), self.server.slots, self.reactor, manager=manager
+            self.listener,
+            self.server.site,
+            Registry([self.bucket]),
+            self.server.slots,
+            self.reactor,
+            manager=manager,
+            replacement=replacement,
         )
         self.service.startService()
         # The other hooks change the process.
@@ -173,21 +190,6 @@ class ServiceManagerTests:
         running.reactor.advance(50)
         assert len(manager.told) == 4
 
-    def test_pings_while_it_drains(self) -> None:
-        """A daemon that drains is alive: whoever watches it must not take it for one that hangs."""
-        manager = RecordingManager()
-        running = Running(manager)
-        connection = running.connect()
-        connection.send(put("a", length=5))
-        stopped = running.service.stopService()
-        del manager.told[:]
-        running.reactor.advance(5)
-        running.reactor.advance(5)
-        assert manager.told == ["WATCHDOG=1"] * 2
-        connection.send(b"hello")
-        connection.lose()
-        result(stopped)
-
     def test_what_is_under_way(self) -> None:
         """The status tells the put slots in use and the requests under way, when these have changed."""
         manager = RecordingManager()
@@ -206,7 +208,7 @@ class ServiceManagerTests:
             running = Running(manager, BucketUnreachable("no route"))
             running.reactor.advance(READY_INTERVAL)
         status = "STATUS=the primary bucket does not answer: BucketUnreachable"
-        assert manager.told == [status, MORE_TIME, status, MORE_TIME]
+        assert manager.told == [status, status]
         assert lines == ["not ready: the primary bucket does not answer: no route"] * 2
         running.bucket.failing = None
         running.reactor.advance(READY_INTERVAL)
@@ -221,6 +223,209 @@ class ServiceManagerTests:
         running.reactor.advance(READY_INTERVAL)
         result(stopped)
         assert "READY=1" not in manager.told
+
+    def test_while_it_drains(self) -> None:
+        """The watchdog is pinged until the buckets close: a supervisor would kill a worker that says nothing."""
+        manager = RecordingManager()
+        running = Running(manager)
+        connection = running.connect()
+        connection.send(put("a", length=5))
+        stopped = running.service.stopService()
+        del manager.told[:]
+        for _ in range(DEFAULT_DRAIN - 1):
+            running.reactor.advance(1)
+        assert manager.told.count("WATCHDOG=1") == (DEFAULT_DRAIN - 1) // 5
+        connection.send(b"hello")
+        connection.lose()
+        result(stopped)
+        del manager.told[:]
+        running.reactor.advance(60)
+        assert manager.told == []
+
+
+SOURCES = Sources(config="storaged.toml", secrets=None, data=None, bind=None)
+CONFIG = Config(BIND, 4, 5, Policy(), {"primary": LocalSettings(Path("/data"))}, UPKEEP)
+
+
+class FakeThreads:
+    """Threads that make their calls when the test says so."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], None]] = []
+
+    def start(self) -> None: ...
+
+    def run(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
+        outcome: Deferred[Any] = Deferred()
+
+        def go_on() -> None:
+            execute(call, *args, **kwargs).addBoth(outcome.callback)
+
+        self.calls.append(go_on)
+        return outcome
+
+    def go_on(self) -> None:
+        for call in self.calls:
+            call()
+        del self.calls[:]
+
+
+class KeptListener:
+    """A listener that records what becomes of it."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def start(self, factory: Any) -> list[str]:
+        return []
+
+    def stop(self) -> Deferred[None]:
+        self.calls.append("stop")
+        return succeed(None)
+
+    def keep(self) -> list[ListenSocket]:
+        self.calls.append("keep")
+        return [ListenSocket("storaged-own", 7)]
+
+
+class Reloading:
+    """A service that can be reloaded; what would be run at the exit of the process is in `at_exit`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.at_exit: list[Any] = []
+        monkeypatch.setattr(atexit, "register", self.register)
+        monkeypatch.setattr(atexit, "unregister", self.at_exit.remove)
+        self.threads = FakeThreads()
+        self.found = Prepared(endpoint=BIND, primary="local")
+        self.error: str | None = None
+        self.held: list[str] = []
+        self.made: list[Settings] = []
+        self.manager = RecordingManager()
+        self.listener = KeptListener()
+        reactor: Any = None
+        threads: Any = self.threads
+        replacement = Replacement(SOURCES, CONFIG, reactor, self.prepare, threads)
+        self.running = Running(self.manager, replacement=replacement, listener=self.listener)
+        self.service = self.running.service
+        del self.manager.told[:]
+
+    def register(self, run: Any) -> Any:
+        self.at_exit.append(run)
+        return run
+
+    def prepare(self, sources: Sources, held: list[str]) -> Settings:
+        self.held = held
+        if self.error is not None:
+            raise StartError(self.error)
+        self.made.append(Settings(sources, self.found, [os.memfd_create("test"), os.memfd_create("test")]))
+        return self.made[-1]
+
+    @property
+    def is_stopped(self) -> bool:
+        return bool(self.running.reactor.hasStopped)
+
+
+@pytest.fixture
+def reloading(monkeypatch: pytest.MonkeyPatch) -> Reloading:
+    return Reloading(monkeypatch)
+
+
+class ReloadTests:
+    """A daemon without a supervisor, which runs its program again."""
+
+    def test_runs_again(self, reloading: Reloading) -> None:
+        """When the settings are checked, requests complete, and the program is to be run at the exit."""
+        connection = reloading.running.connect()
+        connection.send(put("a", length=5))
+        reloading.service.reload()
+        assert (reloading.manager.told[0], reloading.is_stopped) == ("RELOADING=1", False)
+        reloading.threads.go_on()
+        assert reloading.held == ["/data"]
+        assert reloading.is_stopped
+        assert reloading.listener.calls == ["keep"]
+        assert len(reloading.at_exit) == 1
+        stopped = reloading.service.stopService()
+        connection.send(b"hello")
+        assert connection.response().status == 200
+        connection.lose()
+        result(stopped)
+        assert reloading.listener.calls == ["keep"]
+        assert "STOPPING=1" not in reloading.manager.told
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.close(reloading.made[0].config)
+
+    def test_settings_that_cannot_be_used(self, reloading: Reloading) -> None:
+        """Nothing changes, the log says why, and it can be reloaded later."""
+        reloading.error = "put_slots is 'four'"
+        reloading.service.reload()
+        with logged(LogLevel.critical) as lines:
+            reloading.threads.go_on()
+        assert lines == ["not reloaded, the settings cannot be used: put_slots is 'four'"]
+        assert reloading.manager.told[-1] == "READY=1"
+        assert (reloading.is_stopped, reloading.listener.calls, reloading.at_exit) == (False, [], [])
+        reloading.error = None
+        reloading.service.reload()
+        reloading.threads.go_on()
+        assert reloading.is_stopped
+
+    def test_another_kind_of_primary_bucket(self, reloading: Reloading) -> None:
+        """The kind of the primary bucket cannot change, which is logged."""
+        reloading.found = Prepared(endpoint=BIND, primary="s3")
+        reloading.service.reload()
+        with logged(LogLevel.critical) as lines:
+            reloading.threads.go_on()
+        assert len(lines) == 1
+        assert "the kind of the primary bucket has changed from local to s3" in lines[0]
+        assert not reloading.is_stopped
+
+    def test_another_address(self, reloading: Reloading) -> None:
+        """The address cannot change, which is logged; everything else does."""
+        reloading.found = Prepared(endpoint="tcp:2", primary="local")
+        reloading.service.reload()
+        with logged(LogLevel.warn) as lines:
+            reloading.threads.go_on()
+        assert lines == ["the address to listen on has changed: this takes effect when the daemon is restarted"]
+        assert reloading.is_stopped
+
+    def test_during_a_reload(self, reloading: Reloading) -> None:
+        """A reload that is asked for meanwhile is ignored: the program reads the settings when it is run again."""
+        reloading.service.reload()
+        with logged(LogLevel.warn) as lines:
+            reloading.service.reload()
+        assert lines == ["the reload is ignored: the daemon stops, or is reloaded already"]
+        reloading.threads.go_on()
+        assert len(reloading.at_exit) == 1
+
+    def test_a_stop_while_it_is_checked(self, reloading: Reloading) -> None:
+        """A stop that comes while the settings are checked is one."""
+        reloading.service.reload()
+        result(reloading.service.stopService())
+        reloading.threads.go_on()
+        assert (reloading.is_stopped, reloading.at_exit, reloading.listener.calls) == (False, [], ["stop"])
+
+    def test_a_stop_while_it_drains(self, reloading: Reloading) -> None:
+        """The first signal to end while it drains lets it end instead; the next one ends the drain."""
+        connection = reloading.running.connect()
+        connection.send(put("a", length=5))
+        reloading.service.reload()
+        reloading.threads.go_on()
+        stopped = reloading.service.stopService()
+        reloading.service.skip_drain()
+        assert (reloading.at_exit, reloading.listener.calls) == ([], ["keep", "stop"])
+        assert reloading.manager.told[-1] == "STOPPING=1"
+        assert not connection.transport.aborted
+        with logged(LogLevel.warn):
+            reloading.service.skip_drain()
+        assert connection.transport.aborted
+        connection.lose()
+        result(stopped)
+
+    def test_a_worker(self) -> None:
+        """A worker is not reloaded: its supervisor is."""
+        running = Running()
+        with logged(LogLevel.warn) as lines:
+            result(running.service.reload())
+        assert (lines, running.reactor.hasStopped) == ([], False)
 
 
 class StopTests:

@@ -231,6 +231,11 @@ class Config:
     workers: int = 1
     allow_network: bool = False
 
+    @property
+    def primary_kind(self) -> str:
+        """The kind of the primary bucket, as the configuration file has it."""
+        return "local" if isinstance(self.buckets[PRIMARY], LocalSettings) else "s3"
+
 
 @dataclass(frozen=True)
 class Overrides:

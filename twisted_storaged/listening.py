@@ -145,11 +145,16 @@ class Acceptor:
         """Close the socket, and remove its file if it is a unix socket and `unlink` is true."""
         self.pause()
         name = self._listening.getsockname()
-        if unlink and self._listening.family == socket.AF_UNIX and name and not str(name).startswith("\0"):
-            try:
-                os.unlink(name)
-            except OSError as error:
-                _log.warn("cannot remove the socket {name}: {error}", name=name, error=error)
+        # One in the abstract namespace is bytes: it has no file.
+        if unlink and self._listening.family == socket.AF_UNIX and isinstance(name, str) and name:
+            # Twisted, which has made it, has locked it with a second file.
+            for path in (name, f"{name}.lock"):
+                try:
+                    os.unlink(path)
+                except FileNotFoundError:
+                    pass
+                except OSError as error:
+                    _log.warn("cannot remove {path}: {error}", path=path, error=error)
         self._listening.close()
 
     def doRead(self) -> None:
@@ -193,14 +198,16 @@ class Acceptor:
         return "acceptor"
 
 
-def adopt(connection: socket.socket, factory: IProtocolFactory, reactor: Any) -> None:
-    """Serve a connection that was accepted elsewhere."""
+def adopt(connection: socket.socket, factory: IProtocolFactory, reactor: Any) -> bool:
+    """Serve a connection that was accepted elsewhere; returns False if it is lost already."""
     with connection:
         try:
             reactor.adoptStreamConnection(connection.fileno(), connection.family, factory)
         except OSError as error:
-            # It was reset before it got here.
+            # It was reset before it got here, or there is no descriptor for it.
             _log.debug("a connection was lost before it was served: {error}", error=error)
+            return False
+    return True
 
 
 def make_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:

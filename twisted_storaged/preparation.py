@@ -13,8 +13,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from msgspec import Struct
+from msgspec import MsgspecError, Struct
 from msgspec.json import decode, encode
+from twisted.logger import Logger
 
 from twisted_storaged.errors import StartError
 from twisted_storaged.runtime.log_pipe import log_again
@@ -24,6 +25,8 @@ from twisted_storaged.runtime.messages import receive, socket_pair
 PROGRAM = "twisted_storaged.worker"
 #: Variables that are for this process only.
 _NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+
+_log = Logger()
 
 
 class Sources(Struct, frozen=True, kw_only=True):
@@ -72,6 +75,7 @@ class Prepared(Struct, frozen=True, kw_only=True):
         workers: how many there are to be.
         drain: seconds that requests under way have to complete when a worker stops.
         locks: the folders of embedded buckets, in the order of the descriptors of their locks.
+        primary: the kind of the primary bucket: "local" or "s3".
         error: why it has failed; the other attributes mean nothing then.
     """
 
@@ -80,6 +84,7 @@ class Prepared(Struct, frozen=True, kw_only=True):
     workers: int = 1
     drain: float = 0.0
     locks: list[str] = []
+    primary: str = ""
     error: str | None = None
 
 
@@ -133,8 +138,15 @@ def prepare(sources: Sources, inherited: Sequence[int] = (), held: Sequence[str]
     that `sources` refers to.
 
     Raises:
-        StartError: the settings are invalid, or a bucket cannot be used.
+        StartError: the settings are invalid, a bucket cannot be used, or the process cannot be run.
     """
+    try:
+        return _prepare(sources, inherited, held)
+    except (OSError, MsgspecError) as error:
+        raise StartError(f"the settings cannot be read by a process of their own: {error}") from error
+
+
+def _prepare(sources: Sources, inherited: Sequence[int], held: Sequence[str]) -> Settings:
     ours, theirs = socket_pair()
     with ours, open(os.memfd_create("log"), "w+b") as log:
         with theirs:
@@ -155,9 +167,32 @@ def prepare(sources: Sources, inherited: Sequence[int] = (), held: Sequence[str]
         log.seek(0)
         log_again(log.read().splitlines(), "the preparation")
     found = decode(data, type=Prepared) if data else Prepared(error=f"its preparation ended with {process.returncode}")
+    if found.error is None and len(descriptors) != 2 + len(found.locks):
+        # The kernel drops those beyond the limit.
+        for descriptor in descriptors:
+            os.close(descriptor)
+        found = Prepared(error="too few files can be open: raise the limit, see LimitNOFILE=")
     if found.error is not None:
         raise StartError(found.error)
     return Settings(sources, found, descriptors)
+
+
+def check_replacement(settings: Settings, endpoint: str, primary: str) -> None:
+    """Check that processes with these settings may replace those with this endpoint and this kind of primary bucket.
+
+    If not, the settings are closed.
+
+    Raises:
+        StartError: they may not.
+    """
+    if settings.found.primary != primary:
+        settings.close()
+        raise StartError(
+            f"the kind of the primary bucket has changed from {primary} to {settings.found.primary}: restart the "
+            "daemon for this"
+        )
+    if settings.found.endpoint != endpoint:
+        _log.warn("the address to listen on has changed: this takes effect when the daemon is restarted")
 
 
 def environment() -> dict[str, str]:

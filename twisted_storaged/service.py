@@ -38,12 +38,11 @@ from twisted_storaged.errors import StartError, StorageError, WorkEnded
 from twisted_storaged.interfaces import IBucket
 from twisted_storaged.listening import EndpointListener, IListener, SocketListener, check_local
 from twisted_storaged.model import ListQuery
-from twisted_storaged.preparation import Sources, prepare, sources_of
+from twisted_storaged.preparation import Settings, Sources, check_replacement, prepare, sources_of
 from twisted_storaged.routing import PRIMARY, Namespace, Registry
 from twisted_storaged.runtime.concurrency import Threads, deferred
 from twisted_storaged.runtime.process import HeapTrimmer, run_again_at_exit
 from twisted_storaged.runtime.systemd import (
-    MORE_TIME,
     NO_MANAGER,
     SLOTS,
     TRANSFERS,
@@ -150,7 +149,7 @@ class StorageService(Service):
             except StorageError as error:
                 # Its text names hosts and keys; the log has it, and the status says where to look.
                 _log.warn("not ready: the primary bucket does not answer: {error}", error=error)
-                self._manager.notify(f"STATUS=the primary bucket does not answer: {type(error).__name__}", MORE_TIME)
+                self._manager.notify(f"STATUS=the primary bucket does not answer: {type(error).__name__}")
                 await deferLater(self._reactor, READY_INTERVAL)
             else:
                 self._manager.notify("READY=1", "STATUS=ready")
@@ -216,14 +215,14 @@ class StorageService(Service):
             self._manager.notify("STOPPING=1", *status)
             await self._listener.stop()
         else:
-            # The daemon goes on, for the service manager.
+            # The daemon goes on, for the service manager, and its watchdog.
             self._manager.notify(*status)
         # In this order: an upload is aborted when its request has ended, and needs its bucket for that.
         self._draining = self._site.drain()
         await self._wait_for("requests", self._draining, self._drain)
         self._site.abort()
         await self._wait_for("uploads", self._slots.when_idle(), CLOSE_SECONDS)
-        # Until here, whoever watches can tell a daemon that drains from one that hangs.
+        # Only now: a supervisor would take a worker that drains for long for one that hangs.
         self._watchdog.stop()
         await self._wait_for("buckets", self._registry.stop(), CLOSE_SECONDS)
         self._site.flush_log()
@@ -265,10 +264,18 @@ class Replacement:
         is_under_way: whether the settings are being checked, or the daemon stops to be replaced.
     """
 
-    def __init__(self, sources: Sources, config: Config, reactor: Any) -> None:
+    def __init__(
+        self,
+        sources: Sources,
+        config: Config,
+        reactor: Any,
+        prepare: Callable[..., Settings] = prepare,
+        threads: Threads | None = None,
+    ) -> None:
         self._sources = sources
         self._config = config
-        self._threads = Threads(reactor, 1, "reload")
+        self._prepare = prepare
+        self._threads = threads or Threads(reactor, 1, "reload")
         self._folder = os.getcwd()
         self.is_under_way = False
 
@@ -282,13 +289,12 @@ class Replacement:
         held = [str(bucket.path) for bucket in self._config.buckets.values() if isinstance(bucket, LocalSettings)]
         self._threads.start()
         try:
-            settings = await self._threads.run(prepare, self._sources, held=held)
+            settings = await self._threads.run(self._prepare, self._sources, held=held)
+            check_replacement(settings, self._config.endpoint, self._config.primary_kind)
         except BaseException:
             self.is_under_way = False
             raise
         settings.close()
-        if settings.found.endpoint != self._config.endpoint:
-            _log.warn("the address to listen on has changed: this takes effect when the daemon is restarted")
 
     def run_at_exit(self, sockets: Sequence[ListenSocket]) -> None:
         """Run the program again when this one ends, with these listening sockets."""

@@ -36,6 +36,7 @@ from twisted_storaged.preparation import (
     Settings,
     Sources,
     WorkerSpec,
+    check_replacement,
     environment,
     prepare,
     with_copies,
@@ -43,7 +44,7 @@ from twisted_storaged.preparation import (
 from twisted_storaged.runtime.concurrency import Threads, deferred
 from twisted_storaged.runtime.log_pipe import log_again
 from twisted_storaged.runtime.messages import MessageSocket, socket_pair
-from twisted_storaged.runtime.systemd import MORE_TIME, SLOTS, TRANSFERS, ListenSocket, ServiceManager, log_failure
+from twisted_storaged.runtime.systemd import SLOTS, TRANSFERS, ListenSocket, ServiceManager, log_failure
 
 #: Seconds between two looks at the workers, each of which says as often that it is alive.
 EVERY = 1.0
@@ -96,7 +97,7 @@ class Worker(ProcessProtocol):
         self.up = self.ready = self.stopping = self.gone = False
         self.slots = self.transfers = 0
         self.reason = ""
-        self.pid: int | None = None
+        self.pid = 0
         self.signal: int | None = None
         self.status: int | None = None
         self._slots_file = slots
@@ -111,7 +112,7 @@ class Worker(ProcessProtocol):
         return self._handed - self._closed
 
     def spawn(self) -> None:
-        """Start the process."""
+        """Start the process. Raises OSError."""
         ours, theirs = socket_pair()
         self._control = MessageSocket(ours, self._received, self._lost, self._reactor)
         # The numbers in the worker: 0 to 2 are its standard streams.
@@ -119,14 +120,18 @@ class Worker(ProcessProtocol):
         locks = {name: number for number, name in enumerate(self.settings.locks, 3 + len(given))}
         spec = WorkerSpec(sources=with_copies(self.settings.sources, 4, 5), control=3, slots=6, locks=locks)
         descriptors = dict(enumerate([*given, *self.settings.locks.values()], 3))
-        with theirs, open(os.devnull, "rb") as nothing:
-            process = self._reactor.spawnProcess(
-                self,
-                sys.executable,
-                [sys.executable, "-m", PROGRAM, "serve", encode(spec).decode()],
-                env=environment(),
-                childFDs={0: nothing.fileno(), 1: "r", 2: "r", **descriptors},
-            )
+        try:
+            with theirs, open(os.devnull, "rb") as nothing:
+                process = self._reactor.spawnProcess(
+                    self,
+                    sys.executable,
+                    [sys.executable, "-m", PROGRAM, "serve", encode(spec).decode()],
+                    env=environment(),
+                    childFDs={0: nothing.fileno(), 1: "r", 2: "r", **descriptors},
+                )
+        except BaseException:
+            self._control.close()
+            raise
         self.pid = process.pid
         self._control.start()
 
@@ -142,10 +147,6 @@ class Worker(ProcessProtocol):
         self.stopping = True
         if not self._control.send(DRAIN):
             self.kill(signal.SIGTERM)
-
-    def close(self) -> None:
-        """Close the socket to it."""
-        self._control.close()
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send it a signal."""
@@ -243,13 +244,15 @@ class Supervisor(Service):
     name = "storaged"
     stopping = False
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (its parts)
         self,
         sources: Sources,
         sockets: Sequence[ListenSocket],
         manager: ServiceManager,
         reactor: Any,
         end: Callable[[int], object] = os._exit,
+        prepare: Callable[..., Settings] = prepare,
+        threads: Threads | None = None,
     ) -> None:
         """Accept from `sockets`, or, if there are none, bind the endpoint. `end` ends the process with a status."""
         self._sources = sources
@@ -257,11 +260,12 @@ class Supervisor(Service):
         self._manager = manager
         self._reactor = reactor
         self._end = end
+        self._prepare = prepare
         watchdog = manager.watchdog_seconds
         self._hang_seconds = HANG_SECONDS if watchdog is None else max(watchdog / 3, STALE_SECONDS)
         self._interval = EVERY if watchdog is None else min(watchdog / 4, EVERY)
         self._slots_file = make_slots_file()
-        self._threads = Threads(reactor, 1, "supervisor")
+        self._threads = threads or Threads(reactor, 1, "supervisor")
         self._looking = LoopingCall(self._look)
         self._looking.clock = reactor
         self._acceptors: list[Acceptor] = []
@@ -286,7 +290,7 @@ class Supervisor(Service):
             StartError: the settings are invalid, a bucket cannot be used, or the port is taken.
         """
         try:
-            settings = prepare(self._sources)
+            settings = self._prepare(self._sources)
             self._open(settings.found)
         except StartError as error:
             _log.critical("{error}", error=error)
@@ -349,26 +353,28 @@ class Supervisor(Service):
             return
         assert self._serving is not None
         self._manager.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        settings = await self._prepared(self._sources, held=self._serving.settings.locks)
-        if settings is None or not self.running:
+        # The locks of buckets that are open are kept.
+        old, locks = self._serving.settings.found, dict(self._serving.settings.locks)
+        try:
+            settings = await self._prepared(self._sources, held=locks)
+            check_replacement(settings, old.endpoint, old.primary)
+        except StartError as error:
+            _log.critical("not reloaded, the settings cannot be used: {error}", error=error)
             self._end_reload()
             return
-        if settings.found.endpoint != self._serving.settings.found.endpoint:
-            _log.warn("the address to listen on has changed: this takes effect when the daemon is restarted")
-        # The locks of buckets that are open are kept.
-        settings.locks.update(self._serving.settings.locks)
+        if not self.running:
+            settings.close()
+            return
+        settings.locks.update(locks)
         self._next = Generation(settings)
         self._reactor.callLater(START_SECONDS, self._abandon, self._next, "they were not ready in time")
         self._fill(self._next)
 
-    async def _prepared(self, sources: Sources, **arguments: Any) -> Settings | None:
-        """Prepare settings in a thread; None, and a line in the log, if they cannot be used."""
+    async def _prepared(self, sources: Sources, **arguments: Any) -> Settings:
+        """Prepare settings in a thread. Raises StartError."""
         self._preparing = True
         try:
-            return await self._threads.run(prepare, sources, **arguments)
-        except StartError as error:
-            _log.critical("not reloaded, the settings cannot be used: {error}", error=error)
-            return None
+            return await self._threads.run(self._prepare, sources, **arguments)
         finally:
             self._preparing = False
 
@@ -376,7 +382,8 @@ class Supervisor(Service):
         """Give connections to the new generation, and let the old one drain."""
         assert self._serving is not None
         old, self._serving, self._next = self._serving, replacing, None
-        self._retire(old)
+        self._draining.append(old)
+        old.drain(self._reactor)
         _log.info("reloaded: {n} new workers serve, the old ones drain", n=len(replacing.workers))
         self._end_reload()
 
@@ -385,16 +392,10 @@ class Supervisor(Service):
         if generation is self._next:
             _log.critical("not reloaded, the new workers cannot be used, and the old ones go on: {why}", why=why)
             self._next = None
-            self._retire(generation)
-            self._end_reload()
-
-    def _retire(self, generation: Generation) -> None:
-        """Let a generation drain that gets no more connections."""
-        generation.drain(self._reactor)
-        if generation.workers:
             self._draining.append(generation)
-        else:
-            generation.settings.close_copies()
+            generation.drain(self._reactor)
+            self._forget_if_gone(generation)
+            self._end_reload()
 
     def _end_reload(self) -> None:
         if self.running and self._is_announced:
@@ -414,7 +415,6 @@ class Supervisor(Service):
             try:
                 worker.spawn()
             except OSError as error:
-                worker.close()
                 _log.critical("cannot start a worker: {error}", error=error)
                 self._reactor.callLater(LONGEST_PAUSE, self._fill, generation)
                 return
@@ -438,10 +438,8 @@ class Supervisor(Service):
             f"it ended with status {worker.status}" if worker.signal is None else f"signal {worker.signal} killed it"
         )
         if generation.stopping:
-            if not generation.workers and generation in self._draining:
-                self._draining.remove(generation)
-                generation.settings.close_copies()
-                self._reload_if_asked()
+            self._forget_if_gone(generation)
+            self._reload_if_asked()
             self._check_gone()
         elif generation is self._next:
             self._abandon(generation, reason)
@@ -451,6 +449,16 @@ class Supervisor(Service):
         else:
             _log.error("a worker is started again: {reason}", reason=reason)
             self._replace_failed(worker, generation, reason)
+
+    def _forget_if_gone(self, generation: Generation) -> None:
+        """Close the files of a generation that drained, when its last worker has ended."""
+        if generation.workers or generation not in self._draining:
+            return
+        self._draining.remove(generation)
+        generation.settings.close_copies()
+        used = {lock for one in self._generations() for lock in one.settings.locks.values()}
+        for lock in set(generation.settings.locks.values()) - used:
+            os.close(lock)
 
     def _replace_failed(self, worker: Worker, generation: Generation, reason: str) -> None:
         # Whoever sends SIGKILL, such as the kernel when memory is short, says nothing of the program.
@@ -462,28 +470,35 @@ class Supervisor(Service):
             self._last_failure = now
         if self._failures == MAX_FAILURES:
             _log.critical("storaged ends, as {n} workers in a row have failed: {reason}", n=MAX_FAILURES, reason=reason)
-            self._reactor.addSystemEventTrigger("after", "shutdown", self._end, 1)
-            self._reactor.stop()
+            self._stop_failed()
             return
         pause = min(FIRST_PAUSE * 2**self._failures, LONGEST_PAUSE)
         self._reactor.callLater(pause, self._replace, generation)
 
+    def _stop_failed(self) -> None:
+        """Stop, unless this happens already, and end with status 1."""
+        if not self.stopping:
+            self.stopping = True
+            self._reactor.addSystemEventTrigger("after", "shutdown", self._end, 1)
+            self._reactor.stop()
+
     @deferred
     async def _replace(self, generation: Generation) -> None:
-        if not self.running:
+        if self.stopping:
             return
         if self._preparing:
             self._reactor.callLater(FIRST_PAUSE, self._replace, generation)
             return
-        if not any(self._workers()):
+        if not any(self._workers()) and self._next is None:
             # Nobody has the buckets open, so that they are prepared as at a start: their log is checked and what killed
             # workers left is removed. The settings are those that the workers had.
             settings = generation.settings
             settings.unlock()
-            found = await self._prepared(settings.sources, inherited=[settings.config, settings.secrets])
-            if found is None:
-                self._reactor.addSystemEventTrigger("after", "shutdown", self._end, 1)
-                self._reactor.stop()
+            try:
+                found = await self._prepared(settings.sources, inherited=[settings.config, settings.secrets])
+            except StartError as error:
+                _log.critical("storaged ends, as no worker is left and none can start: {error}", error=error)
+                self._stop_failed()
                 return
             settings.locks.update(found.locks)
             found.close_copies()
@@ -526,9 +541,6 @@ class Supervisor(Service):
         self._last_look = now
         for worker in list(self._workers()):
             limit = self._hang_seconds if worker.up else START_SECONDS
-            if worker.stopping:
-                # While its buckets close, it says nothing.
-                limit = max(limit, STOP_SECONDS)
             if now - worker.heard > limit:
                 _log.critical("worker {pid} is killed: it has not answered for {s:.0f} s", pid=worker.pid, s=limit)
                 worker.kill()
@@ -544,10 +556,6 @@ class Supervisor(Service):
             self._manager.notify("WATCHDOG=1")
         slots, transfers = (sum(getattr(one, what) for one in workers) for what in ("slots", "transfers"))
         status = f"STATUS={slots} put slots in use, {transfers} requests under way, {len(workers)} workers"
-        if self.running and not self._is_announced:
-            # Workers that hang, or cannot start, are killed; so the others wait for their primary bucket.
-            self._manager.notify(MORE_TIME)
-            status += "; the primary bucket has not answered yet"
         if status != self._last_status and self.running:
             self._last_status = status
             self._manager.notify(status)
@@ -560,7 +568,8 @@ class Supervisor(Service):
             yield from generation.workers
 
     def _close_sockets(self) -> None:
-        for connection in self._undelivered:
+        undelivered, self._undelivered = self._undelivered, []
+        for connection in undelivered:
             connection.close()
         for acceptor in self._acceptors:
             acceptor.pause()

@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,16 @@ class SupervisorLink(ServiceManager):
         self._reactor = reactor
         self._messages = MessageSocket(connected, self._received, self._lost, reactor)
         self._factory: IProtocolFactory | None = None
+        self._lost_connection: Callable[[], object] = lambda: None
         self._signals: StopSignals | None = None
 
-    def start(self, factory: IProtocolFactory, signals: StopSignals) -> None:
-        """Begin to serve the connections that come; `signals` stops the process."""
+    def start(self, factory: IProtocolFactory, signals: StopSignals, lost_connection: Callable[[], object]) -> None:
+        """Begin to serve the connections that come; `signals` stops the process.
+
+        `lost_connection` is called for each that was lost before it could be served.
+        """
         self._factory = factory
+        self._lost_connection = lost_connection
         self._signals = signals
         self._messages.start()
         self.notify(f"{UP}=1")
@@ -71,8 +76,15 @@ class SupervisorLink(ServiceManager):
     def _received(self, data: bytes, descriptors: list[int]) -> None:
         if data == CONNECTION:
             assert self._factory is not None
+            if not descriptors:
+                # The kernel drops those beyond the limit.
+                self._lost_connection()
+                if not self._warned:
+                    self._warned = True
+                    _log.error("connections are dropped: no more files can be open, see LimitNOFILE=")
             for descriptor in descriptors:
-                adopt(socket.socket(fileno=descriptor), self._factory, self._reactor)
+                if not adopt(socket.socket(fileno=descriptor), self._factory, self._reactor):
+                    self._lost_connection()
         elif data == DRAIN and self._signals is not None and not self._signals.stopping:
             # Once: a signal to all processes of a terminal may have come before.
             self._signals.stop()
@@ -101,7 +113,7 @@ class HandedListener:
         """Begin to serve, as soon as the reactor runs. Raises StartError."""
         served = served_factory(self._description, factory)
         factory.on_closed = self._count
-        self._reactor.callWhenRunning(self._link.start, served, self._signals)
+        self._reactor.callWhenRunning(self._link.start, served, self._signals, self._count)
         return []
 
     def stop(self) -> Deferred[Any]:
@@ -173,6 +185,7 @@ def prepare_start(control: socket.socket, held: Sequence[str], sources: Sources)
         workers=config.workers,
         drain=float(config.drain),
         locks=list(locks),
+        primary=config.primary_kind,
     )
     send(control, encode(found), [*copies, *locks.values()])
 
