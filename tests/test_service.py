@@ -27,7 +27,7 @@ from twisted_storaged.listening import EndpointListener
 from twisted_storaged.model import ObjectInfo
 from twisted_storaged.preparation import Prepared, Settings, Sources
 from twisted_storaged.routing import Policy, Registry
-from twisted_storaged.runtime.systemd import NO_MANAGER, ListenSocket, ServiceManager
+from twisted_storaged.runtime.systemd import MORE_TIME, NO_MANAGER, ListenSocket, ServiceManager
 from twisted_storaged.service import (
     CLOSE_SECONDS,
     READY_INTERVAL,
@@ -190,6 +190,21 @@ class ServiceManagerTests:
         running.reactor.advance(50)
         assert len(manager.told) == 4
 
+    def test_pings_while_it_drains(self) -> None:
+        """A daemon that drains is alive: whoever watches it must not take it for one that hangs."""
+        manager = RecordingManager()
+        running = Running(manager)
+        connection = running.connect()
+        connection.send(put("a", length=5))
+        stopped = running.service.stopService()
+        del manager.told[:]
+        running.reactor.advance(5)
+        running.reactor.advance(5)
+        assert manager.told == ["WATCHDOG=1"] * 2
+        connection.send(b"hello")
+        connection.lose()
+        result(stopped)
+
     def test_what_is_under_way(self) -> None:
         """The status tells the put slots in use and the requests under way, when these have changed."""
         manager = RecordingManager()
@@ -208,7 +223,7 @@ class ServiceManagerTests:
             running = Running(manager, BucketUnreachable("no route"))
             running.reactor.advance(READY_INTERVAL)
         status = "STATUS=the primary bucket does not answer: BucketUnreachable"
-        assert manager.told == [status, status]
+        assert manager.told == [status, MORE_TIME, status, MORE_TIME]
         assert lines == ["not ready: the primary bucket does not answer: no route"] * 2
         running.bucket.failing = None
         running.reactor.advance(READY_INTERVAL)

@@ -43,6 +43,7 @@ from twisted_storaged.routing import PRIMARY, Namespace, Registry
 from twisted_storaged.runtime.concurrency import Threads, deferred
 from twisted_storaged.runtime.process import HeapTrimmer, run_again_at_exit
 from twisted_storaged.runtime.systemd import (
+    MORE_TIME,
     NO_MANAGER,
     SLOTS,
     TRANSFERS,
@@ -149,7 +150,7 @@ class StorageService(Service):
             except StorageError as error:
                 # Its text names hosts and keys; the log has it, and the status says where to look.
                 _log.warn("not ready: the primary bucket does not answer: {error}", error=error)
-                self._manager.notify(f"STATUS=the primary bucket does not answer: {type(error).__name__}")
+                self._manager.notify(f"STATUS=the primary bucket does not answer: {type(error).__name__}", MORE_TIME)
                 await deferLater(self._reactor, READY_INTERVAL)
             else:
                 self._manager.notify("READY=1", "STATUS=ready")
@@ -215,14 +216,14 @@ class StorageService(Service):
             self._manager.notify("STOPPING=1", *status)
             await self._listener.stop()
         else:
-            # The daemon goes on, for the service manager, and its watchdog.
+            # The daemon goes on, for the service manager.
             self._manager.notify(*status)
         # In this order: an upload is aborted when its request has ended, and needs its bucket for that.
         self._draining = self._site.drain()
         await self._wait_for("requests", self._draining, self._drain)
         self._site.abort()
         await self._wait_for("uploads", self._slots.when_idle(), CLOSE_SECONDS)
-        # Only now: a supervisor would take a worker that drains for long for one that hangs.
+        # Until here, whoever watches can tell a daemon that drains from one that hangs.
         self._watchdog.stop()
         await self._wait_for("buckets", self._registry.stop(), CLOSE_SECONDS)
         self._site.flush_log()

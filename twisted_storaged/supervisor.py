@@ -44,7 +44,7 @@ from twisted_storaged.preparation import (
 from twisted_storaged.runtime.concurrency import Threads, deferred
 from twisted_storaged.runtime.log_pipe import log_again
 from twisted_storaged.runtime.messages import MessageSocket, socket_pair
-from twisted_storaged.runtime.systemd import SLOTS, TRANSFERS, ListenSocket, ServiceManager, log_failure
+from twisted_storaged.runtime.systemd import MORE_TIME, SLOTS, TRANSFERS, ListenSocket, ServiceManager, log_failure
 
 #: Seconds between two looks at the workers, each of which says as often that it is alive.
 EVERY = 1.0
@@ -382,8 +382,7 @@ class Supervisor(Service):
         """Give connections to the new generation, and let the old one drain."""
         assert self._serving is not None
         old, self._serving, self._next = self._serving, replacing, None
-        self._draining.append(old)
-        old.drain(self._reactor)
+        self._retire(old)
         _log.info("reloaded: {n} new workers serve, the old ones drain", n=len(replacing.workers))
         self._end_reload()
 
@@ -392,10 +391,14 @@ class Supervisor(Service):
         if generation is self._next:
             _log.critical("not reloaded, the new workers cannot be used, and the old ones go on: {why}", why=why)
             self._next = None
-            self._draining.append(generation)
-            generation.drain(self._reactor)
-            self._forget_if_gone(generation)
+            self._retire(generation)
             self._end_reload()
+
+    def _retire(self, generation: Generation) -> None:
+        """Let a generation drain that gets no more connections."""
+        generation.drain(self._reactor)
+        self._draining.append(generation)
+        self._forget_if_gone(generation)
 
     def _end_reload(self) -> None:
         if self.running and self._is_announced:
@@ -541,6 +544,9 @@ class Supervisor(Service):
         self._last_look = now
         for worker in list(self._workers()):
             limit = self._hang_seconds if worker.up else START_SECONDS
+            if worker.stopping:
+                # While its buckets close, it says nothing.
+                limit = max(limit, STOP_SECONDS)
             if now - worker.heard > limit:
                 _log.critical("worker {pid} is killed: it has not answered for {s:.0f} s", pid=worker.pid, s=limit)
                 worker.kill()
@@ -556,6 +562,10 @@ class Supervisor(Service):
             self._manager.notify("WATCHDOG=1")
         slots, transfers = (sum(getattr(one, what) for one in workers) for what in ("slots", "transfers"))
         status = f"STATUS={slots} put slots in use, {transfers} requests under way, {len(workers)} workers"
+        if self.running and not self._is_announced:
+            # Workers that hang, or cannot start, are killed; so the others wait for their primary bucket.
+            self._manager.notify(MORE_TIME)
+            status += "; the primary bucket has not answered yet"
         if status != self._last_status and self.running:
             self._last_status = status
             self._manager.notify(status)

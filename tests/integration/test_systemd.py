@@ -11,6 +11,7 @@ import json
 import shutil
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -239,18 +240,38 @@ class ReloadTests:
 class S3Tests:
     """The service for S3, on moto."""
 
+    def configure(self, units: Units, moto: engines.Engine, bucket: str, workers: int = 1) -> None:
+        """Write the configuration, and the secrets, which only root can read."""
+        lines = moto.toml(bucket).splitlines()
+        keys = [line for line in lines if "access_key" in line]
+        others = [f"[storaged]\nworkers = {workers}", *(line for line in lines if line not in keys)]
+        lakehouse = units.system.folder / "etc" / "lakehouse"
+        (lakehouse / "lakehouse.toml").write_text("\n".join(others), "utf-8")
+        secrets = lakehouse / DEFAULT_SECRETS.name
+        secrets.touch(0o600)
+        secrets.write_text("\n".join(["[s3]", *keys]), "utf-8")
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_waits_for_s3(self, units: Units, workers: int) -> None:
+        """While the bucket is not there, the service says that it waits for it, and is not started again."""
+        bucket = f"later-{workers}"
+        units.drop_in(S3, "TimeoutStartSec=10")
+        units.copy(S3)
+        with units.system.network(), engines.moto() as moto:
+            self.configure(units, moto, bucket, workers)
+            units.system.run("systemctl", "start", "--no-block", S3)
+            late = time.monotonic() + 13
+            until(lambda: time.monotonic() > late, "it is not late")
+            assert "the primary bucket" in units.system.show(S3, "StatusText")
+            assert units.system.show(S3, "ActiveState") == "activating"
+            moto.client().create_bucket(Bucket=bucket)
+            units.wait_for_state(S3, "active")
+        assert units.system.show(S3, "NRestarts") == "0"
+
     def test_serves_objects(self, units: Units) -> None:
         """It serves objects from S3, with credentials that only root can read, and is as restricted."""
         with units.system.network(), engines.moto() as moto:
-            text = moto.toml(moto.new_bucket())
-            keys = [line for line in text.splitlines() if "access_key" in line]
-            lakehouse = units.system.folder / "etc" / "lakehouse"
-            (lakehouse / "lakehouse.toml").write_text(
-                "\n".join(line for line in text.splitlines() if line not in keys), "utf-8"
-            )
-            secrets = lakehouse / DEFAULT_SECRETS.name
-            secrets.touch(0o600)
-            secrets.write_text("\n".join(["[s3]", *keys]), "utf-8")
+            self.configure(units, moto, moto.new_bucket())
             units.install(S3)
             assert_serves(units)
             assert_restricted(units, S3)

@@ -23,6 +23,9 @@ SHORTEST = 1.0
 #: Variables of ours, which tell a supervisor how many put slots are held, and how many requests are under way. Service
 #: managers ignore variables that they do not know.
 SLOTS, TRANSFERS = "X_STORAGED_SLOTS", "X_STORAGED_TRANSFERS"
+#: Asks the service manager to wait for at least 30 s more. A start that waits for something else sends it again and
+#: again, so that only one that hangs runs into TimeoutStartSec=.
+MORE_TIME = "EXTEND_TIMEOUT_USEC=30000000"
 #: The first descriptor that is passed: SD_LISTEN_FDS_START of sd_listen_fds(3).
 FIRST_DESCRIPTOR = 3
 #: The name of a socket that was passed without one, as sd_listen_fds_with_names(3) has it.
