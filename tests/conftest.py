@@ -41,6 +41,7 @@ LONGEST = [
     "test_packaging.py",
     "test_shared_bucket.py",
     "test_kills.py",
+    "test_workers.py",
     "test_scrub.py",
     "test_config.py",
     "test_probe.py",

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar
+from typing import ClassVar, Self
 from uuid import uuid4
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +49,7 @@ class Daemon:
         if config is None or ("[s3]" not in config and "[buckets.primary]" not in config):
             self._options += ["--data", str(self.data)]
 
-    def __enter__(self) -> Daemon:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -65,21 +65,31 @@ class Daemon:
         return self.log_path.read_text("utf-8", "replace")
 
     @property
+    def events(self) -> str:
+        """The end of its output, without the access log."""
+        lines = [line for line in self.log.splitlines() if "[storaged.access" not in line and "HTTP/1.1" not in line]
+        return "\n".join(lines[-100:])
+
+    @property
     def url(self) -> str:
         """Its base URL."""
         return f"http://127.0.0.1:{self.port}"
 
-    def spawn(self, bind: str = "tcp:0:interface=127.0.0.1") -> subprocess.Popen[bytes]:
-        """Start the process without waiting for it."""
-        command = [*self._launcher, *self.COMMAND, "--bind", bind, *self._options]
-        environ = {
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment of its process."""
+        return {
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
             "XDG_DATA_HOME": str(self.folder / "home"),
         }
+
+    def spawn(self, bind: str = "tcp:0:interface=127.0.0.1") -> subprocess.Popen[bytes]:
+        """Start the process without waiting for it."""
+        command = [*self._launcher, *self.COMMAND, "--bind", bind, *self._options]
         with self.log_path.open("wb") as log:
-            return subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, env=environ)
+            return subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, env=self.environ)
 
     def start(self) -> None:
         """Start the process and wait until it listens."""

@@ -13,7 +13,7 @@ from tests.faults.places import Place, Sizes
 from twisted_storaged.conformance.raw_http import Connection, Response, head
 
 #: The kinds of faults, which are printed also if there were none.
-FAULTS = ("lost", "torn", "error")
+FAULTS = ("lost", "torn", "refused", "error")
 #: Seconds within which the list and the objects must agree.
 SETTLE_SECONDS = 3.0
 

@@ -36,7 +36,7 @@ class Tally:
             self.done[kind] += 1
 
     def fault(self, kind: str, what: str) -> None:
-        """Count and record a fault: `kind` is "lost", "torn" or "error"."""
+        """Count and record a fault: `kind` is "lost", "torn", "refused" or "error"."""
         with self.lock:
             self.done[kind] += 1
             self.faults.append(f"{kind}: {what}")
@@ -61,12 +61,12 @@ class Client:
         content = version.content()
         body = _in_chunks(content) if chunked else content
         request = head("PUT", f"/storage/put/{key}", CHUNKED if chunked else length(size), EXPECT)
-        self._write("PUT", key, self._model.begin(key, version), lambda connection: _ask(connection, request, body))
+        self._write("PUT", key, self._model.begin(key, version), request, body)
 
     def delete(self, key: str) -> None:
         """Delete the object. Raises Gone."""
         request = head("DELETE", f"/storage/delete/{key}")
-        self._write("DELETE", key, self._model.begin(key, None), lambda connection: _ask(connection, request))
+        self._write("DELETE", key, self._model.begin(key, None), request)
 
     def break_off(self, key: str, size: int) -> None:
         """Send a part of a body and disconnect with a FIN or a reset; it must never become visible. Raises Gone."""
@@ -82,16 +82,15 @@ class Client:
     def read(self, key: str, slowly: bool = False) -> None:
         """Read the object and compare it with the model. Raises Gone."""
         with self._model.reading(key) as since:
-            with self._connected() as connection:
-                connection.delay_reads(_READ_DELAY if slowly else 0)
-                status, _, body = _ask(connection, head("GET", f"/storage/get/{key}"))
+            delay = _READ_DELAY if slowly else 0.0
+            status, _, body = self._exchange(head("GET", f"/storage/get/{key}"), read_delay=delay)
             check_state(self._model, self._tally, Seen(key, status, body), self._model.possible(key, since))
         self._tally.count("read slowly" if slowly else "read")
 
-    def _write(self, kind: str, key: str, write: Write, ask: Callable[[Connection], Response]) -> None:
+    def _write(self, kind: str, key: str, write: Write, request: bytes, body: bytes | None = None) -> Response:
+        """Carry out a write and report its outcome; returns the response. Raises Gone."""
         try:
-            with self._connected() as connection:
-                answer = ask(connection)
+            answer = self._exchange(request, body)
         except Gone:
             self._model.given_up(write)
             raise
@@ -101,9 +100,19 @@ class Client:
         elif answer.status == 503:
             self._model.refused(key, write)
             self._tally.count("refused with 503")
+        elif answer.status == 412:
+            self._model.refused(key, write)
+            self._tally.count(f"{kind} refused by its condition")
         else:
             self._model.given_up(write)
             self._tally.fault("error", f"{kind} {key}: {answer}")
+        return answer
+
+    def _exchange(self, request: bytes, body: bytes | None = None, read_delay: float = 0.0) -> Response:
+        """Send a request, and its body after a 100 Continue; returns the final response. Raises Gone."""
+        with self._connected() as connection:
+            connection.delay_reads(read_delay)
+            return ask(connection, request, body)
 
     @contextmanager
     def _connected(self) -> Iterator[Connection]:
@@ -115,7 +124,7 @@ class Client:
             raise Gone(repr(error)) from error
 
 
-def _ask(connection: Connection, request: bytes, body: bytes | None = None) -> Response:
+def ask(connection: Connection, request: bytes, body: bytes | None = None) -> Response:
     """Send a request, and its body after a 100 Continue; returns the final response."""
     connection.send(request)
     answer = connection.response()

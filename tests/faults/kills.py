@@ -73,12 +73,12 @@ def _work(client: Client) -> None:
             if client.random.random() < 0.15:
                 client.delete(key)
             else:
-                client.put(key, _size(client.random), chunked=client.random.random() < 0.2)
+                client.put(key, size(client.random), chunked=client.random.random() < 0.2)
     except Gone:
         pass
 
 
-def _size(source: random.Random) -> int:
+def size(source: random.Random) -> int:
     """A random size: small, medium, or of several parts; often just at a limit."""
     kind = source.random()
     if kind < 0.5:
