@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from signal import SIGHUP, SIGINT, SIGTERM, getsignal, signal
 from typing import Any
 
@@ -159,6 +161,44 @@ class CoreDumpTests:
             "memory": "hello",
             "files": True,
         }
+
+
+#: Prints what it is, and runs itself again once when it ends.
+AGAIN = """
+import json, os, signal, sys
+from twisted_storaged.runtime.process import HANDLED, run_again_at_exit
+
+print(json.dumps({
+    "pid": os.getpid(), "arguments": sys.argv[1:], "options": sys.flags.dont_write_bytecode, "folder": os.getcwd(),
+    "again": os.environ.get("AGAIN"), "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(HANDLED)),
+}), flush=True)
+if "AGAIN" not in os.environ:
+    run_again_at_exit(lambda environ: environ.update(AGAIN="yes"), os.environ, os.getcwd())
+    os.chdir("/")
+    signal.signal(signal.SIGHUP, lambda *_: print("too early"))
+sys.exit(3)
+"""
+
+
+class RunAgainTests:
+    """Running the program again when it ends."""
+
+    def test_is_the_same_process(self, tmp_path: Path) -> None:
+        """It has the same number, command line and working folder, and its signals wait until it handles them."""
+        program = tmp_path / "program.py"
+        program.write_text(AGAIN)
+        ended = subprocess.run(
+            [sys.executable, "-B", str(program), "--one", "two words"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            timeout=60,
+            capture_output=True,
+            check=False,
+        )
+        assert (ended.returncode, ended.stderr) == (3, b"")
+        first, second = map(json.loads, ended.stdout.splitlines())
+        assert first["blocked"] == []
+        assert second == {**first, "again": "yes", "blocked": sorted([SIGHUP, SIGINT, SIGTERM])}
 
 
 FILES = """

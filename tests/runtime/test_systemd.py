@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -124,6 +125,27 @@ class WatchdogTests:
         watchdog.stop()
 
 
+#: Passes two sockets, which stand in each other's way, to a program, which prints what it has got.
+PASSES = """
+import json, os, socket, sys
+from twisted_storaged.runtime.systemd import ListenSocket, pass_sockets
+
+made = {name: socket.create_server(("127.0.0.1", 0)) for name in "ab"}
+print(json.dumps({name: one.getsockname()[1] for name, one in made.items()}), flush=True)
+os.dup2(made["a"].fileno(), 3)
+os.dup2(made["b"].fileno(), 4)
+environ = dict(os.environ)
+pass_sockets([ListenSocket("b", 4), ListenSocket("a", 3)], environ)
+code = "; ".join([
+    "import json, os, socket",
+    "from twisted_storaged.runtime.systemd import listen_sockets",
+    "found = listen_sockets(os.environ)",
+    "print(json.dumps([[name, fd, socket.socket(fileno=fd).getsockname()[1]] for name, fd in found]))",
+])
+os.execve(sys.executable, [sys.executable, "-c", code], environ)
+"""
+
+
 class ListenSocketsTests:
     """The sockets of socket activation, at the descriptors that these tests say they have."""
 
@@ -225,6 +247,14 @@ class ListenSocketsTests:
         with socket.socket(socket.AF_INET, kind) as other:
             os.dup2(other.fileno(), first)
         assert listen_sockets(self.passed("1"), first) == []
+
+    def test_pass_on(self) -> None:
+        """A program that this process executes finds the sockets, in their order, with their names, as if new."""
+        ended = subprocess.run(
+            [sys.executable, "-c", PASSES], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        )
+        before, after = map(json.loads, ended.stdout.splitlines())
+        assert after == [["b", 3, before["b"]], ["a", 4, before["a"]]]
 
     def test_comes_before_twisted(self) -> None:
         """Importing the module does not import Twisted's endpoints, whose import consumes the variables."""

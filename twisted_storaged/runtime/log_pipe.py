@@ -7,7 +7,17 @@ from collections.abc import Iterable
 from io import TextIOBase
 from typing import TextIO, cast
 
-from twisted.logger import Logger, eventFromJSON, globalLogBeginner, globalLogPublisher, jsonFileLogObserver
+from twisted.logger import (
+    ILogObserver,
+    LogEvent,
+    Logger,
+    eventFromJSON,
+    formatEvent,
+    globalLogBeginner,
+    globalLogPublisher,
+    jsonFileLogObserver,
+)
+from zope.interface import provider
 
 #: Bytes that are kept while the other process does not read; what is logged beyond that is lost.
 KEPT = 1 << 20
@@ -40,8 +50,19 @@ class LogPipe(TextIOBase):
 def begin_logging(descriptor: int) -> None:
     """Log to a pipe, whose reader passes the lines to `log_again`."""
     # Without the separator that it has by default: a line is enough of one.
-    observer = jsonFileLogObserver(cast(TextIO, LogPipe(descriptor)), "")
-    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
+    write = jsonFileLogObserver(cast(TextIO, LogPipe(descriptor)), "")
+
+    @provider(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        failure = event.get("log_failure")
+        if failure is not None:
+            # JSON would have the traceback without the error's text.
+            rest = {name: value for name, value in event.items() if name != "log_failure"}
+            texts = {"text": formatEvent(event), "traceback": failure.getTraceback()}
+            event = {**rest, **texts, "log_format": "{text}\n{traceback}"}
+        write(event)
+
+    globalLogBeginner.beginLoggingTo([observe], redirectStandardIO=False)
 
 
 def log_again(lines: Iterable[bytes], source: str) -> None:

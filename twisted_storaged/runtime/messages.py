@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,8 +31,13 @@ def send(sending: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -
 
 def receive(receiving: socket.socket) -> tuple[bytes, list[int]]:
     """Receive a message and its descriptors; an empty one is the end. Raises OSError."""
-    data, descriptors, _, _ = socket.recv_fds(receiving, LONGEST, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
-    return data, descriptors
+    # Not recv_fds of Python 3.11, which ignores its flags.
+    descriptors = array("i")
+    room = socket.CMSG_LEN(MOST_DESCRIPTORS * descriptors.itemsize)
+    data, ancillary, _, _ = receiving.recvmsg(LONGEST, room, socket.MSG_CMSG_CLOEXEC)
+    for _, _, numbers in ancillary:
+        descriptors.frombytes(numbers[: len(numbers) - len(numbers) % descriptors.itemsize])
+    return data, descriptors.tolist()
 
 
 @implementer(IReadDescriptor)
