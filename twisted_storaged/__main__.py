@@ -15,6 +15,7 @@ from twisted.logger import globalLogBeginner, textFileLogObserver
 from twisted.python import usage
 
 from twisted_storaged import tap
+from twisted_storaged.runtime.log_pipe import standard_output
 
 
 class Command(NamedTuple):
@@ -43,7 +44,7 @@ def serve(options: tap.Options) -> int:
     from twisted.internet import reactor  # noqa: PLC0415 (makeService has installed it)
 
     # stderr is not redirected, so that a StartError prints its one line there.
-    globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
+    globalLogBeginner.beginLoggingTo([textFileLogObserver(standard_output())], redirectStandardIO=False)
     # If `save` were true, Twisted would write the application to a file when it stops.
     startApplication(application, save=False)
     reactor.run()

@@ -52,12 +52,18 @@ def mode(name: str) -> int:
 class CommandLineTests:
     """The log that a command line of `twistd storaged` asks for."""
 
-    @pytest.mark.parametrize(
-        "options", [["--nodaemon"], ["--nodaemon", "--logfile", "-"], ["--syslog"], ["--syslog", "--logfile", "x"]]
-    )
+    @pytest.mark.parametrize("options", [["--syslog"], ["--syslog", "--logfile", "x"], ["--logfile", "-"]])
     def test_goes_to_no_file(self, options: list[str]) -> None:
-        """Standard output and syslog are left to twistd."""
+        """Syslog is left to twistd, and so is what it refuses."""
         assert parsed(*options)["logger"]() is None
+        assert list(Path().iterdir()) == []
+
+    @pytest.mark.parametrize("options", [["--nodaemon"], ["--nodaemon", "--logfile", "-"]])
+    def test_goes_to_standard_output(self, options: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+        """In the foreground, it goes to the standard output."""
+        with capfd.disabled():
+            observer = parsed(*options)["logger"]()
+        assert observer is not None
         assert list(Path().iterdir()) == []
 
     @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 from twisted.logger import LogLevel, eventAsJSON, globalLogPublisher, textFileLogObserver
@@ -13,6 +15,35 @@ from twisted.logger import LogLevel, eventAsJSON, globalLogPublisher, textFileLo
 from tests.buckets.local.embedded import logged
 from tests.daemon import ROOT
 from twisted_storaged.runtime.log_pipe import KEPT, LogPipe, log_again
+
+
+LINE = "x" * 99 + "\n"
+
+
+@pytest.fixture(params=["pipe", "socket"])
+def ends(request: pytest.FixtureRequest) -> Iterator[tuple[Callable[[], bytes], int]]:
+    """A function that reads what there is, and the descriptor to write to."""
+    if request.param == "pipe":
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        yield lambda: os.read(reading, 10 * KEPT), writing
+        os.close(reading)
+        os.close(writing)
+    else:
+        one, other = socket.socketpair()
+        with one, other:
+            one.setblocking(False)
+            yield lambda: one.recv(10 * KEPT), other.fileno()
+
+
+def rest(read: Callable[[], bytes]) -> bytes:
+    """Read until nothing is left."""
+    data = b""
+    while True:
+        try:
+            data += read()
+        except BlockingIOError:
+            return data
 
 
 class LogPipeTests:
@@ -28,25 +59,24 @@ class LogPipeTests:
         os.close(reading)
         os.close(writing)
 
-    def test_a_reader_that_hangs(self) -> None:
-        """It never waits: some lines are kept, whole, until the reader goes on, and the rest is dropped."""
-        reading, writing = os.pipe()
-        pipe = LogPipe(writing)
-        line = "x" * 999 + "\n"
-        for _ in range(3 * KEPT // 1000):
-            pipe.write(line)
-        got = b""
-        os.set_blocking(reading, False)
-        for _ in range(3 * KEPT // 1000):
-            pipe.write("")
-            try:
-                got += os.read(reading, 1 << 20)
-            except BlockingIOError:
-                break
-        assert KEPT <= len(got) < 2 * KEPT
-        assert set(got.splitlines(keepends=True)) == {line.encode()}
-        os.close(reading)
-        os.close(writing)
+    def test_a_reader_that_hangs(self, ends: tuple[Callable[[], bytes], int]) -> None:
+        """Nothing waits for it. It gets whole lines later, without those beyond the limit, and how many these are."""
+        read, writing = ends
+        stream = LogPipe(writing)
+        written = 3 * KEPT // len(LINE)
+        for _ in range(written):
+            stream.write(LINE)
+        data = rest(read)
+        for _ in range(2 * KEPT // 4096):
+            # What is kept follows when more is written.
+            stream.write("more\n")
+            data += rest(read)
+        lines = data.decode().splitlines()
+        (missing,) = (line for line in lines if "missing" in line)
+        assert missing.endswith(" events are missing here, as the log was not read")
+        assert lines.count(LINE.strip()) + int(missing.split()[0]) >= written
+        assert {line for line in lines if "missing" not in line} == {LINE.strip(), "more"}
+        assert os.get_blocking(writing)
 
     def test_a_reader_that_is_gone(self) -> None:
         """Nobody reads any more: that is no error."""

@@ -14,6 +14,8 @@ from typing import Any
 from twisted.logger import ILogObserver, textFileLogObserver
 from twisted.python.logfile import LogFile
 
+from twisted_storaged.runtime.log_pipe import standard_output
+
 #: Bytes at which the log file is rotated.
 ROTATE_AT = 10_000_000
 #: How many rotated files are kept: `twistd.log.1` is the latest, and `twistd.log.10` the oldest.
@@ -41,13 +43,18 @@ def bound_log_file(twistd: Any) -> None:
 def file_observer(
     twistd: Mapping[str, Any], rotate_at: int = ROTATE_AT, rotated_files: int = ROTATED_FILES
 ) -> ILogObserver | None:
-    """Open the log file for which a command line of twistd asks; None if it asks for none: twistd then logs as usual.
+    """Open the log for which a command line of twistd asks; None where twistd is to do that.
 
     SIGUSR1 rotates it, as it does with twistd's own. Beside it, older rotated files than the last `rotated_files` are
     removed when it is rotated.
     """
     name = twistd["logfile"]
-    if twistd["syslog"] or name == "-" or (twistd["nodaemon"] and not name):
+    if twistd["syslog"]:
+        return None
+    if twistd["nodaemon"] and name in (None, "", "-"):
+        return textFileLogObserver(standard_output())
+    if name == "-":
+        # twistd refuses that.
         return None
     path = Path(name or DEFAULT_NAME).absolute()
     # A device, such as /dev/null, must not be renamed.

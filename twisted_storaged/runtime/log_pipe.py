@@ -1,9 +1,14 @@
-"""Logging of several processes to the log of one: as JSON, a line for each event, which that one logs again."""
+"""Logging that waits for no reader; and of several processes to the log of one, as JSON, which that one logs again."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import socket
+import stat
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
 from io import TextIOBase
 from typing import TextIO, cast
 
@@ -19,32 +24,59 @@ from twisted.logger import (
 )
 from zope.interface import provider
 
-#: Bytes that are kept while the other process does not read; what is logged beyond that is lost.
+#: Bytes that are kept while nobody reads; what is logged beyond that is lost.
 KEPT = 1 << 20
 
 _log = Logger()
 
 
 class LogPipe(TextIOBase):
-    """A text stream to a pipe that never waits, as its reader may hang: it keeps some, and drops the rest."""
+    """A text stream that does not wait for the reader of a pipe or socket: it keeps some text, and drops the rest.
+
+    Otherwise a reader that hangs would stop the daemon. Writing to a file or a terminal waits, as usual.
+    """
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
-        os.set_blocking(descriptor, False)
-        self._descriptor = descriptor
+        self._write: Callable[[bytes], int] = partial(os.write, descriptor)
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISSOCK(mode):
+            connected = socket.socket(fileno=os.dup(descriptor))
+            self._write = lambda data: connected.send(data, socket.MSG_DONTWAIT)
+        elif stat.S_ISFIFO(mode):
+            # Opened anew, as other processes may share the open pipe, and do not expect that writing fails. A pipe of
+            # another user cannot be opened, and is written to as it is.
+            with suppress(OSError):
+                flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
+                self._write = partial(os.write, os.open(f"/proc/self/fd/{descriptor}", flags))
         self._left = b""
+        self._dropped = 0
 
     def write(self, text: str) -> int:
-        """Write a line, or keep it for the next write."""
-        if len(self._left) < KEPT:
+        """Write text, or keep it for the next write."""
+        if len(self._left) >= KEPT:
+            self._dropped += 1
+        else:
+            if self._dropped:
+                self._left += f"{self._dropped} events are missing here, as the log was not read\n".encode()
+                self._dropped = 0
             self._left += text.encode("utf-8", "replace")
         try:
             while self._left:
-                self._left = self._left[os.write(self._descriptor, self._left) :]
+                self._left = self._left[self._write(self._left) :]
         except OSError:
             # Full, or the reader is gone.
             pass
         return len(text)
+
+
+def standard_output() -> TextIO:
+    """Return a stream to the standard output that does not wait for its reader."""
+    try:
+        return cast(TextIO, LogPipe(sys.stdout.fileno()))
+    # It is not a file where it was replaced.
+    except (OSError, ValueError, AttributeError):
+        return sys.stdout
 
 
 def begin_logging(descriptor: int) -> None:
