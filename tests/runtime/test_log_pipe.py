@@ -16,7 +16,6 @@ from tests.buckets.local.embedded import logged
 from tests.daemon import ROOT
 from twisted_storaged.runtime.log_pipe import KEPT, LogPipe, log_again
 
-
 LINE = "x" * 99 + "\n"
 
 
