@@ -1,8 +1,8 @@
 """Measures that the memory of storaged is bounded: its peak under load, in front of S3 and with the embedded bucket.
 
 It measures two sizes of objects, the larger four times the smaller, to show that the peak does not depend on the size.
-Then come the loads of `crowds`: the peak is measured during each, and the memory that is left after it. The exit status
-is 1 if a limit (LIMIT, LEFT) is exceeded.
+A daemon with WORKERS workers gets the larger ones, too. Then come the loads of `crowds`: the peak is measured during
+each, and the memory that is left after it. The exit status is 1 if a limit is exceeded.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from crowds import CROWDS, KEY, Crowd
 from loads import Load, MiB, bclient
 from place import S3, Place, s3_sink
-from processes import build, peak_rss, rss, running, stop_on_signals
+from processes import build, children, memory, peak_rss, rss, running, stop_on_signals
 from servers import storaged, storaged_embedded
 
 #: Limit of each peak, in bytes.
@@ -26,6 +27,13 @@ LIMIT = 256 * MiB
 #: Limit of the growth that is left when all clients have disconnected, in bytes; and the seconds after which it counts.
 LEFT = 48 * MiB
 SETTLE_SECONDS = 15
+#: The number of workers of a daemon with several; and the limits of the peak of all its processes, and of the
+#: supervisor alone, in bytes.
+WORKERS = 2
+WORKERS_LIMIT = 384 * MiB
+SUPERVISOR_LIMIT = 64 * MiB
+#: Seconds between two looks at the memory of a daemon with several processes.
+LOOK_SECONDS = 0.05
 #: The number of concurrent clients: as many as there are put slots.
 CLIENTS = 4
 #: The pace of a connection to the slow S3: MB a second, and ms until the first byte of a response.
@@ -44,8 +52,11 @@ def main() -> None:
     """Measure and print; the exit status says whether the limits are kept."""
     stop_on_signals()
     options = _options()
-    broken = ([] if options.only else _measure_sizes(options)) + _measure_crowds(options)
-    print(f"the limits are {LIMIT // MiB}, and {LEFT // MiB} more than before: {'BROKEN' if broken else 'kept'}")
+    broken = [] if options.only else [*_measure_sizes(options), *_measure_workers(options)]
+    broken += _measure_crowds(options)
+    limits = f"{LIMIT // MiB}, {WORKERS_LIMIT // MiB} for {WORKERS} workers, {SUPERVISOR_LIMIT // MiB} for a supervisor"
+    verdict = "BROKEN" if broken else "kept"
+    print(f"the limits are {limits}, and for each process {LEFT // MiB} more than before: {verdict}")
     sys.exit(1 if broken else 0)
 
 
@@ -60,6 +71,45 @@ def _measure_sizes(options: Namespace) -> list[str]:
             print(f"  {kind:<8}{verb:<26}" + "".join(f"{peak / MiB:>16.0f}" for peak in row))
             broken += [f"{kind} {verb}" for peak in row if peak >= LIMIT]
     return broken
+
+
+def _measure_workers(options: Namespace) -> list[str]:
+    """Print the memory of the processes of a daemon with several workers; returns what exceeded a limit."""
+    size = (SMOKE if options.smoke else FULL)[-1]
+    titles = ("supervisor", "each worker", "at the start", "peak", "in the end")
+    print(f"{f'PSS in MiB, {WORKERS} workers':<36}" + "".join(f"{title:>16}" for title in titles), flush=True)
+    broken = []
+    for kind in DAEMONS:
+        supervisor, _, start, peak, end = found = _with_workers(kind, size * MiB, options)
+        print(f"  {kind:<8}{f'{CLIENTS} x {size} MiB PUT and GET':<26}", end="")
+        print("".join(f"{size / MiB:>16.0f}" for size in found), flush=True)
+        if supervisor >= SUPERVISOR_LIMIT or peak >= WORKERS_LIMIT or end > start + LEFT * WORKERS:
+            broken.append(f"{kind}, {WORKERS} workers")
+    return broken
+
+
+def _with_workers(kind: str, size: int, options: Namespace) -> tuple[int, int, int, int, int]:
+    """The memory of a fresh daemon: its supervisor, a worker, all before a load, their peak, and all afterwards."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(TemporaryDirectory(prefix="storaged-bench-", dir=options.data))
+        s3 = stack.enter_context(s3_sink(options.port))
+        place = Place(Path(folder), options.port + 1, s3, workers=WORKERS)
+        server = stack.enter_context(DAEMONS[kind](place))
+        processes = [server.pid, *children(server.pid)]
+        # First requests, as they allocate what later ones reuse.
+        for _ in range(WORKERS):
+            bclient(server.port, "/health", Load("get", "", 0))
+        supervisor, *workers = map(memory, processes)
+        peak = supervisor + sum(workers)
+        threads = stack.enter_context(ThreadPoolExecutor(1))
+        for verb in ("put", "get"):
+            done = threads.submit(server.do, Load(verb, "_vectors/large-%d", size, CLIENTS))
+            while not done.done():
+                peak = max(peak, sum(map(memory, processes)))
+                time.sleep(LOOK_SECONDS)
+            done.result()
+        time.sleep(SETTLE_SECONDS)
+        return supervisor, max(workers), supervisor + sum(workers), peak, sum(map(memory, processes))
 
 
 def _measure_crowds(options: Namespace) -> list[str]:

@@ -40,12 +40,14 @@ class Place:
         port: the port to listen on; `port + 1` is for a proxy in front of S3.
         s3: the S3 to store objects in.
         put_slots: the number of put slots of storaged.
+        workers: the number of its workers.
     """
 
     folder: Path
     port: int
     s3: S3
     put_slots: int = 4
+    workers: int = 1
 
 
 def given_s3() -> S3:

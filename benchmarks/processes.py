@@ -64,11 +64,15 @@ def environment() -> dict[str, str]:
     return {**kept, **nowhere, "PYTHONPATH": str(HERE.parent)}
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, in that order. See proc_tid_children(5)."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return sorted(int(child) for each in lists for child in each.read_text("ascii").split())
+
+
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process with all its threads. See proc_pid_stat(5)."""
-    # The name of the program comes first, in parentheses, and may have spaces.
-    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    """User and system time of a process with all its threads, and of its children. See proc_pid_stat(5)."""
+    return sum(_ticks(each) for each in (pid, *children(pid))) / _TICKS
 
 
 def peak_rss(pid: int) -> int:
@@ -81,8 +85,30 @@ def rss(pid: int) -> int:
     return _status(pid, "VmRSS")
 
 
+def memory(pid: int) -> int:
+    """The memory of one process, in bytes; of pages that several processes share, each has its part.
+
+    Only root may read that of storaged: for others it is the resident memory, which has all of the shared pages. See
+    proc_pid_smaps(5).
+    """
+    try:
+        return _kilobytes(f"/proc/{pid}/smaps_rollup", "Pss")
+    except PermissionError:
+        return rss(pid)
+
+
+def _ticks(pid: int) -> int:
+    # The name of the program comes first, in parentheses, and may have spaces.
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
 def _status(pid: int, name: str) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text("ascii").splitlines()
+    return _kilobytes(f"/proc/{pid}/status", name)
+
+
+def _kilobytes(path: str, name: str) -> int:
+    lines = Path(path).read_text("ascii").splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sysconfig
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from loads import BUCKET, Server, s3_path, storaged_path
 from place import Place, make_certificate
-from processes import running
+from processes import START_SECONDS, running
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 
@@ -17,14 +18,14 @@ SCRIPTS = Path(sysconfig.get_path("scripts"))
 @contextmanager
 def storaged(place: Place) -> Iterator[Server]:
     """Storaged in front of S3."""
-    with running(_command(place, s3_options(place)), place.port, place.s3.environment) as pid:
+    with _ready(place, _command(place, s3_options(place))) as pid:
         yield Server(pid, place.port, storaged_path)
 
 
 @contextmanager
 def storaged_unverified(place: Place) -> Iterator[Server]:
     """Storaged in front of S3 with `verify_reads = false`."""
-    with running(_command(place, s3_options(place, "verify_reads = false\n")), place.port, place.s3.environment) as pid:
+    with _ready(place, _command(place, s3_options(place, "verify_reads = false\n"))) as pid:
         yield Server(pid, place.port, storaged_path)
 
 
@@ -33,14 +34,14 @@ def storaged_with_tls(place: Place) -> Iterator[Server]:
     """Storaged in front of S3 for clients that use TLS."""
     key, certificate = make_certificate(place.folder)
     bind = f"ssl:{place.port}:interface=127.0.0.1:privateKey={key}:certKey={certificate}"
-    with running(_command(place, s3_options(place), bind), place.port) as pid:
+    with _ready(place, _command(place, s3_options(place), bind)) as pid:
         yield Server(pid, place.port, storaged_path, tls=True)
 
 
 @contextmanager
 def storaged_embedded(place: Place) -> Iterator[Server]:
     """Storaged on the embedded bucket in `place.folder / "data"`."""
-    with running(_command(place, embedded_options(place)), place.port) as pid:
+    with _ready(place, _command(place, embedded_options(place))) as pid:
         yield Server(pid, place.port, storaged_path)
 
 
@@ -70,6 +71,25 @@ def rclone(place: Place) -> Iterator[Server]:
         yield Server(pid, place.port, s3_path)
 
 
+@contextmanager
+def _ready(place: Place, command: Sequence[str]) -> Iterator[int]:
+    """Run a storaged from when it is ready to the end of the block; yields its id.
+
+    With several workers, it listens as soon as one of them serves, and is ready when all do.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        # In the abstract namespace: a path may be too long. See unix(7).
+        name = f"storaged-bench-{place.port}"
+        told.bind(f"\0{name}")
+        told.settimeout(START_SECONDS)
+        environment = {**place.s3.environment, "NOTIFY_SOCKET": f"@{name}"}
+        with running(command, place.port, environment) as pid:
+            while b"READY=1" not in told.recv(4096).splitlines():
+                pass
+            # What it tells from now on is not read. It does not wait for that.
+            yield pid
+
+
 def _command(place: Place, options: Sequence[str], bind: str = "") -> list[str]:
     log = f"--logfile={place.folder / 'storaged.log'}"
     twistd = [str(SCRIPTS / "twistd"), "--nodaemon", "--pidfile=", log, "storaged"]
@@ -95,4 +115,5 @@ def s3_options(place: Place, settings: str = "") -> list[str]:
 
 
 def _slots(place: Place) -> str:
-    return f'[storaged]\nput_slots = {place.put_slots}\nstate = "{place.folder}"\n'
+    workers = "" if place.workers == 1 else f"workers = {place.workers}\n"
+    return f'[storaged]\nput_slots = {place.put_slots}\nstate = "{place.folder}"\n{workers}'
