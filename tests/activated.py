@@ -89,6 +89,12 @@ class ActivatedDaemon(Daemon):
         self.process.send_signal(signal.SIGHUP)
         self.wait_until_told("READY=1", self.wait_until_told("RELOADING=1", before))
 
+    def replace_worker(self) -> None:
+        """Send SIGTERM to a worker, and wait until another one has been started. Raises RuntimeError if it fails."""
+        workers = self.workers()
+        os.kill(workers[0], signal.SIGTERM)
+        self.wait_for_workers(len(workers), without=(workers[0],))
+
     def kill(self) -> None:
         """Send SIGKILL to all processes and wait for their end."""
         workers = self.workers()

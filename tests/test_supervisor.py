@@ -60,7 +60,7 @@ class FakeProcess:
         self.control.setblocking(False)
         self.protocol = protocol
         self.connections: list[socket.socket] = []
-        self.drained = False
+        self.drained = self.skipped = False
         self.has_ended = False
 
     def signalProcess(self, number: int) -> None:
@@ -83,6 +83,8 @@ class FakeProcess:
                 self.connections += [socket.socket(fileno=one) for one in descriptors]
             elif data == b"drain":
                 self.drained = True
+            elif data == b"skip":
+                self.skipped = True
             else:
                 return
 
@@ -593,6 +595,16 @@ class EndTests:
             assert len(running.processes) == 2
         assert not running.reactor.hasStopped
 
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, None])
+    def test_signals_during_the_start(self, running: Running, number: int | None) -> None:
+        """So are workers that somebody has told to stop before they serve, which then end by a signal or with 0."""
+        running.serve()
+        for _ in range(3 * MAX_FAILURES):
+            running.processes[-1].end(status=0 if number is None else None, number=number)
+            running.advance(1)
+            assert len(running.processes) == 2
+        assert not running.reactor.hasStopped
+
     def test_late_failures(self, running: Running) -> None:
         """Failures of workers that had served for a while do not end the daemon."""
         running.serve()
@@ -616,9 +628,11 @@ class EndTests:
     def test_one_that_was_told_to_stop(self, running: Running) -> None:
         """A worker that somebody else has told to stop is replaced at once."""
         running.serve()
-        process, _ = running.processes
+        process, other = running.processes
         process.tell("STOPPING=1")
         running.reactor.turn()
+        # That no more connections come.
+        assert (process.drained, other.drained) == (True, False)
         with logged(LogLevel.info) as lines:
             process.end(status=0)
         assert lines[-1] == f"worker {process.pid} was told to stop: another takes its place"
@@ -966,12 +980,14 @@ class StopTests:
         result(stopped)
 
     def test_a_second_signal(self, running: Running) -> None:
-        """A second signal is passed on to the workers."""
+        """A second signal is passed on to the workers by a message, which cannot overtake the one before it."""
         running.serve()
         running.supervisor.stopService()
         running.processes[0].end(status=0)
         running.supervisor.skip_drain()
-        assert running.processes[0].signals == [signal.SIGTERM]
+        running.reactor.turn()
+        (process,) = running.processes
+        assert (process.drained, process.skipped, process.signals) == (True, True, [])
 
     def test_a_worker_that_does_not_read(self, running: Running) -> None:
         """A worker whose socket is full is told by a signal."""
@@ -982,6 +998,8 @@ class StopTests:
                 pass
         running.supervisor.stopService()
         assert [process.signals for process in running.processes] == [[signal.SIGTERM], []]
+        running.supervisor.skip_drain()
+        assert [process.signals for process in running.processes] == [[signal.SIGTERM] * 2, []]
 
     def test_during_a_reload(self, running: Running) -> None:
         """The old workers and the new ones drain, and those that drained already are waited for."""
@@ -1012,6 +1030,8 @@ class StopTests:
     def test_a_process_that_has_ended(self, running: Running) -> None:
         """A signal to a process that has just ended is no error."""
         running.serve()
-        running.processes[0].has_ended = True
+        process, _ = running.processes
+        process.has_ended = True
+        process.control.close()
         running.supervisor.skip_drain()
-        assert running.processes[0].signals == [signal.SIGTERM]
+        assert process.signals == []

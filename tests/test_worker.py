@@ -25,7 +25,7 @@ from twisted_storaged.preparation import WorkerSpec, with_copies
 from twisted_storaged.runtime.messages import receive, send, socket_pair
 from twisted_storaged.runtime.process import StopSignals
 from twisted_storaged.server.site import StorageSite
-from twisted_storaged.worker import COUNT_SECONDS, HandedListener, SupervisorLink, main
+from twisted_storaged.worker import COUNT_SECONDS, LAST_SECONDS, HandedListener, SupervisorLink, main
 
 
 class FakeSignals:
@@ -152,6 +152,15 @@ class SupervisorLinkTests:
         linked.read()
         assert linked.signals.stops == 1
 
+    def test_skip(self, linked: Linked) -> None:
+        """A message ends the wait for its requests, also if a signal was the first to stop it."""
+        linked.start()
+        linked.signals.stop()
+        for message in (b"drain", b"skip"):
+            send(linked.supervisor, message)
+        linked.read()
+        assert linked.signals.stops == 2
+
     def test_the_supervisor_is_gone(self, linked: Linked) -> None:
         """It stops when its supervisor is gone."""
         linked.start()
@@ -188,9 +197,33 @@ class HandedListenerTests:
         assert linked.told() == ["X_STORAGED_CLOSED=4"]
 
     def test_has_no_sockets(self, linked: Linked) -> None:
-        """There is nothing to close, or to keep."""
-        result(linked.listener.stop())
+        """There is nothing to keep."""
         assert linked.listener.keep() == []
+
+    def test_stops_after_the_last_connection(self, linked: Linked) -> None:
+        """A worker that was told to stop by a signal gets the connections that are on their way, and then stops."""
+        linked.start()
+        stopped = linked.listener.stop()
+        with socket.socketpair()[0] as ours:
+            send(linked.supervisor, b"connection", [ours.fileno()])
+        linked.read()
+        assert (len(linked.reactor.adopted), stopped.called) == (1, False)
+        send(linked.supervisor, b"drain")
+        linked.read()
+        result(stopped)
+
+    def test_stops_without_the_supervisor(self, linked: Linked) -> None:
+        """It does not wait for one that is gone, nor for long for one that does not answer."""
+        linked.start()
+        stopped = linked.listener.stop()
+        with logged(LogLevel.warn) as lines:
+            linked.reactor.advance(LAST_SECONDS)
+        assert lines == ["connections that are on their way may be lost: the supervisor does not answer"]
+        result(stopped)
+        linked.signals.stop()
+        linked.supervisor.close()
+        linked.read()
+        result(linked.listener.stop())
 
 
 class Process:

@@ -57,6 +57,9 @@ START_SECONDS = 60.0
 #: A worker that ends sooner after its start, in seconds, has failed to start; and so many in a row end the daemon.
 EARLY_SECONDS = 10.0
 MAX_FAILURES = 3
+#: Signals that say nothing of the program that they end, as somebody has sent them, such as the kernel when memory is
+#: short. Each may come before a worker handles it.
+SENT = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 #: Sets of workers that may drain at once; a reload waits for the end of one.
 MAX_DRAINING = 2
 #: Seconds before a worker is started again: for the first failure in a row, and at most.
@@ -69,8 +72,9 @@ RETRY_SECONDS = 0.05
 #: What a worker tells beside the variables of sd_notify(3): that it serves, why it has failed, and how many connections
 #: it has closed.
 UP, FAILED, CLOSED = "X_STORAGED_UP", "X_STORAGED_FAILED", "X_STORAGED_CLOSED"
-#: What a worker is told: of a connection, which comes with the message; and that it is to stop.
-CONNECTION, DRAIN = b"connection", b"drain"
+#: What a worker is told: of a connection, which comes with the message; that it gets no more of them, and is to stop;
+#: and not to wait any longer for its requests to complete.
+CONNECTION, DRAIN, SKIP = b"connection", b"drain", b"skip"
 
 
 _log = Logger()
@@ -148,6 +152,12 @@ class Worker(ProcessProtocol):
         if not self._control.send(DRAIN):
             self.kill(signal.SIGTERM)
 
+    def skip_drain(self) -> None:
+        """Make it stop without waiting for its requests, after `drain`."""
+        # Not by a signal: one that overtakes the message before it would be the first to stop the worker.
+        if not self._control.send(SKIP):
+            self.kill(signal.SIGTERM)
+
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send it a signal."""
         assert self.transport is not None
@@ -163,8 +173,10 @@ class Worker(ProcessProtocol):
             match name:
                 case "READY":
                     self.ready = True
-                case "STOPPING":
+                case "STOPPING" if not self.stopping:
+                    # By itself, such as after a signal: it waits for the connections that are on their way to it.
                     self.stopping = True
+                    self._control.send(DRAIN)
                 case _ if name == UP:
                     self.up = True
                 case _ if name == FAILED:
@@ -340,7 +352,7 @@ class Supervisor(Service):
     def skip_drain(self) -> None:
         """Wait no longer for requests under way, while the daemon stops."""
         for worker in self._workers():
-            worker.kill(signal.SIGTERM)
+            worker.skip_drain()
 
     @deferred
     async def reload(self) -> None:
@@ -464,8 +476,7 @@ class Supervisor(Service):
             os.close(lock)
 
     def _replace_failed(self, worker: Worker, generation: Generation, reason: str) -> None:
-        # Whoever sends SIGKILL, such as the kernel when memory is short, says nothing of the program.
-        if worker.signal != signal.SIGKILL:
+        if worker.signal not in SENT and worker.status != 0:
             now = self._reactor.seconds()
             # Not if the last one was long ago: workers have served since.
             before = self._failures if now - self._last_failure < MAX_FAILURES * EARLY_SECONDS else 0

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from msgspec.json import decode, encode
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from twisted_storaged.admission import SharedPutSlots
 from twisted_storaged.buckets.local.bucket import LocalSettings
@@ -35,10 +37,12 @@ from twisted_storaged.runtime.systemd import ListenSocket, ServiceManager
 from twisted_storaged.runtime.twisted_internals import install
 from twisted_storaged.server.site import StorageSite
 from twisted_storaged.service import assemble
-from twisted_storaged.supervisor import CLOSED, CONNECTION, DRAIN, EVERY, FAILED, UP
+from twisted_storaged.supervisor import CLOSED, CONNECTION, DRAIN, EVERY, FAILED, SKIP, UP
 
 #: Seconds for which closed connections are counted before the supervisor is told.
 COUNT_SECONDS = 0.01
+#: Seconds that a worker which stops waits for the supervisor to say that no more connections come.
+LAST_SECONDS = 1.0
 
 _log = Logger()
 
@@ -57,6 +61,8 @@ class SupervisorLink(ServiceManager):
         self._factory: IProtocolFactory | None = None
         self._lost_connection: Callable[[], object] = lambda: None
         self._signals: StopSignals | None = None
+        #: Fires when no more connections come.
+        self._all_received: Deferred[None] = Deferred()
 
     def start(self, factory: IProtocolFactory, signals: StopSignals, lost_connection: Callable[[], object]) -> None:
         """Begin to serve the connections that come; `signals` stops the process.
@@ -85,11 +91,29 @@ class SupervisorLink(ServiceManager):
             for descriptor in descriptors:
                 if not adopt(socket.socket(fileno=descriptor), self._factory, self._reactor):
                     self._lost_connection()
-        elif data == DRAIN and self._signals is not None and not self._signals.stopping:
+        elif data == DRAIN:
+            self._end_of_connections()
             # Once: a signal to all processes of a terminal may have come before.
+            if self._signals is not None and not self._signals.stopping:
+                self._signals.stop()
+        elif data == SKIP and self._signals is not None:
             self._signals.stop()
 
+    def wait_for_connections(self) -> Deferred[None]:
+        """Wait, for a moment at most, until all connections that are on their way have come."""
+
+        def log(failure: Failure) -> None:
+            failure.trap(DeferredTimeout)
+            _log.warn("connections that are on their way may be lost: the supervisor does not answer")
+
+        return self._all_received.addTimeout(LAST_SECONDS, self._reactor).addErrback(log)
+
+    def _end_of_connections(self) -> None:
+        if not self._all_received.called:
+            self._all_received.callback(None)
+
     def _lost(self) -> None:
+        self._end_of_connections()
         # The end of the reactor closes the socket, too.
         if self._signals is not None and self._signals.stopping:
             return
@@ -117,8 +141,8 @@ class HandedListener:
         return []
 
     def stop(self) -> Deferred[Any]:
-        """Do nothing: the supervisor has stopped to hand over connections, and those that it did are served."""
-        return succeed(None)
+        """Wait for the connections that the supervisor has handed over: each of them is served."""
+        return self._link.wait_for_connections()
 
     def keep(self) -> Sequence[ListenSocket]:
         """Return no sockets: the supervisor has them."""

@@ -113,7 +113,7 @@ def _has_ended(connection: Connection) -> bool:
 
 
 class Rounds:
-    """Rounds of restarts and reloads on one bucket."""
+    """Rounds of restarts and reloads on one bucket; now and then, a worker is told to stop."""
 
     def __init__(self, place: Place, seed: int, swaps: bool) -> None:
         """With `swaps`, the bucket can replace objects by their ETags."""
@@ -137,6 +137,8 @@ class Rounds:
         try:
             for number in range(rounds):
                 self._replace("restart" if number % 2 == 0 else "reload")
+                if number % 4 == 3 and self._daemon.workers():
+                    self._replace("replace_worker")
                 if self.tally.faults:
                     break
                 time.sleep(self._random.uniform(*LIFE))
@@ -149,7 +151,7 @@ class Rounds:
     def _replace(self, verb: str) -> None:
         began = time.monotonic()
         getattr(self._daemon, verb)()
-        self.tally.count(verb)
+        self.tally.count(verb.replace("_", " "))
         self.longest = max(self.longest, time.monotonic() - began)
 
     def _client(self, keeps: bool, pause: float = 0.0) -> PersistentClient:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event
 
 import pytest
 
@@ -75,6 +75,29 @@ class ReplacementTests:
         """With one worker, too, no request is refused and no object torn by a restart or a reload."""
         for place in place_of(kind, 1, all_engines):
             self.rounds(place, 6, swaps=place.agrees_with_itself)
+
+    @pytest.mark.full
+    def test_a_worker_that_is_told_to_stop(self, all_engines: Engines) -> None:
+        """A worker that gets SIGTERM serves what is on its way to it, and another takes its place."""
+        for place in place_of("local", 2, all_engines):
+            daemon, stop = daemon_of(place), Event()
+
+            def ask(daemon: ActivatedDaemon = daemon, stop: Event = stop) -> None:
+                while not stop.is_set():
+                    with connect(daemon) as connection:
+                        connection.send(head("GET", "/health", "Connection: close"))
+                        assert connection.response().status == 200
+
+            with ThreadPoolExecutor() as pool:
+                asking = [pool.submit(ask) for _ in range(5)]
+                try:
+                    for _ in range(20):
+                        daemon.replace_worker()
+                        time.sleep(0.5)
+                finally:
+                    stop.set()
+                for one in asking:
+                    one.result()
 
 
 class KillTests:
