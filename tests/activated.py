@@ -91,9 +91,10 @@ class ActivatedDaemon(Daemon):
 
     def replace_worker(self) -> None:
         """Send SIGTERM to a worker, and wait until another one has been started. Raises RuntimeError if it fails."""
-        workers = self.workers()
-        os.kill(workers[0], signal.SIGTERM)
-        self.wait_for_workers(len(workers), without=(workers[0],))
+        # The newest: after a reload, the others may be draining.
+        before = self.workers()
+        os.kill(before[-1], signal.SIGTERM)
+        wait_until(lambda: not is_alive(before[-1]) and {*self.workers()} - {*before})
 
     def kill(self) -> None:
         """Send SIGKILL to all processes and wait for their end."""

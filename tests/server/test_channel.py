@@ -6,8 +6,8 @@ import pytest
 from twisted.internet.error import ConnectionLost
 from twisted.web.http import HTTPChannel
 
-from tests.server.wire import Connection, Server, chunk, chunked_put, put, request
-from tests.support import MemoryBucket, RunLater
+from tests.server.wire import Connection, Response, Server, chunk, chunked_put, put, request
+from tests.support import MemoryBucket, RunLater, connected
 from twisted_storaged.errors import BucketError
 from twisted_storaged.routing import DEFAULT_MAX_PUT, Policy, Rule
 from twisted_storaged.runtime.write_buffer import PUSH_FROM
@@ -724,6 +724,27 @@ class DrainTests:
         assert (response.status, response.headers["connection"]) == (404 if b"/x" in next_one else 200, "close")
         assert connection.transport.disconnecting
         connection.lose()
+
+    @pytest.mark.parametrize("draining", [True, False])
+    def test_a_request_that_has_arrived_is_served(self, draining: bool) -> None:
+        """A connection with a request in its socket is not idle, for however long the process has not read it."""
+        server = Server()
+        channel = server.site.buildProtocol(None)
+        with connected(channel) as (transport, client):
+            transport.getPeer = transport.getHost = lambda: None
+            channel.makeConnection(transport)
+            client.sendall(request("GET", "/health"))
+            if draining:
+                server.clock.advance(DRAIN_IDLE_SECONDS)
+                server.site.drain()
+            else:
+                server.clock.advance(IDLE_SECONDS)
+            assert not transport.disconnecting
+            transport.doRead()
+            server.clock.advance(0)
+            response = Response(client.recv(1000))
+            assert (response.status, response.headers.get("connection")) == (200, "close" if draining else None)
+            channel.cancel_timer()
 
     def test_a_body_under_way_may_pause_for_longer(self) -> None:
         """The second is for idle connections: a PUT whose client pauses is not idle, also if it came in that second."""

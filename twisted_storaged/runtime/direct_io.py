@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import termios
 from collections.abc import Callable
 from contextlib import suppress
 from socket import SO_RCVLOWAT, SOL_SOCKET, socket
@@ -18,6 +19,13 @@ TakeFrom = Callable[[socket, int], int | None]
 #: Bytes that must have arrived before a spliced socket counts as readable, if as many are expected. With more, sender
 #: and receiver would take turns instead of working at the same time.
 LOW_WATERMARK = 64 << 10
+
+
+def has_unread(transport: Any) -> bool:
+    """Whether the socket of a connection, over TLS or not, has bytes that were not read yet. See tcp(7), SIOCINQ."""
+    plain = getattr(transport, "transport", transport)
+    # The end of the stream is no byte.
+    return isinstance(plain, Connection) and any(fcntl.ioctl(plain.getHandle(), termios.FIONREAD, bytes(4)))
 
 
 class Takeover:

@@ -21,7 +21,7 @@ from twisted.web.http_headers import Headers
 from twisted_storaged.errors import BodyLost, BodyStalled
 from twisted_storaged.protocol.http1 import RequestHead, bounded_length, parse_plain_head
 from twisted_storaged.protocol.http_fields import Fields
-from twisted_storaged.runtime.direct_io import InPlaceReader
+from twisted_storaged.runtime.direct_io import InPlaceReader, has_unread
 from twisted_storaged.runtime.twisted_internals import ChannelInternals
 from twisted_storaged.runtime.write_buffer import FlushQueue, WriteBuffer, has_unsent
 from twisted_storaged.server.request import USUAL_READ_SIZE, StreamingRequest
@@ -370,7 +370,10 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
             # The client still reads the last response. https://github.com/twisted/twisted/issues/12498
             self.setTimeout(self.site.timeOut)
         elif request is None or not request.dispatched:
-            if self.site.draining:
+            if has_unread(self.transport):
+                # The process was busy, or stopped, for so long: this request would be lost.
+                self.setTimeout(self.site.timeOut)
+            elif self.site.draining:
                 self._close_idle()
             else:
                 super().timeoutConnection()
