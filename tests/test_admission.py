@@ -279,6 +279,15 @@ class SharedTests:
         with pytest.raises(NoFreeSlot):
             new.acquire()
 
+    def test_each_stays_with_its_slots(self, share: Callable[..., SharedPutSlots]) -> None:
+        """A process takes the slot again that it returned, though others are free: to find those costs more."""
+        one, other = share(), share()
+        held = [other.acquire(), other.acquire()]
+        slot = one.acquire()
+        for each in (*held, slot):
+            each.release()
+        assert one.acquire().locks == slot.locks
+
     def test_idle_is_of_one_process(self, share: Callable[..., SharedPutSlots]) -> None:
         """A worker that stops waits for its own PUTs only, whose slots others can take when it is told."""
         first, second = share(1), share(1)

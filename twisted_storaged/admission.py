@@ -202,6 +202,8 @@ class SharedPutSlots(PutSlots):
         self._descriptor = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
         #: The bytes that are locked here: the kernel would let the same description lock them again.
         self._locked: set[int] = set()
+        #: The bytes of each region that were unlocked here, the latest last.
+        self._unlocked: dict[int, list[int]] = {}
 
     def close(self) -> None:
         """Close the file, which frees the slots that are still held. May be called again."""
@@ -240,12 +242,21 @@ class SharedPutSlots(PutSlots):
 
     def _lock_one(self, first: int, count: int, locks: list[int]) -> bool:
         """Lock one of `count` bytes from `first` on, and add it to `locks`; False if all are locked."""
-        for byte in range(first, first + count):
-            if byte not in self._locked and self._try_lock(byte):
-                self._locked.add(byte)
-                locks.append(byte)
+        # First those that were unlocked here. So each process stays with its own, and one attempt is mostly enough: all
+        # the attempts at 64 slots would cost as much as the rest of a PUT.
+        unlocked = self._unlocked.setdefault(first // _REGION_SIZE, [])
+        while unlocked:
+            byte = unlocked.pop()
+            if byte < first + count and self._lock(byte, locks):
                 return True
-        return False
+        return any(self._lock(byte, locks) for byte in range(first, first + count))
+
+    def _lock(self, byte: int, locks: list[int]) -> bool:
+        if byte in self._locked or not self._try_lock(byte):
+            return False
+        self._locked.add(byte)
+        locks.append(byte)
+        return True
 
     def _try_lock(self, byte: int) -> bool:
         try:
@@ -270,6 +281,7 @@ class SharedPutSlots(PutSlots):
         for byte in locks:
             # First: if it stays locked, `acquire` can at least take it again here.
             self._locked.remove(byte)
+            self._unlocked[byte // _REGION_SIZE].append(byte)
             try:
                 fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
             # Not raised: the PUT has its result, and other bytes are to be unlocked.
