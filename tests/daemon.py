@@ -71,6 +71,12 @@ class Daemon:
         return "\n".join(lines[-100:])
 
     @property
+    def warnings(self) -> list[str]:
+        """The warnings and errors of its output, without their times."""
+        found = [line.partition(" ")[2] for line in self.log.splitlines()]
+        return [line for line in found if any(f"#{level}]" in line for level in ("warn", "error", "critical"))]
+
+    @property
     def url(self) -> str:
         """Its base URL."""
         return f"http://127.0.0.1:{self.port}"

@@ -29,7 +29,7 @@ KEYS = [f"key-{number:02}" for number in range(20)]
 STABLE = {f"stable/{number}": size for number, size in enumerate((4 * KiB, 100 * KiB, 3 * MiB))}
 #: The longest pauses between two requests of the clients, in seconds: half of the clients keep their connections. Of
 #: these, one rests for longer than a connection may be idle while the daemon drains.
-PAUSES = (0.02, 0.02, 0.1, 0.1, 0.4, 0.4, 4.0)
+PAUSES = (0.05, 0.1, 0.2, 0.4, 4.0)
 #: Seconds from the end of a restart or a reload to the next one, least and most.
 LIFE = (0.1, 1.0)
 
@@ -203,11 +203,14 @@ def main() -> int:
         rounds.run(options.rounds)
         orphans = place.orphans_in_the_end(listed(place.daemon))
         failed = bool(rounds.tally.faults) or orphans > 0
+        warnings = place.daemon.warnings[:20]
         if failed:
             print(place.daemon.events)
     title = f"restarts and reloads on {options.engine} with {options.workers} workers, seed {options.seed}"
     seconds = time.monotonic() - start
-    print_figures(f"{title}: {seconds:.0f} s", rounds.tally, orphans, [f"the longest took {rounds.longest:.1f} s"])
+    print_figures(
+        f"{title}: {seconds:.0f} s", rounds.tally, orphans, [f"the longest took {rounds.longest:.1f} s", *warnings]
+    )
     return 1 if failed else 0
 
 
