@@ -460,7 +460,7 @@ class Supervisor(Service):
             self._abandon(generation, reason)
         elif worker.status == 0 and worker.stopping:
             _log.info("worker {pid} was told to stop: another takes its place", pid=worker.pid)
-            self._fill(generation)
+            self._replace(generation)
         else:
             _log.error("a worker is started again: {reason}", reason=reason)
             self._replace_failed(worker, generation, reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -47,19 +48,42 @@ def commit(folder: OpenFolder, key: str, name: str) -> None:
 class PrepareTests:
     """What `prepare` leaves, and who may open it."""
 
-    def test_is_open_until_one_process_starts(self, tmp_path: Path, lock: int) -> None:
-        """`index.state` says that the index is open, and its log is there, also after processes were stopped."""
+    def test_the_last_process_closes_the_index(self, tmp_path: Path, lock: int) -> None:
+        """`index.state` says that the index is open, and its log is there, until the last process closes it."""
         one, two = join(tmp_path, lock), join(tmp_path, lock)
-        for folder in (one, two):
+        one.close()
+        assert json.loads((tmp_path / "index.state").read_bytes())["is_open"]
+        assert (tmp_path / "index.sqlite-wal").stat().st_size > 0
+        two.close()
+        assert not json.loads((tmp_path / "index.state").read_bytes())["is_open"]
+        assert not (tmp_path / "index.sqlite-wal").exists()
+        with pytest.raises(StartError, match="is not the index that this daemon has started with"):
+            join(tmp_path, lock)
+
+    def test_a_turn_that_does_not_end(self, tmp_path: Path, lock: int) -> None:
+        """A process that cannot get a turn to close the index leaves it open: another one is there."""
+        folder = join(tmp_path, lock)
+        with open(tmp_path / "commit.lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             folder.close()
-            assert json.loads((tmp_path / "index.state").read_bytes())["is_open"]
-            assert (tmp_path / "index.sqlite-wal").stat().st_size > 0
+        assert json.loads((tmp_path / "index.state").read_bytes())["is_open"]
+        assert (tmp_path / "index.sqlite-wal").stat().st_size > 0
+
+    @pytest.mark.parametrize("name", ["index.sqlite-shm", "index.sqlite-wal", "commit.lock"])
+    def test_a_file_that_is_removed(self, tmp_path: Path, lock: int, name: str) -> None:
+        """No process commits after a file was removed by which it sees what others do."""
+        folder = join(tmp_path, lock)
+        (tmp_path / name).unlink()
+        with pytest.raises(WritesSuspended, match=f"{name} was removed"):
+            folder.writes.commit([])
+        folder.close()
 
     def test_counts_one_start(self, tmp_path: Path, lock: int) -> None:
         """Processes that open the folder count no starts."""
-        for _ in range(3):
-            join(tmp_path, lock).close()
+        folders = [join(tmp_path, lock) for _ in range(3)]
         assert json.loads((tmp_path / "index.state").read_bytes())["starts"] == 1
+        for folder in folders:
+            folder.close()
 
     def test_a_folder_in_use(self, tmp_path: Path, lock: int) -> None:
         """A folder is not prepared while a process has its lock."""

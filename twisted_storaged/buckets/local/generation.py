@@ -147,6 +147,7 @@ class Generation:
         state = self._read()
         if state is None or not state.is_open or (state.generation, state.starts) != index.identity():
             raise _refused(self._index_path, "is not the index that this daemon has started with")
+        self._state = state
 
     def close(self) -> None:
         """Note that the index is about to be closed. After this, SQLite may remove its log."""

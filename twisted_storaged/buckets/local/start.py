@@ -51,15 +51,19 @@ class OpenFolder:
                 self.directory = DataFolder(path, lock=lock)
                 opened.callback(self.directory.close)
                 self._generation = Generation(path, self.directory.boot)
+                self._turns = CommitLock(self.directory.commit_lock_path) if self._is_shared else OnlyProcess()
+                opened.callback(self._turns.close)
                 if self._is_shared:
-                    self.index = IndexWriter(self.directory.index_path, is_prepared=True)
-                    opened.callback(self._close_index, keep_log=True)
-                    self._generation.check_prepared(self.index)
+                    # In a turn, so that no other process closes the index for good meanwhile.
+                    with self._turns:
+                        self.index = IndexWriter(self.directory.index_path, is_prepared=True)
+                        opened.callback(self._close_index, keep_log=True)
+                        self._generation.check_prepared(self.index)
+                        self._turns.join()
                 else:
                     self._start(opened)
-                turns = CommitLock(self.directory.commit_lock_path) if self._is_shared else OnlyProcess()
                 # By now a commit has made SQLite create the files that are watched from here on.
-                self.writes = Commits(self.index, self.directory, turns)
+                self.writes = Commits(self.index, self.directory, self._turns)
                 opened.pop_all()
         except (OSError, sqlite3.Error) as error:
             raise StartError(f"bucket {name}: {path} cannot be used: {error}") from error
@@ -67,10 +71,14 @@ class OpenFolder:
     def close(self, *, keep_log: bool = False) -> None:
         """Close the index, and the folder. The log of the index is removed unless it is needed, or `keep_log` is true.
 
-        Other processes may have the index open, so that one of several always keeps the log.
+        Of several processes that have the index open, the last one removes the log.
         """
-        # In this order: closing the index removes its log, and `index.state` must not ask for that any more.
-        self._close_index(keep_log=keep_log or self._is_shared or not self._close_generation())
+
+        def close_index(is_last: bool) -> None:
+            # In this order: closing the index removes its log, and `index.state` must not ask for that any more.
+            self._close_index(keep_log=keep_log or not is_last or not self._close_generation())
+
+        self._turns.close_as_last(close_index)
         self.writes.close()
         self.directory.close()
 

@@ -6,8 +6,9 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from struct import Struct
 from threading import Lock
 
 from awscrt.checksums import crc32c
@@ -100,6 +101,11 @@ class _NewFile:
             self._file.discard()
 
 
+#: How often a turn is tried in which the index is closed, and the seconds between two tries.
+CLOSE_TRIES, CLOSE_PAUSE = 50, 0.02
+#: struct flock of fcntl(2), with 64-bit offsets: type, whence, start, length, pid.
+_FLOCK = Struct("hhqqi4x")
+
 _log = Logger()
 
 
@@ -119,6 +125,13 @@ class OnlyProcess:
     def __exit__(self, *_: object) -> None:
         """End it."""
 
+    def join(self) -> None:
+        """Do nothing: there is no other process."""
+
+    def close_as_last(self, close: Callable[[bool], None]) -> None:
+        """Call `close` with True."""
+        close(True)
+
     def close(self) -> None:
         """Does nothing."""
 
@@ -136,6 +149,7 @@ class CommitLock:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         # Threads of this process share that lock.
         self._threads = Lock()
+        self._has_joined = False
 
     def __enter__(self) -> None:
         """Begin a turn, once those of other processes have ended. The kernel ends that of a killed process."""
@@ -160,9 +174,47 @@ class CommitLock:
     def is_unsettled(self, is_unsettled: bool) -> None:
         os.pwrite(self._descriptor, b"1" if is_unsettled else b"0", 0)
 
+    def join(self) -> None:
+        """Become one of the processes that have the index open, in a turn. The kernel ends this with the process."""
+        self._lock_membership(fcntl.F_RDLCK)
+        self._has_joined = True
+
+    def close_as_last(self, close: Callable[[bool], None]) -> None:
+        """Call `close` in a turn, with whether no other process has the index open.
+
+        If others hold their turns for too long, they are there.
+        """
+        for _ in range(CLOSE_TRIES):
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(CLOSE_PAUSE)
+        else:
+            close(False)
+            return
+        try:
+            close(self._has_joined and self._is_last())
+            self._lock_membership(fcntl.F_UNLCK)
+        finally:
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def _is_last(self) -> bool:
+        try:
+            self._lock_membership(fcntl.F_WRLCK)
+        except OSError:
+            return False
+        return True
+
+    def _lock_membership(self, kind: int) -> None:
+        # An open file description lock on a byte of its own: shared by all, or exclusive. See fcntl(2)
+        fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 1, 1, 0))
+
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
+        """Close the file. May be called again."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 class Commits:
@@ -197,7 +249,8 @@ class Commits:
         self._wal_index = -1
         watched = [path, self._wal_path, objects_path]
         if isinstance(turns, CommitLock):
-            watched.append(directory.commit_lock_path)
+            # A process that makes another of these does not see the commits and the turns of those that have this one.
+            watched += [path.with_name(f"{path.name}-shm"), directory.commit_lock_path]
         try:
             self._wal_index = os.open(path.with_name(f"{path.name}-shm"), os.O_RDONLY | os.O_CLOEXEC)
             self._files = {path: _identity(path) for path in watched}
