@@ -27,6 +27,7 @@ from twisted_storaged.supervisor import (
     EARLY_SECONDS,
     EVERY,
     FIRST_PAUSE,
+    GATHER_SECONDS,
     HANG_SECONDS,
     LONGEST_PAUSE,
     MAX_DRAINING,
@@ -415,13 +416,39 @@ class HandTests:
         running.connect()
         assert self.counts(running) == [1, 0]
 
-    def test_before_any_serves(self, running: Running) -> None:
-        """Until a worker serves, connections wait in the socket."""
+    def test_before_all_serve(self, running: Running) -> None:
+        """Until all workers serve, connections wait in the socket: the first one must not get all of them."""
+        running.start()
+        clients = [running.connect() for _ in range(4)]
+        first, second = running.processes
+        running.get_ready(second)
+        assert self.counts(running) == [0, 0]
+        running.get_ready(first)
+        assert self.counts(running) == [2, 2]
+        # Once they are accepted, they go on to be while a worker is started again.
+        first.end(1)
+        clients.append(running.connect())
+        assert self.counts(running) == [3]
+
+    def test_one_that_starts_late(self, running: Running) -> None:
+        """A worker that does not serve soon after the first is not waited for."""
         running.start()
         running.connect()
-        assert self.counts(running) == [0, 0]
         running.get_ready(running.processes[1])
+        running.advance(GATHER_SECONDS - 0.1)
+        assert self.counts(running) == [0, 0]
+        running.advance(0.2)
         assert self.counts(running) == [0, 1]
+
+    def test_one_that_fails_to_start(self, running: Running) -> None:
+        """A worker that has ended is not waited for."""
+        running.start()
+        running.connect()
+        first, second = running.processes
+        running.get_ready(first)
+        second.end(1)
+        running.reactor.turn()
+        assert self.counts(running) == [1]
 
     def test_not_to_one_that_stops(self, running: Running) -> None:
         """A worker that was told to stop, by whomever, gets no more."""

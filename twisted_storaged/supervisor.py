@@ -66,6 +66,8 @@ MAX_DRAINING = 2
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 #: Seconds after `drain` until a worker that has not stopped is killed.
 STOP_SECONDS = 15.0
+#: Seconds after the first worker serves until connections are accepted, though others do not serve yet.
+GATHER_SECONDS = 2.0
 #: Seconds until a connection is handed on again that no worker had room for.
 RETRY_SECONDS = 0.05
 
@@ -290,6 +292,8 @@ class Supervisor(Service):
         self._failures = 0
         self._last_failure = self._last_look = self._last_ping = 0.0
         self._is_announced = False
+        self._is_open = False
+        self._opens: float | None = None
         self._last_status = ""
         self._preparing = False
         self._reload_again = False
@@ -443,8 +447,24 @@ class Supervisor(Service):
         if self.running and not self._is_announced and self._serving is not None and self._serving.is_ready:
             self._is_announced = True
             self._manager.notify("READY=1")
+        self._open_or_close()
+
+    def _open_or_close(self) -> None:
+        """Accept connections while workers serve."""
+        usable = self._usable()
+        now = self._reactor.seconds()
+        if not self.running or not usable:
+            self._is_open, self._opens = False, None
+        elif not self._is_open:
+            # Those that wait in the sockets are all accepted now. So that not all of them go to the first worker that
+            # serves, and stay there, the others are waited for.
+            if self._opens is None:
+                self._opens = now + GATHER_SECONDS
+                self._reactor.callLater(GATHER_SECONDS, self._open_or_close)
+            assert self._serving is not None
+            self._is_open = now >= self._opens or all(worker.up for worker in self._serving.workers)
         for acceptor in self._acceptors:
-            acceptor.start() if self.running and self._usable() else acceptor.pause()
+            acceptor.start() if self._is_open else acceptor.pause()
 
     def _on_end(self, worker: Worker) -> None:
         (generation,) = (one for one in self._generations() if worker in one.workers)
