@@ -42,6 +42,7 @@ LONGEST = [
     "test_shared_bucket.py",
     "test_kills.py",
     "test_workers.py",
+    "test_workers_faults.py",
     "test_scrub.py",
     "test_config.py",
     "test_probe.py",

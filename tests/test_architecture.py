@@ -22,8 +22,9 @@ FLOORS = (
     "config",
     "check",
     "service supervisor",
-    "client conformance tap worker",
+    "client conformance tap",
     "__main__",
+    "worker",
 )
 FLOOR_OF = {"": -1} | {part: floor for floor, parts in enumerate(FLOORS) for part in parts.split()}
 MAY_IMPORT_WEB = ("server", "api", "service", "client", "conformance")

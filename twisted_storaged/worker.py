@@ -189,6 +189,9 @@ def prepare_start(control: socket.socket, held: Sequence[str], sources: Sources)
     begin_logging(1)
     locks: dict[str, int] = {}
     shown: dict[str, str | None] = {}
+    # A daemon without a supervisor will run the whole program again: what cannot be imported must be known now.
+    from twisted_storaged import __main__  # noqa: F401, PLC0415
+
     try:
         copies = [_copy(sources.config), _copy(sources.secrets or _default_secrets())]
         copied = with_copies(sources, *copies)

@@ -34,8 +34,10 @@ def ask(daemon: Daemon, method: str, path: str, body: bytes | None = None) -> tu
     return answer
 
 
-def head(key: str, length: int) -> bytes:
-    return f"PUT /storage/put/{key} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
+def head(key: str, length: int, *, expect: bool = False) -> bytes:
+    """The head of a PUT; with `expect`, of a client that waits for the response 100 before it sends the body."""
+    more = "Expect: 100-continue\r\n" if expect else ""
+    return f"PUT /storage/put/{key} HTTP/1.1\r\nHost: x\r\n{more}Content-Length: {length}\r\n\r\n".encode()
 
 
 def bodies(number: int) -> list[tuple[str, bytes]]:
