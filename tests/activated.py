@@ -30,12 +30,25 @@ class ActivatedDaemon(Daemon):
 
     COMMAND: ClassVar = [sys.executable, "-m", "twisted_storaged", "serve"]
 
-    def __init__(self, folder: Path, *options: str, watchdog_seconds: float | None = None, **arguments: Any) -> None:
-        """Open the sockets. With `watchdog_seconds`, the service manager claims to kill a daemon that hangs so long."""
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        watchdog_seconds: float | None = None,
+        own_port: bool = False,
+        **arguments: Any,
+    ) -> None:
+        """Open the sockets. With `watchdog_seconds`, the service manager claims to kill a daemon that hangs so long.
+
+        With `own_port`, the daemon has to bind the port itself: clients are refused while it restarts.
+        """
         super().__init__(folder, *options, **arguments)
         self.told: list[tuple[float, str]] = []
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=4096)
         self.port = self._listening.getsockname()[1]
+        self._own_port = own_port
+        if own_port:
+            self._listening.close()
         self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         address = folder / "notify"
         address.unlink(missing_ok=True)
@@ -47,17 +60,20 @@ class ActivatedDaemon(Daemon):
 
     def spawn(self, bind: str = "") -> subprocess.Popen[bytes]:
         """Start the process without waiting for it."""
-        number = self._listening.fileno()
-        os.set_inheritable(number, True)
-        launcher = [*self._launcher, "env", *self._variables, "bash", "-c", _PASS, str(number)]
+        command = [*self.COMMAND, *self._options]
+        passed = [] if self._own_port else [self._listening.fileno()]
+        if self._own_port:
+            command += ["--bind", f"127.0.0.1:{self.port}"]
+        else:
+            command = ["bash", "-c", _PASS, str(passed[0]), *command]
         with self.log_path.open("ab") as log:
             return subprocess.Popen(
-                [*launcher, *self.COMMAND, *self._options],
+                [*self._launcher, "env", *self._variables, *command],
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
                 env=self.environ,
-                pass_fds=[number],
+                pass_fds=passed,
             )
 
     def start(self) -> None:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from functools import partial
 
 from tests.activated import ActivatedDaemon
@@ -126,7 +127,7 @@ class Rounds:
         self._random = random.Random(seed)
         self._swaps = swaps
 
-    def run(self, rounds: int) -> None:
+    def run(self, rounds: int, verbs: Sequence[str] = ("restart", "reload")) -> None:
         """Restart and reload in turn, until there is a fault, and audit."""
         first = self._client(keeps=False)
         for key, size in STABLE.items():
@@ -136,7 +137,7 @@ class Rounds:
         threads = in_threads(clients, partial(self._work, stop))
         try:
             for number in range(rounds):
-                self._replace("restart" if number % 2 == 0 else "reload")
+                self._replace(verbs[number % len(verbs)])
                 if number % 4 == 3 and self._daemon.workers():
                     self._replace("replace_worker")
                 if self.tally.faults:
