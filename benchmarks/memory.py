@@ -1,8 +1,8 @@
 """Measures that the memory of storaged is bounded: its peak under load, in front of S3 and with the embedded bucket.
 
 It measures two sizes of objects, the larger four times the smaller, to show that the peak does not depend on the size.
-A daemon with WORKERS workers gets the larger ones, too. Then come the loads of `crowds`: the peak is measured during
-each, and the memory that is left after it. The exit status is 1 if a limit is exceeded.
+A daemon with WORKERS workers gets the larger ones, and many slow readers. Then come the loads of `crowds`: the peak is
+measured during each, and the memory that is left after it. The exit status is 1 if a limit is exceeded.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import sys
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from crowds import CROWDS, KEY, Crowd
-from loads import Load, MiB, bclient
+from crowds import CROWDS, KEY, Crowd, slow_readers
+from loads import Load, MiB, Server, bclient
 from place import S3, Place, s3_sink
 from processes import build, children, memory, peak_rss, rss, running, stop_on_signals
 from servers import storaged, storaged_embedded
@@ -75,20 +75,34 @@ def _measure_sizes(options: Namespace) -> list[str]:
 
 def _measure_workers(options: Namespace) -> list[str]:
     """Print the memory of the processes of a daemon with several workers; returns what exceeded a limit."""
-    size = (SMOKE if options.smoke else FULL)[-1]
     titles = ("supervisor", "each worker", "at the start", "peak", "in the end")
     print(f"{f'PSS in MiB, {WORKERS} workers':<36}" + "".join(f"{title:>16}" for title in titles), flush=True)
     broken = []
-    for kind in DAEMONS:
-        supervisor, _, start, peak, end = found = _with_workers(kind, size * MiB, options)
-        print(f"  {kind:<8}{f'{CLIENTS} x {size} MiB PUT and GET':<26}", end="")
-        print("".join(f"{size / MiB:>16.0f}" for size in found), flush=True)
+    for kind, name, work in _works_for_workers(options):
+        supervisor, _, start, peak, end = found = _with_workers(kind, work, options)
+        print(f"  {kind:<8}{name:<26}" + "".join(f"{size / MiB:>16.0f}" for size in found), flush=True)
         if supervisor >= SUPERVISOR_LIMIT or peak >= WORKERS_LIMIT or end > start + LEFT * WORKERS:
-            broken.append(f"{kind}, {WORKERS} workers")
+            broken.append(f"{WORKERS} workers, {kind}: {name}")
     return broken
 
 
-def _with_workers(kind: str, size: int, options: Namespace) -> tuple[int, int, int, int, int]:
+def _works_for_workers(options: Namespace) -> Iterator[tuple[str, str, Callable[[Server], object]]]:
+    """The loads of a daemon with several workers: the kind of its bucket, what is done, and what does it."""
+    size = (SMOKE if options.smoke else FULL)[-1]
+    loads = [Load(verb, "_vectors/large-%d", size * MiB, CLIENTS) for verb in ("put", "get")]
+    for kind in DAEMONS:
+        yield kind, f"{CLIENTS} x {size} MiB PUT and GET", lambda server: [server.do(load) for load in loads]
+    # Of the crowds, the one with the highest peak.
+    crowd = next(crowd for crowd in CROWDS if crowd.work is slow_readers)
+
+    def work(server: Server) -> None:
+        server.do(Load("put", KEY, crowd.size))
+        crowd.work(server.port, crowd.seconds * (SMOKE_TIME if options.smoke else 1))
+
+    yield crowd.kind, crowd.name, work
+
+
+def _with_workers(kind: str, work: Callable[[Server], object], options: Namespace) -> tuple[int, int, int, int, int]:
     """The memory of a fresh daemon: its supervisor, a worker, all before a load, their peak, and all afterwards."""
     with ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory(prefix="storaged-bench-", dir=options.data))
@@ -101,13 +115,11 @@ def _with_workers(kind: str, size: int, options: Namespace) -> tuple[int, int, i
             bclient(server.port, "/health", Load("get", "", 0))
         supervisor, *workers = map(memory, processes)
         peak = supervisor + sum(workers)
-        threads = stack.enter_context(ThreadPoolExecutor(1))
-        for verb in ("put", "get"):
-            done = threads.submit(server.do, Load(verb, "_vectors/large-%d", size, CLIENTS))
-            while not done.done():
-                peak = max(peak, sum(map(memory, processes)))
-                time.sleep(LOOK_SECONDS)
-            done.result()
+        done = stack.enter_context(ThreadPoolExecutor(1)).submit(work, server)
+        while not done.done():
+            peak = max(peak, sum(map(memory, processes)))
+            time.sleep(LOOK_SECONDS)
+        done.result()
         time.sleep(SETTLE_SECONDS)
         return supervisor, max(workers), supervisor + sum(workers), peak, sum(map(memory, processes))
 
