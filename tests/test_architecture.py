@@ -14,8 +14,8 @@ from tests import source
 FLOORS = (
     "errors",
     "model runtime",
-    "interfaces protocol",
-    "listening preparation",
+    "interfaces protocol listening",
+    "preparation",
     "admission buckets routing server",
     "api",
     "config_file",

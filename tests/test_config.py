@@ -227,6 +227,20 @@ class FileTests:
 class ErrorsTests:
     """Mistakes in a configuration."""
 
+    def test_a_folder_of_two_buckets(self, tmp_path: Path) -> None:
+        """Two embedded buckets in one folder are refused, however their paths are written."""
+        (tmp_path / "link").symlink_to(tmp_path)
+        content = f'''
+[buckets.one]
+kind = "local"
+path = "{tmp_path}/data"
+[buckets.two]
+kind = "local"
+path = "{tmp_path}/link/data"
+'''
+        with pytest.raises(ConfigError, match=r"the buckets one and two are in the same folder"):
+            load(tmp_path, content)
+
     @pytest.mark.parametrize(
         ("content", "error"),
         [

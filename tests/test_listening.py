@@ -250,7 +250,8 @@ class SocketListenerTests:
         for reader in list(reactor.readers):
             reader.doRead()
         assert len(reactor.adopted) == len(clients)
-        assert listener.keep() == sockets
+        assert listener.sockets() == sockets
+        listener.pause()
         assert reactor.readers == set()
         # They wait in the sockets, for the next process.
         one.connect()
@@ -305,7 +306,8 @@ class EndpointTests:
         reactor.listenTCP = lambda *_, **__: port
         listener = EndpointListener("tcp:0", reactor)
         assert listener.start(Factory()) == ["unix:/run/http"]
-        assert listener.keep() == [ListenSocket(OWN_SOCKET, port.fileno())]
+        assert listener.sockets() == [ListenSocket(OWN_SOCKET, port.fileno())]
+        listener.pause()
         result(listener.stop())
         assert port.calls == ["stopReading", "stopListening"]
         port.socket.close()

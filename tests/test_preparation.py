@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from twisted_storaged.preparation import (
     sources_of,
     with_copies,
 )
+from twisted_storaged.runtime.systemd import ListenSocket
 
 CONFIG = """
 [storaged]
@@ -69,6 +71,7 @@ class PrepareTests:
                 endpoint="tcp:7:interface=127.0.0.1",
                 workers=3,
                 drain=7.0,
+                folders=[f"{tmp_path}/primary"],
                 locks=[f"{tmp_path}/primary"],
                 primary="local",
             )
@@ -218,7 +221,7 @@ class ReplacementTests:
         """With the same address and kind of bucket, nothing is logged."""
         settings = self.settings(endpoint="tcp:1", primary="s3")
         with logged(LogLevel.warn) as lines:
-            check_replacement(settings, "tcp:1", "s3")
+            check_replacement(settings, "tcp:1", "s3", [])
         assert lines == []
         settings.close()
 
@@ -226,7 +229,20 @@ class ReplacementTests:
         """Another kind of primary bucket is refused, and the settings are closed."""
         settings = self.settings(endpoint="tcp:1", primary="s3")
         with pytest.raises(StartError, match="has changed from local to s3: restart"):
-            check_replacement(settings, "tcp:1", "local")
+            check_replacement(settings, "tcp:1", "local", [])
         with pytest.raises(OSError, match="Bad file descriptor") as caught:
             os.fstat(settings.config)
         assert caught.value.errno == errno.EBADF
+
+    @pytest.mark.parametrize("local_only", [True, False])
+    def test_sockets_for_other_hosts(self, local_only: bool) -> None:
+        """Sockets that other hosts can reach are refused unless the new settings allow them."""
+        settings = self.settings(endpoint="tcp:1", primary="s3", local_only=local_only)
+        with socket.create_server(("0.0.0.0", 0)) as listening:
+            sockets = [ListenSocket("http", listening.fileno())]
+            if local_only:
+                with pytest.raises(StartError, match="the socket http listens on"):
+                    check_replacement(settings, "tcp:1", "s3", sockets)
+            else:
+                check_replacement(settings, "tcp:1", "s3", sockets)
+                settings.close()

@@ -298,8 +298,10 @@ class KeptListener:
         self.calls.append("stop")
         return succeed(None)
 
-    def keep(self) -> list[ListenSocket]:
-        self.calls.append("keep")
+    def pause(self) -> None:
+        self.calls.append("pause")
+
+    def sockets(self) -> list[ListenSocket]:
         return [ListenSocket("storaged-own", 7)]
 
 
@@ -311,7 +313,7 @@ class Reloading:
         monkeypatch.setattr(atexit, "register", self.register)
         monkeypatch.setattr(atexit, "unregister", self.at_exit.remove)
         self.threads = FakeThreads()
-        self.found = Prepared(endpoint=BIND, primary="local")
+        self.found = Prepared(endpoint=BIND, primary="local", local_only=False)
         self.error: str | None = None
         self.held: list[str] = []
         self.made: list[Settings] = []
@@ -357,14 +359,14 @@ class ReloadTests:
         reloading.threads.go_on()
         assert reloading.held == ["/data"]
         assert reloading.is_stopped
-        assert reloading.listener.calls == ["keep"]
+        assert reloading.listener.calls == ["pause"]
         assert len(reloading.at_exit) == 1
         stopped = reloading.service.stopService()
         connection.send(b"hello")
         assert connection.response().status == 200
         connection.lose()
         result(stopped)
-        assert reloading.listener.calls == ["keep"]
+        assert reloading.listener.calls == ["pause"]
         assert "STOPPING=1" not in reloading.manager.told
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.close(reloading.made[0].config)
@@ -395,7 +397,7 @@ class ReloadTests:
 
     def test_another_address(self, reloading: Reloading) -> None:
         """The address cannot change, which is logged; everything else does."""
-        reloading.found = Prepared(endpoint="tcp:2", primary="local")
+        reloading.found = Prepared(endpoint="tcp:2", primary="local", local_only=False)
         reloading.service.reload()
         with logged(LogLevel.warn) as lines:
             reloading.threads.go_on()
@@ -426,7 +428,7 @@ class ReloadTests:
         reloading.threads.go_on()
         stopped = reloading.service.stopService()
         reloading.service.skip_drain()
-        assert (reloading.at_exit, reloading.listener.calls) == ([], ["keep", "stop"])
+        assert (reloading.at_exit, reloading.listener.calls) == ([], ["pause", "stop"])
         assert reloading.manager.told[-1] == "STOPPING=1"
         assert not connection.transport.aborted
         with logged(LogLevel.warn):

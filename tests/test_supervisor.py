@@ -196,6 +196,7 @@ class Preparation:
             local_only=self.local_only,
             workers=self.workers,
             drain=DRAIN,
+            folders=list(self.locks),
             locks=locks,
             primary=self.primary,
         )
@@ -323,7 +324,7 @@ class StartTests:
     def test_a_process_that_cannot_be_started(self, running: Running) -> None:
         """It is tried again after a while."""
         running.reactor.failing = OSError(11, "Resource temporarily unavailable")
-        with logged(LogLevel.critical) as lines:
+        with logged(LogLevel.error) as lines:
             running.start()
         assert lines == ["cannot start a worker: [Errno 11] Resource temporarily unavailable"]
         running.reactor.failing = None
@@ -689,7 +690,7 @@ class EndTests:
             for process in running.processes:
                 process.end(number=signal.SIGKILL)
             running.advance(1)
-        assert lines == ["storaged ends, as no worker is left and none can start: the disk is gone"]
+        assert lines == ["storaged ends, as 3 workers in a row have failed: the disk is gone"]
         assert running.reactor.hasStopped
         ((call, args, _),) = running.reactor.triggers["after"]["shutdown"]
         call(*args)

@@ -198,7 +198,7 @@ class HandedListenerTests:
 
     def test_has_no_sockets(self, linked: Linked) -> None:
         """There is nothing to keep."""
-        assert linked.listener.keep() == []
+        assert linked.listener.sockets() == []
 
     def test_stops_after_the_last_connection(self, linked: Linked) -> None:
         """A worker that was told to stop by a signal gets the connections that are on their way, and then stops."""

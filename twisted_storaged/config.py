@@ -270,6 +270,7 @@ def load_config(overrides: Overrides, secrets: Mapping[str, Credentials], enviro
     elif overrides.data is not None:
         # Silently ignored, the option would let an operator believe that objects are in that folder.
         raise ConfigError(f"--data is {str(overrides.data)!r}: expected none, as {file} defines the primary bucket")
+    _check_folders(buckets, file)
     return Config(
         endpoint=endpoint,
         put_slots=storaged.put_slots,
@@ -321,6 +322,19 @@ def _buckets(
             )
         sections[PRIMARY] = Section(document["s3"], file, "[s3]")
     return {name: _bucket(section, secrets.get(name)) for name, section in sections.items()}
+
+
+def _check_folders(buckets: Mapping[str, BucketSettings], file: Path) -> None:
+    """Check that no two embedded buckets have the same folder. Raises ConfigError."""
+    names: dict[str, str] = {}
+    for name, settings in buckets.items():
+        if isinstance(settings, LocalSettings):
+            other = names.setdefault(os.path.realpath(settings.path), name)
+            if other != name:
+                raise ConfigError(
+                    f"{file}: the buckets {shown_name(other)} and {shown_name(name)} are in the same folder, "
+                    f"{settings.path}: expected one for each"
+                )
 
 
 def _bucket(section: Section, secret: Credentials | None) -> BucketSettings:

@@ -44,8 +44,11 @@ class IListener(Protocol):
     def stop(self) -> Deferred[Any]:
         """Accept no more connections; fires when nothing listens any more."""
 
-    def keep(self) -> Sequence[ListenSocket]:
-        """Accept no more connections, but keep the sockets, in which they wait, for another process."""
+    def pause(self) -> None:
+        """Accept no more connections: they wait in the sockets, for another process."""
+
+    def sockets(self) -> Sequence[ListenSocket]:
+        """Return the listening sockets."""
 
 
 class EndpointListener:
@@ -65,9 +68,12 @@ class EndpointListener:
         """Close the port."""
         return maybeDeferred(self._port.stopListening)
 
-    def keep(self) -> Sequence[ListenSocket]:
-        """Accept no more, and return the socket. The port is not closed, which would end the socket for all."""
+    def pause(self) -> None:
+        """Accept no more. The port is not closed, which would end the socket for all."""
         self._port.stopReading()
+
+    def sockets(self) -> Sequence[ListenSocket]:
+        """Return the socket."""
         return [ListenSocket(OWN_SOCKET, self._port.fileno())]
 
 
@@ -103,10 +109,13 @@ class SocketListener:
             acceptor.close(unlink=name == OWN_SOCKET)
         return succeed(None)
 
-    def keep(self) -> Sequence[ListenSocket]:
-        """Accept no more, and return the sockets."""
+    def pause(self) -> None:
+        """Accept no more."""
         for acceptor in self._acceptors:
             acceptor.pause()
+
+    def sockets(self) -> Sequence[ListenSocket]:
+        """Return the sockets."""
         return self._sockets
 
 

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from msgspec import MsgspecError, Struct
@@ -18,8 +19,10 @@ from msgspec.json import decode, encode
 from twisted.logger import Logger
 
 from twisted_storaged.errors import StartError
+from twisted_storaged.listening import check_local
 from twisted_storaged.runtime.log_pipe import log_again
 from twisted_storaged.runtime.messages import receive, socket_pair
+from twisted_storaged.runtime.systemd import ListenSocket
 
 #: The module that is the program of a worker, and of the preparation.
 PROGRAM = "twisted_storaged.worker"
@@ -74,7 +77,8 @@ class Prepared(Struct, frozen=True, kw_only=True):
         local_only: whether the daemon must not be reached from other hosts.
         workers: how many there are to be.
         drain: seconds that requests under way have to complete when a worker stops.
-        locks: the folders of embedded buckets, in the order of the descriptors of their locks.
+        folders: the folders of all embedded buckets.
+        locks: those of them that were prepared, in the order of the descriptors of their locks.
         primary: the kind of the primary bucket: "local" or "s3".
         error: why it has failed; the other attributes mean nothing then.
     """
@@ -83,6 +87,7 @@ class Prepared(Struct, frozen=True, kw_only=True):
     local_only: bool = True
     workers: int = 1
     drain: float = 0.0
+    folders: list[str] = []
     locks: list[str] = []
     primary: str = ""
     error: str | None = None
@@ -150,7 +155,7 @@ def _prepare(sources: Sources, inherited: Sequence[int], held: Sequence[str]) ->
     ours, theirs = socket_pair()
     with ours, open(os.memfd_create("log"), "w+b") as log:
         with theirs:
-            command = [sys.executable, "-m", PROGRAM, "prepare", str(theirs.fileno()), *held, encode(sources).decode()]
+            command = [*program("prepare"), str(theirs.fileno()), *held, encode(sources).decode()]
             process = subprocess.Popen(  # noqa: S603 (our own program)
                 command,
                 stdin=subprocess.DEVNULL,
@@ -177,24 +182,38 @@ def _prepare(sources: Sources, inherited: Sequence[int], held: Sequence[str]) ->
     return Settings(sources, found, descriptors)
 
 
-def check_replacement(settings: Settings, endpoint: str, primary: str) -> None:
+def check_replacement(settings: Settings, endpoint: str, primary: str, sockets: Sequence[ListenSocket]) -> None:
     """Check that processes with these settings may replace those with this endpoint and this kind of primary bucket.
 
-    If not, the settings are closed.
+    They listen on the same `sockets`. If they may not, the settings are closed.
 
     Raises:
         StartError: they may not.
     """
-    if settings.found.primary != primary:
+    try:
+        if settings.found.primary != primary:
+            raise StartError(
+                f"the kind of the primary bucket has changed from {primary} to {settings.found.primary}: restart the "
+                "daemon for this"
+            )
+        if settings.found.local_only:
+            check_local(sockets)
+    except StartError:
         settings.close()
-        raise StartError(
-            f"the kind of the primary bucket has changed from {primary} to {settings.found.primary}: restart the "
-            "daemon for this"
-        )
+        raise
     if settings.found.endpoint != endpoint:
         _log.warn("the address to listen on has changed: this takes effect when the daemon is restarted")
 
 
+def program(command: str) -> list[str]:
+    """Return the command line of a process that this one starts, up to the arguments of `command`."""
+    # -P: in the working folder, anybody may have left a module that Python would import instead of ours.
+    return [sys.executable, "-P", "-m", PROGRAM, command]
+
+
 def environment() -> dict[str, str]:
     """Return the environment of a process that this one starts."""
-    return {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+    # At last where this process has found the package: it may run from a source tree that is not installed.
+    paths = [*filter(None, [inherited.get("PYTHONPATH")]), str(Path(__file__).parent.parent)]
+    return {**inherited, "PYTHONPATH": os.pathsep.join(paths)}

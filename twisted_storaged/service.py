@@ -186,7 +186,7 @@ class StorageService(Service):
             return
         self._manager.notify("RELOADING=1", f"MONOTONIC_USEC={monotonic_ns() // 1000}")
         try:
-            await self._replacement.check()
+            await self._replacement.check(self._listener.sockets())
         except StartError as error:
             _log.critical("not reloaded, the settings cannot be used: {error}", error=error)
             if self._is_ready:
@@ -195,7 +195,8 @@ class StorageService(Service):
         if self.running:
             _log.info("reloads: requests under way complete, then the program is run again")
             self.stopping = True
-            self._kept = self._listener.keep()
+            self._listener.pause()
+            self._kept = self._listener.sockets()
             self._replacement.run_at_exit(self._kept)
             self._reactor.stop()
 
@@ -280,8 +281,8 @@ class Replacement:
         self._folder = os.getcwd()
         self.is_under_way = False
 
-    async def check(self) -> None:
-        """Check that the program, which may be a newer version, can use the settings as they are now.
+    async def check(self, sockets: Sequence[ListenSocket]) -> None:
+        """Check that the program, which may be a newer version, can use the settings as they are now, and `sockets`.
 
         Raises:
             StartError: it cannot.
@@ -291,7 +292,7 @@ class Replacement:
         self._threads.start()
         try:
             settings = await self._threads.run(self._prepare, self._sources, held=held)
-            check_replacement(settings, self._config.endpoint, self._config.primary_kind)
+            check_replacement(settings, self._config.endpoint, self._config.primary_kind, sockets)
         except BaseException:
             self.is_under_way = False
             raise

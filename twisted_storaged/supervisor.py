@@ -31,7 +31,6 @@ from twisted_storaged.admission import make_slots_file
 from twisted_storaged.errors import StartError
 from twisted_storaged.listening import OWN_SOCKET, Acceptor, bind_paused, check_local
 from twisted_storaged.preparation import (
-    PROGRAM,
     Prepared,
     Settings,
     Sources,
@@ -39,6 +38,7 @@ from twisted_storaged.preparation import (
     check_replacement,
     environment,
     prepare,
+    program,
     with_copies,
 )
 from twisted_storaged.runtime.concurrency import Threads, deferred
@@ -131,7 +131,7 @@ class Worker(ProcessProtocol):
                 process = self._reactor.spawnProcess(
                     self,
                     sys.executable,
-                    [sys.executable, "-m", PROGRAM, "serve", encode(spec).decode()],
+                    [*program("serve"), encode(spec).decode()],
                     env=environment(),
                     childFDs={0: nothing.fileno(), 1: "r", 2: "r", **descriptors},
                 )
@@ -283,6 +283,7 @@ class Supervisor(Service):
         self._looking = LoopingCall(self._look)
         self._looking.clock = reactor
         self._acceptors: list[Acceptor] = []
+        self._listening: list[ListenSocket] = []
         self._ports: list[Any] = []
         self._undelivered: list[socket.socket] = []
         #: The generation that gets connections, the one that is to replace it, and those that drain.
@@ -319,12 +320,16 @@ class Supervisor(Service):
         if self._sockets:
             if found.local_only:
                 check_local(self._sockets)
-            listening = [socket.socket(fileno=descriptor) for _, descriptor in self._sockets]
+            listening = [(name, socket.socket(fileno=descriptor)) for name, descriptor in self._sockets]
         else:
             self._ports = [bind_paused(found.endpoint, self._reactor)]
-            listening = [port.socket for port in self._ports]
-        self._acceptors = [Acceptor(one, self._take, self._reactor) for one in listening]
-        addresses = ", ".join(acceptor.address for acceptor in self._acceptors)
+            listening = [(OWN_SOCKET, port.socket) for port in self._ports]
+        self._listening = [ListenSocket(name, one.fileno()) for name, one in listening]
+        self._acceptors = [Acceptor(one, self._take, self._reactor) for _, one in listening]
+        addresses = ", ".join(
+            f"{acceptor.address} ({name})" if self._sockets else acceptor.address
+            for acceptor, (name, _) in zip(self._acceptors, self._listening, strict=True)
+        )
         _log.info("storaged {version} listens on {addresses}", version=__version__, addresses=addresses)
 
     def _begin(self) -> None:
@@ -365,6 +370,7 @@ class Supervisor(Service):
             _log.warn("the reload is ignored: the daemon stops")
             return
         if self._preparing or self._next is not None or len(self._draining) >= MAX_DRAINING:
+            _log.info("the reload waits for the end of another, or of workers that drain")
             self._reload_again = True
             return
         assert self._serving is not None
@@ -373,15 +379,15 @@ class Supervisor(Service):
         old, locks = self._serving.settings.found, dict(self._serving.settings.locks)
         try:
             settings = await self._prepared(self._sources, held=locks)
-            check_replacement(settings, old.endpoint, old.primary)
+            if not self.running:
+                settings.close()
+                return
+            check_replacement(settings, old.endpoint, old.primary, self._listening)
         except StartError as error:
             _log.critical("not reloaded, the settings cannot be used: {error}", error=error)
             self._end_reload()
             return
-        if not self.running:
-            settings.close()
-            return
-        settings.locks.update(locks)
+        settings.locks.update((path, lock) for path, lock in locks.items() if path in settings.found.folders)
         self._next = Generation(settings)
         self._reactor.callLater(START_SECONDS, self._abandon, self._next, "they were not ready in time")
         self._fill(self._next)
@@ -434,8 +440,14 @@ class Supervisor(Service):
             try:
                 worker.spawn()
             except OSError as error:
-                _log.critical("cannot start a worker: {error}", error=error)
-                self._reactor.callLater(LONGEST_PAUSE, self._fill, generation)
+                reason = f"cannot start a worker: {error}"
+                _log.error("{reason}", reason=reason)
+                if generation is self._next:
+                    self._abandon(generation, reason)
+                elif generation.workers:
+                    self._reactor.callLater(LONGEST_PAUSE, self._fill, generation)
+                else:
+                    self._start_failed(generation, reason)
                 return
             generation.workers.append(worker)
 
@@ -496,12 +508,19 @@ class Supervisor(Service):
             os.close(lock)
 
     def _replace_failed(self, worker: Worker, generation: Generation, reason: str) -> None:
-        if worker.signal not in SENT and worker.status != 0:
-            now = self._reactor.seconds()
-            # Not if the last one was long ago: workers have served since.
-            before = self._failures if now - self._last_failure < MAX_FAILURES * EARLY_SECONDS else 0
-            self._failures = before + 1 if now - worker.started < EARLY_SECONDS else 0
-            self._last_failure = now
+        if worker.signal in SENT or worker.status == 0:
+            self._reactor.callLater(FIRST_PAUSE, self._replace, generation)
+        else:
+            is_early = self._reactor.seconds() - worker.started < EARLY_SECONDS
+            self._start_failed(generation, reason, is_early=is_early)
+
+    def _start_failed(self, generation: Generation, reason: str, *, is_early: bool = True) -> None:
+        """Try again later to start a worker, or end the daemon if several starts in a row have failed."""
+        now = self._reactor.seconds()
+        # Not if the last one was long ago: workers have served since.
+        before = self._failures if now - self._last_failure < MAX_FAILURES * EARLY_SECONDS else 0
+        self._failures = before + 1 if is_early else 0
+        self._last_failure = now
         if self._failures == MAX_FAILURES:
             _log.critical("storaged ends, as {n} workers in a row have failed: {reason}", n=MAX_FAILURES, reason=reason)
             self._stop_failed()
@@ -531,8 +550,8 @@ class Supervisor(Service):
             try:
                 found = await self._prepared(settings.sources, inherited=[settings.config, settings.secrets])
             except StartError as error:
-                _log.critical("storaged ends, as no worker is left and none can start: {error}", error=error)
-                self._stop_failed()
+                _log.error("no worker is left, and none can start: {error}", error=error)
+                self._start_failed(generation, str(error))
                 return
             settings.locks.update(found.locks)
             found.close_copies()

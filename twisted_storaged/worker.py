@@ -19,6 +19,7 @@ from msgspec.json import decode, encode
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IProtocolFactory
+from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -144,7 +145,10 @@ class HandedListener:
         """Wait for the connections that the supervisor has handed over: each of them is served."""
         return self._link.wait_for_connections()
 
-    def keep(self) -> Sequence[ListenSocket]:
+    def pause(self) -> None:
+        """Do nothing, as `stop` does."""
+
+    def sockets(self) -> Sequence[ListenSocket]:
         """Return no sockets: the supervisor has them."""
         return []
 
@@ -197,9 +201,14 @@ def prepare_start(control: socket.socket, held: Sequence[str], sources: Sources)
         copied = with_copies(sources, *copies)
         shown = {str(copied.config): sources.config, str(copied.secrets): sources.secrets}
         config = _load(copied)
-        for name, settings in config.buckets.items():
-            if isinstance(settings, LocalSettings) and str(settings.path) not in held:
-                locks[str(settings.path)] = prepare(name, settings.path)
+        # Loads the certificates of the endpoint.
+        served_factory(config.endpoint, Factory())
+        folders = {
+            str(settings.path): name for name, settings in config.buckets.items() if isinstance(settings, LocalSettings)
+        }
+        for path, name in folders.items():
+            if path not in held:
+                locks[path] = prepare(name, Path(path))
     except StartError as error:
         text = str(error)
         for path, source in shown.items():
@@ -211,6 +220,7 @@ def prepare_start(control: socket.socket, held: Sequence[str], sources: Sources)
         local_only=not config.allow_network,
         workers=config.workers,
         drain=float(config.drain),
+        folders=list(folders),
         locks=list(locks),
         primary=config.primary_kind,
     )
