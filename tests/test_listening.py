@@ -32,11 +32,10 @@ from twisted_storaged.listening import (
     adopt,
     bind,
     bind_paused,
-    check_local,
     make_endpoint,
     served_factory,
 )
-from twisted_storaged.runtime.systemd import ListenSocket
+from twisted_storaged.runtime.systemd import ListenSocket, check_local
 
 
 class Reactor(MemoryReactorClock):

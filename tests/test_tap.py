@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.plugin import getPlugins
 from twisted.python.usage import UsageError
 
+from tests.daemon import ROOT
 from twisted_storaged import __version__, tap
 from twisted_storaged import service as assembly
 from twisted_storaged.buckets.local.bucket import LocalSettings
@@ -189,3 +192,9 @@ class ScrubTests:
         config.write_text('[s3]\nbucket = "b"\n')
         with pytest.raises(StartError, match="no embedded bucket"):
             tap.makeService(options("--scrub", "--config", str(config)), MemoryReactorClock(), {})
+
+
+def test_leaves_the_sockets_of_socket_activation() -> None:
+    """Before the sockets that systemd passes are read, nothing imports what takes them: Twisted's endpoints."""
+    code = "import sys, twisted_storaged.tap; sys.exit('twisted.internet.endpoints' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0

@@ -6,7 +6,6 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Sequence
-from ipaddress import ip_address
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
@@ -290,18 +289,6 @@ def served_factory(description: str, factory: IProtocolFactory) -> IProtocolFact
         expected = "expected tcp, tcp6, ssl or unix"
         raise StartError(f"cannot serve {description} on sockets of another process: {expected}")
     return taker.factory
-
-
-def check_local(sockets: Sequence[ListenSocket]) -> None:
-    """Check that sockets can be reached from this host only. Raises StartError."""
-    for name, descriptor in sockets:
-        with socket.socket(fileno=os.dup(descriptor)) as listening:
-            address = listening.getsockname()
-            if listening.family != socket.AF_UNIX and not ip_address(address[0]).is_loopback:
-                raise StartError(
-                    f"the socket {name} listens on {address[0]}: expected a loopback address or a unix socket: there "
-                    "is no authentication, so that any other needs [storaged] allow_network = true"
-                )
 
 
 def _address(host: Any) -> str:

@@ -19,10 +19,9 @@ from msgspec.json import decode, encode
 from twisted.logger import Logger
 
 from twisted_storaged.errors import StartError
-from twisted_storaged.listening import check_local
 from twisted_storaged.runtime.log_pipe import log_again
 from twisted_storaged.runtime.messages import receive, socket_pair
-from twisted_storaged.runtime.systemd import ListenSocket
+from twisted_storaged.runtime.systemd import ListenSocket, check_local
 
 #: The module that is the program of a worker, and of the preparation.
 PROGRAM = "twisted_storaged.worker"

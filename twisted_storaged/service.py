@@ -36,7 +36,7 @@ from twisted_storaged.config import DEFAULT_DRAIN, BucketSettings, Config, Overr
 from twisted_storaged.config_file import read_secrets
 from twisted_storaged.errors import StartError, StorageError, WorkEnded
 from twisted_storaged.interfaces import IBucket
-from twisted_storaged.listening import EndpointListener, IListener, SocketListener, check_local
+from twisted_storaged.listening import EndpointListener, IListener, SocketListener
 from twisted_storaged.model import ListQuery
 from twisted_storaged.preparation import Settings, Sources, check_replacement, prepare, sources_of
 from twisted_storaged.routing import PRIMARY, Namespace, Registry
@@ -50,6 +50,7 @@ from twisted_storaged.runtime.systemd import (
     ListenSocket,
     ServiceManager,
     Watchdog,
+    check_local,
     log_failure,
     pass_sockets,
 )

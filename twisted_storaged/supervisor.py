@@ -29,7 +29,7 @@ from twisted.python.failure import Failure
 from twisted_storaged import __version__
 from twisted_storaged.admission import make_slots_file
 from twisted_storaged.errors import StartError
-from twisted_storaged.listening import OWN_SOCKET, Acceptor, bind_paused, check_local
+from twisted_storaged.listening import OWN_SOCKET, Acceptor, bind_paused
 from twisted_storaged.preparation import (
     Prepared,
     Settings,
@@ -44,7 +44,15 @@ from twisted_storaged.preparation import (
 from twisted_storaged.runtime.concurrency import Threads, deferred
 from twisted_storaged.runtime.log_pipe import log_again
 from twisted_storaged.runtime.messages import MessageSocket, socket_pair
-from twisted_storaged.runtime.systemd import MORE_TIME, SLOTS, TRANSFERS, ListenSocket, ServiceManager, log_failure
+from twisted_storaged.runtime.systemd import (
+    MORE_TIME,
+    SLOTS,
+    TRANSFERS,
+    ListenSocket,
+    ServiceManager,
+    check_local,
+    log_failure,
+)
 
 #: Seconds between two looks at the workers, each of which says as often that it is alive.
 EVERY = 1.0

@@ -9,6 +9,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from ipaddress import ip_address
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+
+from twisted_storaged.errors import StartError
 
 #: Seconds of the shortest watchdog interval that is kept: pings for a shorter one would be a load.
 SHORTEST = 1.0
@@ -103,6 +106,18 @@ def listen_sockets(environ: MutableMapping[str, str], first: int = FIRST_DESCRIP
                 name=name,
             )
     return found
+
+
+def check_local(sockets: Sequence[ListenSocket]) -> None:
+    """Check that sockets can be reached from this host only. Raises StartError."""
+    for name, descriptor in sockets:
+        with socket.socket(fileno=os.dup(descriptor)) as listening:
+            address = listening.getsockname()
+            if listening.family != socket.AF_UNIX and not ip_address(address[0]).is_loopback:
+                raise StartError(
+                    f"the socket {name} listens on {address[0]}: expected a loopback address or a unix socket: there "
+                    "is no authentication, so that any other needs [storaged] allow_network = true"
+                )
 
 
 def pass_sockets(sockets: Sequence[ListenSocket], environ: MutableMapping[str, str]) -> None:
