@@ -178,7 +178,7 @@ class RefusedTests:
         buckets = "".join(f'[buckets.b{n}]\nkind = "local"\npath = "{{folder}}/{n}"\n' for n in range(8))
         where = sources(tmp_path, CONFIG + buckets)
         before = {int(name) for name in os.listdir("/proc/self/fd")}
-        free = [number for number in range(max(before) + 10) if number not in before]
+        free = [number for number in range(max(before) + 20) if number not in before]
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         # Enough to start the process.
         resource.setrlimit(resource.RLIMIT_NOFILE, (free[9], hard))
