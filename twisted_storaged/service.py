@@ -361,8 +361,8 @@ def make_service(
             can be reached from other hosts.
         WorkEnded: `--check` or `--explain` have printed what they found.
     """
-    overrides = Overrides(_path(options["config"]), _path(options["data"]), options["bind"])
-    config = load_config(overrides, read_secrets(_path(options["secrets"])), environ)
+    sources = sources_of(options)
+    config = load(sources, environ)
     if options["explain"] is not None:
         _print_and_end(explain(config, options["explain"]), 0)
     if options["check"]:
@@ -378,7 +378,7 @@ def make_service(
         if not config.allow_network:
             check_local(sockets)
         listener = SocketListener(sockets, config.endpoint, reactor)
-    replacement = Replacement(sources_of(options), config, reactor)
+    replacement = Replacement(sources, config, reactor)
     return assemble(config, reactor, listener, ServiceManager(environ), replacement=replacement)
 
 
@@ -435,6 +435,12 @@ def _data_folders(config: Config, option: str) -> Mapping[str, Path]:
     if not folders:
         raise StartError(f"{option}: the configuration has no embedded bucket, and the option is for these only")
     return folders
+
+
+def load(sources: Sources, environ: Mapping[str, str]) -> Config:
+    """Load the configuration and the secrets. Raises ConfigError."""
+    overrides = Overrides(_path(sources.config), _path(sources.data), sources.bind)
+    return load_config(overrides, read_secrets(_path(sources.secrets)), environ)
 
 
 def _path(option: str | None) -> Path | None:

@@ -11,7 +11,6 @@ import socket
 import stat
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,7 @@ from twisted.python.failure import Failure
 from twisted_storaged.admission import SharedPutSlots
 from twisted_storaged.buckets.local.bucket import LocalSettings
 from twisted_storaged.buckets.local.start import prepare
-from twisted_storaged.config import Config, Overrides, load_config
-from twisted_storaged.config_file import DEFAULT_SECRETS, ConfigError, read_secrets
+from twisted_storaged.config_file import DEFAULT_SECRETS, ConfigError
 from twisted_storaged.errors import StartError
 from twisted_storaged.listening import adopt, served_factory
 from twisted_storaged.preparation import Prepared, Sources, WorkerSpec, with_copies
@@ -37,7 +35,7 @@ from twisted_storaged.runtime.process import StopSignals, disable_core_dumps, ra
 from twisted_storaged.runtime.systemd import ListenSocket, ServiceManager
 from twisted_storaged.runtime.twisted_internals import install
 from twisted_storaged.server.site import StorageSite
-from twisted_storaged.service import assemble
+from twisted_storaged.service import assemble, load
 from twisted_storaged.supervisor import CLOSED, CONNECTION, DRAIN, EVERY, FAILED, SKIP, UP
 
 #: Seconds for which closed connections are counted before the supervisor is told.
@@ -174,7 +172,7 @@ def serve(spec: WorkerSpec) -> int:
     control = socket.socket(fileno=spec.control)
     link = SupervisorLink(control, reactor)
     try:
-        config = _load(spec.sources)
+        config = load(spec.sources, os.environ)
         slots = SharedPutSlots(spec.slots, config.put_slots, config.retry_after)
         listener = HandedListener(link, signals, config.endpoint, reactor)
         service = assemble(config, reactor, listener, link, slots, spec.locks)
@@ -200,7 +198,7 @@ def prepare_start(control: socket.socket, held: Sequence[str], sources: Sources)
         copies = [_copy(sources.config), _copy(sources.secrets or _default_secrets())]
         copied = with_copies(sources, *copies)
         shown = {str(copied.config): sources.config, str(copied.secrets): sources.secrets}
-        config = _load(copied)
+        config = load(copied, os.environ)
         # Loads the certificates of the endpoint.
         served_factory(config.endpoint, Factory())
         folders = {
@@ -225,12 +223,6 @@ def prepare_start(control: socket.socket, held: Sequence[str], sources: Sources)
         primary=config.primary_kind,
     )
     send(control, encode(found), [*copies, *locks.values()])
-
-
-def _load(sources: Sources) -> Config:
-    path = partial(map, lambda text: None if text is None else Path(text))
-    config, secrets, data = path([sources.config, sources.secrets, sources.data])
-    return load_config(Overrides(config, data, sources.bind), read_secrets(secrets), os.environ)
 
 
 def _default_secrets() -> str | None:
