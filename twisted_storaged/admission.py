@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from math import ceil
-from struct import Struct
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
 from twisted_storaged.errors import NoFreeSlot
+from twisted_storaged.runtime.files import FLOCK, lock_byte
 
 _log = Logger()
 
@@ -31,8 +31,6 @@ MIN_RETRY_AFTER, MAX_RETRY_AFTER = 1, 60
 #: The weight of the last PUT in the mean time for which slots are held.
 _WEIGHT = 0.2
 
-#: struct flock of fcntl(2), with 64-bit offsets: type, whence, start, length, pid.
-_FLOCK = Struct("hhqqi4x")
 #: A region is so large that no process could hold all slots in it, and a hash of this many bytes tells one region from
 #: another: that two of 100 prefixes have the same region, hence share their limits, is less likely than 10**-8. Offsets
 #: are less than 2**63.
@@ -260,7 +258,7 @@ class SharedPutSlots(PutSlots):
 
     def _try_lock(self, byte: int) -> bool:
         try:
-            fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+            lock_byte(self._descriptor, fcntl.F_WRLCK, byte)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
@@ -273,8 +271,8 @@ class SharedPutSlots(PutSlots):
         return True
 
     def _is_locked_elsewhere(self, byte: int) -> bool:
-        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
-        kind, *_ = _FLOCK.unpack(fcntl.fcntl(self._descriptor, fcntl.F_OFD_GETLK, asked))
+        asked = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+        kind, *_ = FLOCK.unpack(fcntl.fcntl(self._descriptor, fcntl.F_OFD_GETLK, asked))
         return bool(kind != fcntl.F_UNLCK)
 
     def _unlock(self, locks: Iterable[int]) -> None:
@@ -283,7 +281,7 @@ class SharedPutSlots(PutSlots):
             self._locked.remove(byte)
             self._unlocked[byte // _REGION_SIZE].append(byte)
             try:
-                fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
+                lock_byte(self._descriptor, fcntl.F_UNLCK, byte)
             # Not raised: the PUT has its result, and other bytes are to be unlocked.
             except OSError as error:
                 _log.error("a put slot stays taken for other processes until it is used again: {error}", error=error)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import tempfile
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
+from struct import Struct
 from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -161,3 +163,16 @@ class Spool:
         if not piece:
             raise BucketError("a temporary file is shorter than what was written to it")
         return piece
+
+
+#: struct flock of fcntl(2), with 64-bit offsets: type, whence, start, length, pid.
+FLOCK = Struct("hhqqi4x")
+
+
+def lock_byte(descriptor: int, kind: int, byte: int) -> None:
+    """Lock or unlock a byte of a file, which need not exist, without waiting: an open file description lock, fcntl(2).
+
+    Raises:
+        OSError: another open file description has locked it, with EAGAIN or EACCES; or it cannot be locked.
+    """
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))

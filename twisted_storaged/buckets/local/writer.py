@@ -8,7 +8,6 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from struct import Struct
 from threading import Lock
 
 from awscrt.checksums import crc32c
@@ -24,6 +23,7 @@ from twisted_storaged.buckets.upload import ThreadedSink
 from twisted_storaged.errors import BucketBusy, WritesSuspended
 from twisted_storaged.model import ObjectInfo
 from twisted_storaged.runtime.concurrency import Run
+from twisted_storaged.runtime.files import lock_byte
 
 #: Bytes of a part: whole blocks, since each has a checksum.
 PART_SIZE = 8 * BLOCK_SIZE
@@ -103,8 +103,6 @@ class _NewFile:
 
 #: How often a turn is tried in which the index is closed, and the seconds between two tries.
 CLOSE_TRIES, CLOSE_PAUSE = 50, 0.02
-#: struct flock of fcntl(2), with 64-bit offsets: type, whence, start, length, pid.
-_FLOCK = Struct("hhqqi4x")
 
 _log = Logger()
 
@@ -207,8 +205,8 @@ class CommitLock:
         return True
 
     def _lock_membership(self, kind: int) -> None:
-        # An open file description lock on a byte of its own: shared by all, or exclusive. See fcntl(2)
-        fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 1, 1, 0))
+        # On a byte of its own: shared by all, or exclusive.
+        lock_byte(self._descriptor, kind, 1)
 
     def close(self) -> None:
         """Close the file. May be called again."""
