@@ -217,7 +217,7 @@ class HungTests:
 
     @pytest.mark.parametrize("made", ["ceph"], indirect=True)
     def test_finding_out_what_it_can(self, made: Made) -> None:
-        """A conditional write that must first probe a hung S3 ends in time."""
+        """A conditional write that must first probe a hung S3 ends in time, and does not wait for a removal."""
         behind = made(deadline=DEADLINE)
         behind.proxy.hang()
         with behind.daemon.connect() as client:

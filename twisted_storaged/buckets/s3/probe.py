@@ -8,7 +8,7 @@ does not, and in races of several writers, of whom at most one may win.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -212,13 +212,19 @@ class Probe:
         }
         run, journal = self._context.run, self._context.journal
         entry = await run(journal.begin, self._context.where, self._key, PROBE)
-        done = False
+        done = hung = False
         try:
             capabilities = frozenset([one for one, check in checks.items() if await check()])
             done = True
+        except TimedOut:
+            hung = True
+            raise
         finally:
-            # A write that failed may be carried out after the removal, so the entry stays for the reaper.
-            await self._clean(entry, done)
+            if hung:  # a removal would only time out, too, while the client of the write waits
+                self._defer_to_reaper([entry, *self._uploads.values()])
+            else:
+                # A write that failed may be carried out after the removal, so the entry stays for the reaper.
+                await self._clean(entry, done)
         return capabilities
 
     async def _absent(self, new: New) -> bool:
@@ -348,8 +354,11 @@ class Probe:
         except (RequestFailed, ConnectionFailed, OSError) as error:
             _log.warn("probe object {key!r} is left to the reaper: {error}", key=self._key, error=error)
         finally:
-            for entry in left.values():
-                self._context.journal.defer_to_reaper(entry)
+            self._defer_to_reaper(left.values())
+
+    def _defer_to_reaper(self, entries: Iterable[JournalEntry]) -> None:
+        for entry in entries:
+            self._context.journal.defer_to_reaper(entry)
 
 
 def _new_content() -> bytes:
