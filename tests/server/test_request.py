@@ -13,7 +13,7 @@ from twisted.web.resource import Resource
 from tests.buckets.local.embedded import logged
 from tests.server.test_site import access_log
 from tests.server.wire import Connection, Server, request
-from twisted_storaged.api.handlers import MethodResource
+from twisted_storaged.api.handlers import MethodResource, Operation
 from twisted_storaged.errors import DamagedObject
 from twisted_storaged.model import ObjectInfo, Span
 from twisted_storaged.server.request import StreamingRequest
@@ -47,7 +47,7 @@ def serving(handler: Callable[[Any], Any]) -> Server:
     """A server that has one more resource, with this handler."""
     server = Server()
     root: Resource = server.site.resource
-    root.putChild(b"x", MethodResource({b"GET": handler}))
+    root.putChild(b"x", MethodResource({b"GET": Operation("x", handler)}))
     return server
 
 

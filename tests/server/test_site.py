@@ -15,7 +15,7 @@ from zope.interface import implementer
 from tests.server.wire import Connection, Server, chunked_put, put, request
 from tests.support import MemoryBucket
 from twisted_storaged.model import ObjectInfo
-from twisted_storaged.server.site import WAIT
+from twisted_storaged.server.ended_requests import WAIT
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred
@@ -45,6 +45,14 @@ from twisted_storaged.server.request import StreamingRequest
 
 Handler = Callable[[StreamingRequest], Coroutine[Deferred[Any], Any, None]]
 
+
+class Operation(NamedTuple):
+    """What a method of a resource does: its name, for logs and metrics, and its handler."""
+
+    name: str
+    handler: Handler
+
+
 #: Header fields on which no handler of objects acts: those that the server has acted on already, and those that only a
 #: list needs. A request without others, as most are, skips the parsers of conditions, digests and metadata. To leave a
 #: field out costs only time; to list one that a parser acts on would make storaged ignore it.
@@ -80,12 +88,14 @@ class ObjectHandlers:
         if request.body.declared is not None and request.body.declared > cap:
             raise PayloadTooLarge(f"{request.body.declared} bytes are declared, {cap} allowed")
         slot = self._slots.acquire(rule.prefix, rule.slots)
+        request.holds_slot = True
         try:
             request.body.limit(cap)
             info = await bucket.put(key, request.body, cap, options)
         finally:
             # A bucket fails only after it has aborted, so its memory is free when the slot is taken again.
             slot.release()
+            request.holds_slot = False
         send_stored(request, info, [] if algorithm is None else repr_digest(algorithm, info.digests))
 
     async def get(self, request: StreamingRequest) -> None:
@@ -133,8 +143,10 @@ class ObjectHandlers:
         send_empty(request)
 
     def _target(self, request: StreamingRequest) -> tuple[str, IBucket]:
-        key = parse_key(_rest_of_path(request))
-        return key, self._namespace.bucket_for(key, self._bucket_name(request))
+        key = request.key = parse_key(_rest_of_path(request))
+        bucket = self._namespace.bucket_for(key, self._bucket_name(request))
+        request.bucket = bucket.name
+        return key, bucket
 
     def _bucket_name(self, request: StreamingRequest) -> str | None:
         """The bucket that the path names or, if the path names none, the query."""
@@ -221,19 +233,20 @@ class MethodResource(Branch):
     has returned, and checks that the body is complete.
     """
 
-    def __init__(self, handlers: Mapping[bytes, Handler], isLeaf: bool = False) -> None:
+    def __init__(self, operations: Mapping[bytes, Operation], isLeaf: bool = False) -> None:
         super().__init__()
         self.isLeaf = isLeaf
-        self._handlers = handlers
+        self._operations = operations
 
     def render(self, request: StreamingRequest) -> int:
-        handler = self._handlers.get(request.method)
-        if handler is None:
-            allow = [(b"Allow", b", ".join(self._handlers))]
+        operation = self._operations.get(request.method)
+        if operation is None:
+            allow = [(b"Allow", b", ".join(self._operations))]
             send_text(request, http.NOT_ALLOWED, "method not allowed", allow)
             request.finish()
         else:
-            run_coroutine(handler(request), request.finish, partial(send_failure, request=request))
+            request.operation = operation.name
+            run_coroutine(operation.handler(request), request.finish, partial(send_failure, request=request))
         return NOT_DONE_YET
 
 
@@ -248,31 +261,36 @@ class BucketsResource(Branch):
         # Made for each request, since there are no resources for names that the registry does not know.
         handlers = self._handlers_of(path.decode("utf-8", "replace"))
         bucket = Branch()
-        bucket.putChild(b"objects", _objects(handlers))
-        bucket.putChild(b"list", MethodResource({b"GET": handlers.list}))
+        bucket.putChild(b"objects", MethodResource(_operations(handlers), isLeaf=True))
+        bucket.putChild(b"list", MethodResource({b"GET": Operation("list", handlers.list)}))
         return bucket
 
 
 def make_tree(namespace: Namespace, slots: PutSlots, make_spool: Callable[[], Spool] = Spool) -> Resource:
     """Make the root of all paths. Lists buffer common prefixes in what `make_spool` returns."""
     handlers = ObjectHandlers(namespace, slots, make_spool=make_spool)
+    objects = _operations(handlers)
     storage = Branch()
-    storage.putChild(b"put", MethodResource({b"PUT": handlers.put}, isLeaf=True))
-    storage.putChild(b"get", MethodResource({b"GET": handlers.get, b"HEAD": handlers.head}, isLeaf=True))
-    storage.putChild(b"delete", MethodResource({b"DELETE": handlers.delete}, isLeaf=True))
-    storage.putChild(b"list", MethodResource({b"GET": handlers.list}))
+    storage.putChild(b"put", MethodResource({b"PUT": objects[b"PUT"]}, isLeaf=True))
+    storage.putChild(b"get", MethodResource({name: objects[name] for name in (b"GET", b"HEAD")}, isLeaf=True))
+    storage.putChild(b"delete", MethodResource({b"DELETE": objects[b"DELETE"]}, isLeaf=True))
+    storage.putChild(b"list", MethodResource({b"GET": Operation("list", handlers.list)}))
     root = Branch()
     root.putChild(b"storage", storage)
-    root.putChild(b"objects", _objects(handlers))
+    root.putChild(b"objects", MethodResource(objects, isLeaf=True))
     root.putChild(b"buckets", BucketsResource(partial(ObjectHandlers, namespace, slots, make_spool=make_spool)))
-    root.putChild(b"health", MethodResource({b"GET": _health, b"HEAD": _health}))
+    root.putChild(b"health", MethodResource(dict.fromkeys([b"GET", b"HEAD"], Operation("health", _health))))
     return root
 
 
-def _objects(handlers: ObjectHandlers) -> MethodResource:
-    """Make the resource whose paths are keys, with all methods of an object."""
-    methods = {b"GET": handlers.get, b"HEAD": handlers.head, b"PUT": handlers.put, b"DELETE": handlers.delete}
-    return MethodResource(methods, isLeaf=True)
+def _operations(handlers: ObjectHandlers) -> Mapping[bytes, Operation]:
+    """The methods of an object."""
+    return {
+        b"GET": Operation("get", handlers.get),
+        b"HEAD": Operation("head", handlers.head),
+        b"PUT": Operation("put", handlers.put),
+        b"DELETE": Operation("delete", handlers.delete),
+    }
 
 
 async def _health(request: StreamingRequest) -> None:

@@ -88,6 +88,7 @@ def send_failure(failure: Failure, request: StreamingRequest) -> None:
 
     If the response has begun, the connection is dropped, so that the client cannot take it for complete.
     """
+    request.reason = type(failure.value).__name__
     response = ERROR_RESPONSES.get(failure.type, INTERNAL_ERROR)
     # The client is not told the cause of a BucketError, so that the log must have it.
     if failure.check(errors.BucketError) or (

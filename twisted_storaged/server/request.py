@@ -112,6 +112,11 @@ class RequestBody:
         self.buffered = data
 
     @property
+    def received_bytes(self) -> int:
+        """How many bytes of it have been received and decoded."""
+        return self._received if self.buffered is None else len(self.buffered)
+
+    @property
     def length(self) -> int | str:
         """The declared length, in the form of IBodyProducer."""
         return UNKNOWN_LENGTH if self.declared is None else self.declared
@@ -259,6 +264,11 @@ class StreamingRequest(Request):
         dispatched: whether the resource tree has it.
         fields: its header fields; `requestHeaders` has only those that Twisted has read, line by line.
         outcome: how it ended, for the access log: `complete`, `client gone`, or `cut: ` and a reason; empty until then.
+        operation: what is asked for, such as `put`, as the resource tree has found.
+        bucket: the name of the bucket that it is for, and `key`, the object's; empty if it never came to that.
+        reason: the name of the error that it failed with, if any.
+        began: when its head was complete, and `first_byte`, when the response began, by the reactor's clock.
+        holds_slot: whether it holds a put slot.
     """
 
     channel: RequestChannel  # type: ignore[assignment]
@@ -272,11 +282,17 @@ class StreamingRequest(Request):
         self.gone = False
         self.dispatched = False
         self.outcome = ""
+        self.operation = "other"
+        self.bucket = self.key = self.reason = ""
+        self.began = 0.0
+        self.first_byte: float | None = None
+        self.holds_slot = False
         self._announced: int | None = None
 
     def dispatch(self, command: bytes, path: bytes, version: bytes) -> None:
         """Pass the request to the resource tree."""
         self.dispatched = True
+        self.began = self.channel.site.reactor.seconds()
         self.method, self.uri, self.clientproto = command, path, version
         self.path = path.partition(b"?")[0]
         segments = self.path[1:].split(b"/")
@@ -293,6 +309,7 @@ class StreamingRequest(Request):
             return
         self.code = status
         self.startedWriting = 1
+        self.first_byte = self.channel.site.reactor.seconds()
         has_body = self.method != b"HEAD" and status not in NO_BODY_CODES
         self._announced = length if has_body else 0
         self.chunked = length is None and has_body and self.clientproto == b"HTTP/1.1"

@@ -1,4 +1,4 @@
-"""The factory of connections: it knows those that are open, the fields that all responses have, and the access log."""
+"""The factory of connections: it knows those that are open, and the fields that all responses have."""
 
 from __future__ import annotations
 
@@ -7,68 +7,16 @@ from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
-from twisted.web.http import datetimeToLogString, datetimeToString
+from twisted.web.http import datetimeToString
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from twisted_storaged import __version__
+from twisted_storaged.runtime.metering import Meters
 from twisted_storaged.runtime.write_buffer import FlushQueue
 from twisted_storaged.server.channel import IDLE_SECONDS, StreamingChannel
+from twisted_storaged.server.ended_requests import EndedRequest, EndedRequests
 from twisted_storaged.server.request import StreamingRequest
-
-#: Seconds that a line may wait for others.
-WAIT = 0.5
-
-_log = Logger(namespace="storaged.access")
-
-
-class AccessLog:
-    """Logs a line for each request, in the Common Log Format with one more field: how the request ended.
-
-    `complete`: the whole response was handed to the kernel. `client gone`: the client closed the connection before
-    that. `cut: REASON`: storaged closed it. Without a response, the status is `-`.
-    https://httpd.apache.org/docs/current/logs.html#common
-    """
-
-    def __init__(self, clock: IReactorTime, wall_clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._wall_clock = wall_clock
-        self._lines: list[str] = []
-        self._second = -1
-        self._time = ""
-
-    def add(self, request: StreamingRequest) -> None:
-        """Log a request that has ended."""
-        # The repr of bytes has no control characters, and its quotes are not ours.
-        what = repr(b" ".join((request.method, request.uri, request.clientproto)))[2:-1].replace('"', "%22")
-        status = request.code if request.startedWriting else "-"
-        self._add(request.client, what, f"{status} {request.sentLength or '-'} {request.outcome}")
-
-    def add_refused(self, client: object, status: int) -> None:
-        """Log bytes that are no request, or a request that was not read to its end."""
-        self._add(client, "-", f"{status} - cut: no request")
-
-    def _add(self, client: object, what: str, how: str) -> None:
-        self._tick()
-        self._lines.append(f'{getattr(client, "host", "-")} - - {self._time} "{what}" {how}')
-        # One timer for all lines that are collected until it is due.
-        if len(self._lines) == 1:
-            self._clock.callLater(WAIT, self.flush)
-
-    def flush(self) -> None:
-        """Write the collected lines."""
-        # In one log event: an event for each line would cost more than a small GET.
-        lines, self._lines = self._lines, []
-        if lines:
-            _log.info("{lines}", lines="\n".join(lines))
-
-    def _tick(self) -> None:
-        second = int(self._wall_clock())
-        if second != self._second:
-            self._second = second
-            self._time = datetimeToLogString(second)
-
 
 SERVER = b"storaged/" + __version__.encode("ascii")
 
@@ -86,29 +34,55 @@ class StorageSite(Site):
     #: Called when a connection has closed.
     on_closed: Callable[[], object] | None = None
 
-    def __init__(self, resource: IResource, reactor: IReactorTime, wall_clock: Callable[[], float] = time.time) -> None:
-        """`wall_clock` is for dates, and `reactor` for all timeouts: its clock is monotonic."""
+    def __init__(
+        self,
+        resource: IResource,
+        reactor: IReactorTime,
+        wall_clock: Callable[[], float] = time.time,
+        meters: Meters | None = None,
+    ) -> None:
+        """`wall_clock` is for dates, and `reactor` for all timeouts and durations: its clock is monotonic."""
         super().__init__(resource, timeout=IDLE_SECONDS, reactor=reactor)
         self.flush_queue = FlushQueue(reactor)
         self.channels: set[StreamingChannel] = set()
         self.draining = False
         self._drained: Deferred[None] = Deferred()
-        self._access_log = AccessLog(reactor, wall_clock)
+        self._ended = EndedRequests(reactor, meters or Meters())
         self._wall_clock = wall_clock
         self._second = -1
         self._common = b""
 
     def log(self, request: StreamingRequest) -> None:  # type: ignore[override]
-        """Log a request that has ended."""
-        self._access_log.add(request)
+        """Log and count a request that has ended."""
+        began = request.began
+        self._ended.add(
+            EndedRequest(
+                self._wall_clock(),
+                request.client,
+                request.method,
+                request.uri,
+                request.clientproto,
+                request.operation,
+                request.bucket,
+                request.key,
+                request.code if request.startedWriting else None,
+                request.outcome,
+                request.reason,
+                request.body.received_bytes,
+                request.sentLength,
+                self.reactor.seconds() - began,
+                None if request.first_byte is None else request.first_byte - began,
+                request.fields,
+            )
+        )
 
     def log_refused(self, client: object, status: int) -> None:
-        """Log bytes that are no request."""
-        self._access_log.add_refused(client, status)
+        """Log and count bytes that are no request."""
+        self._ended.add(EndedRequest(self._wall_clock(), client, status=status, outcome="cut: no request"))
 
     def flush_log(self) -> None:
-        """Write what the access log has collected."""
-        self._access_log.flush()
+        """Log and count the requests that have ended, now."""
+        self._ended.flush()
 
     def common_headers(self) -> bytes:
         """Return the header fields of all responses, made once a second. RFC 9110, 6.6.1 and 10.2.4."""
