@@ -48,7 +48,7 @@ def test_a_writer_that_dies_leaves_the_last_report(file: int) -> None:
 
 
 def test_readers_do_not_see_two_reports_mixed(file: int) -> None:
-    """While reports are written one after the other, each read returns one of them, or none if it is overtaken again and again."""
+    """While reports are written one after the other, each read returns one of them, or none."""
     writer, ends = ReportWriter(file), False
 
     def write() -> None:
