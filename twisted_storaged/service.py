@@ -41,7 +41,6 @@ from twisted_storaged.model import ListQuery
 from twisted_storaged.preparation import Settings, Sources, check_replacement, prepare, sources_of
 from twisted_storaged.routing import PRIMARY, Namespace, Registry
 from twisted_storaged.runtime.concurrency import Threads, deferred
-from twisted_storaged.runtime.metering import Meters
 from twisted_storaged.runtime.process import HeapTrimmer, run_again_at_exit
 from twisted_storaged.runtime.systemd import (
     MORE_TIME,
@@ -403,7 +402,6 @@ def assemble(  # noqa: PLR0913 (its parts)
 
     A worker has `slots` that it shares with others, and the `locks` of the folders of embedded buckets, by their paths.
     """
-    meters = Meters()
     if slots is None:
         slots = PutSlots(config.put_slots, config.retry_after)
 
@@ -414,7 +412,7 @@ def assemble(  # noqa: PLR0913 (its parts)
         return S3Bucket(name, settings, reactor, slots.limit, config.upkeep)
 
     registry = Registry(make_bucket(name, settings) for name, settings in config.buckets.items())
-    site = StorageSite(make_tree(Namespace(config.policy, registry), slots), reactor, meters=meters)
+    site = StorageSite(make_tree(Namespace(config.policy, registry), slots), reactor)
     return StorageService(listener, site, registry, slots, reactor, config.drain, manager, replacement)
 
 

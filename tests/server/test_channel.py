@@ -12,8 +12,8 @@ from twisted_storaged.errors import BucketError
 from twisted_storaged.routing import DEFAULT_MAX_PUT, Policy, Rule
 from twisted_storaged.runtime.write_buffer import PUSH_FROM
 from twisted_storaged.server.channel import DRAIN_IDLE_SECONDS, IDLE_SECONDS, LINGER_BYTES, LINGER_SECONDS
-from twisted_storaged.server.ended_requests import WAIT
 from twisted_storaged.server.request import READ_SIZE, USUAL_READ_SIZE
+from twisted_storaged.server.site import ENDED_WAIT
 
 TOO_LONG = DEFAULT_MAX_PUT + 1
 EXPECT = "Expect: 100-continue"
@@ -162,7 +162,7 @@ class EarlyAnswerTests:
         connection = server.connect()
         connection.send(put("/a", length=TOO_LONG))
         connection.lose()
-        server.clock.advance(WAIT)
+        server.clock.advance(ENDED_WAIT)
         assert server.clock.getDelayedCalls() == []
 
     def test_over_tls_there_is_no_half_close(self) -> None:
@@ -707,7 +707,7 @@ class DrainTests:
         server.clock.advance(DRAIN_IDLE_SECONDS * 0.05)
         assert connection.transport.disconnecting
         connection.lose()
-        server.clock.advance(WAIT)
+        server.clock.advance(ENDED_WAIT)
         assert server.clock.getDelayedCalls() == []
 
     @pytest.mark.parametrize("next_one", [request("GET", "/health"), put("a", b"hello"), request("GET", "/x", "A:  b")])

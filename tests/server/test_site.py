@@ -15,7 +15,7 @@ from zope.interface import implementer
 from tests.server.wire import Connection, Server, chunked_put, put, request
 from tests.support import MemoryBucket
 from twisted_storaged.model import ObjectInfo
-from twisted_storaged.server.ended_requests import WAIT
+from twisted_storaged.server.site import ENDED_WAIT
 
 
 @contextmanager
@@ -65,7 +65,7 @@ class AccessLogTests:
         server.ask(request("GET", "/storage/get/a%20b"))
         server.ask(request("DELETE", "/storage/delete/a%20b"))
         assert written == []
-        server.clock.advance(WAIT)
+        server.clock.advance(ENDED_WAIT)
         head = re.escape(f"192.168.1.1 - - {datetimeToLogString(0)} ")
         assert re.fullmatch(head + r'"PUT /storage/put/a%20b\?x HTTP/1\.1" 200 \d+ complete', written[0])
         assert re.fullmatch(head + r'"GET /storage/get/a%20b HTTP/1\.1" 200 5 complete', written[1])
@@ -76,7 +76,7 @@ class AccessLogTests:
         server = Server()
         for expected in (1, 2):
             server.ask(request("GET", "/health"))
-            server.clock.advance(WAIT)
+            server.clock.advance(ENDED_WAIT)
             assert len(written) == expected
 
     def test_dates_are_of_the_wall_clock(self, written: list[str]) -> None:
@@ -86,7 +86,7 @@ class AccessLogTests:
         for server.now in (1_700_000_000.9, 1_600_000_000.0):
             answer = server.ask(request("GET", "/health"))
             assert answer.headers["date"] == datetimeToString(server.now).decode()
-            server.clock.advance(WAIT)
+            server.clock.advance(ENDED_WAIT)
             assert datetimeToLogString(int(server.now)) in written[-1]
 
     def test_what_a_client_sends_cannot_make_lines(self, written: list[str]) -> None:
@@ -94,7 +94,7 @@ class AccessLogTests:
         server = Server()
         connection = server.connect()
         connection.send(b'GET /a"b\\\xff HTTP/1.1\r\nHost: x\r\n\r\n')
-        server.clock.advance(WAIT)
+        server.clock.advance(ENDED_WAIT)
         assert all(line.count('"') == 2 for line in written)
         assert all(line.isprintable() for line in written)
 

@@ -1,6 +1,7 @@
-"""What remains of a request that has ended: a line of the access log, and numbers.
+"""What remains of a request that has ended, and the line that the access log has of it.
 
-Both are made for all requests of half a second together. For each request alone they would cost more than a small GET.
+Lines are written, and requests counted, for all requests of half a second together (see `StorageSite.log`): for each
+alone, that would cost more than a small GET.
 """
 
 from __future__ import annotations
@@ -9,14 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.web.http import datetimeToLogString
-
-from twisted_storaged.runtime.metering import Meters
-
-#: Seconds that a request may wait for others.
-WAIT = 0.5
 
 _log = Logger(namespace="storaged.access")
 
@@ -55,7 +50,7 @@ class EndedRequest(Struct, gc=False):
     fields: Mapping[str, Sequence[str]] = {}
 
 
-class EndedRequests:
+class AccessLog:
     """Logs a line for each request, in the Common Log Format with one more field: how the request ended.
 
     `complete`: the whole response was handed to the kernel. `client gone`: the client closed the connection before
@@ -63,25 +58,14 @@ class EndedRequests:
     https://httpd.apache.org/docs/current/logs.html#common
     """
 
-    def __init__(self, clock: IReactorTime, meters: Meters) -> None:
-        self._clock = clock
-        self._ended: list[EndedRequest] = []
+    def __init__(self) -> None:
         self._second = -1
         self._time = ""
 
-    def add(self, request: EndedRequest) -> None:
-        """Log and count a request, soon."""
-        self._ended.append(request)
-        # One timer for all that end until it is due.
-        if len(self._ended) == 1:
-            self._clock.callLater(WAIT, self.flush)
-
-    def flush(self) -> None:
-        """Log and count the requests that have ended since the last time."""
-        ended, self._ended = self._ended, []
-        if ended:
-            # In one log event: an event for each line would cost more than a small GET.
-            _log.info("{lines}", lines="\n".join(map(self._line, ended)))
+    def add(self, ended: Sequence[EndedRequest]) -> None:
+        """Log requests that have ended."""
+        # In one log event: an event for each line would cost more than a small GET.
+        _log.info("{lines}", lines="\n".join(map(self._line, ended)))
 
     def _line(self, request: EndedRequest) -> str:
         second = int(request.at)

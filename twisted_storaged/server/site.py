@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -12,11 +12,13 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from twisted_storaged import __version__
-from twisted_storaged.runtime.metering import Meters
 from twisted_storaged.runtime.write_buffer import FlushQueue
 from twisted_storaged.server.channel import IDLE_SECONDS, StreamingChannel
-from twisted_storaged.server.ended_requests import EndedRequest, EndedRequests
+from twisted_storaged.server.ended_requests import AccessLog, EndedRequest
 from twisted_storaged.server.request import StreamingRequest
+
+#: Seconds that a request which has ended may wait for others, until it is logged and counted.
+ENDED_WAIT = 0.5
 
 SERVER = b"storaged/" + __version__.encode("ascii")
 
@@ -39,15 +41,20 @@ class StorageSite(Site):
         resource: IResource,
         reactor: IReactorTime,
         wall_clock: Callable[[], float] = time.time,
-        meters: Meters | None = None,
+        observers: Sequence[Callable[[Sequence[EndedRequest]], object]] | None = None,
     ) -> None:
-        """`wall_clock` is for dates, and `reactor` for all timeouts and durations: its clock is monotonic."""
+        """`wall_clock` is for dates, and `reactor` for all timeouts and durations: its clock is monotonic.
+
+        Each of the `observers` is called with the requests that have ended since the last time; by default there is an
+        AccessLog.
+        """
         super().__init__(resource, timeout=IDLE_SECONDS, reactor=reactor)
         self.flush_queue = FlushQueue(reactor)
         self.channels: set[StreamingChannel] = set()
         self.draining = False
         self._drained: Deferred[None] = Deferred()
-        self._ended = EndedRequests(reactor, meters or Meters())
+        self._observers = (AccessLog().add,) if observers is None else observers
+        self._ended: list[EndedRequest] = []
         self._wall_clock = wall_clock
         self._second = -1
         self._common = b""
@@ -55,7 +62,7 @@ class StorageSite(Site):
     def log(self, request: StreamingRequest) -> None:  # type: ignore[override]
         """Log and count a request that has ended."""
         began = request.began
-        self._ended.add(
+        self._add(
             EndedRequest(
                 self._wall_clock(),
                 request.client,
@@ -78,11 +85,20 @@ class StorageSite(Site):
 
     def log_refused(self, client: object, status: int) -> None:
         """Log and count bytes that are no request."""
-        self._ended.add(EndedRequest(self._wall_clock(), client, status=status, outcome="cut: no request"))
+        self._add(EndedRequest(self._wall_clock(), client, status=status, outcome="cut: no request"))
+
+    def _add(self, ended: EndedRequest) -> None:
+        self._ended.append(ended)
+        # One timer for all that end until it is due.
+        if len(self._ended) == 1:
+            self.reactor.callLater(ENDED_WAIT, self.flush_log)
 
     def flush_log(self) -> None:
         """Log and count the requests that have ended, now."""
-        self._ended.flush()
+        ended, self._ended = self._ended, []
+        if ended:
+            for observe in self._observers:
+                observe(ended)
 
     def common_headers(self) -> bytes:
         """Return the header fields of all responses, made once a second. RFC 9110, 6.6.1 and 10.2.4."""
