@@ -57,7 +57,19 @@ class Operation(NamedTuple):
 #: list needs. A request without others, as most are, skips the parsers of conditions, digests and metadata. To leave a
 #: field out costs only time; to list one that a parser acts on would make storaged ignore it.
 PLAIN_FIELDS = frozenset(
-    {"accept", "accept-encoding", "connection", "content-length", "expect", "host", "transfer-encoding", "user-agent"}
+    {
+        "accept",
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "traceparent",
+        "tracestate",
+        "transfer-encoding",
+        "user-agent",
+        "x-request-id",
+    }
 )
 
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")

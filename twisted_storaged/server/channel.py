@@ -35,6 +35,7 @@ class ChannelOwner(Protocol):
         flush_queue: the connections that have unflushed writes.
         channels: the channels that are open.
         draining: whether each connection is to close after its next response, or when it is idle.
+        request_ids: makes the ids of requests.
     """
 
     reactor: Any
@@ -43,6 +44,7 @@ class ChannelOwner(Protocol):
     flush_queue: FlushQueue
     channels: set[Any]
     draining: bool
+    request_ids: Any
 
     def requestFactory(self, channel: Any, /) -> StreamingRequest:
         """Make the request that a channel has begun to receive."""
@@ -53,7 +55,7 @@ class ChannelOwner(Protocol):
     def log(self, request: StreamingRequest) -> None:
         """Log that a request has ended."""
 
-    def log_refused(self, client: object, status: int) -> None:
+    def log_refused(self, client: object, status: int, request_id: str) -> None:
         """Log that bytes arrived that are no request."""
 
     def forget(self, channel: Any) -> None:
@@ -113,7 +115,7 @@ class ReusedTimeout(TimeoutMixin):
         self._timer = self.callLater(seconds, self.check_timeout)
 
 
-NO_REQUEST = b"HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+NO_REQUEST = b"HTTP/1.1 %d %s\r\n%sX-Request-Id: %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 #: RFC 9110, 15.5.1 and 15.5.15; RFC 6585, 5.
 RESPONSES_TO_NONE = {400: b"Bad Request", 414: b"URI Too Long", 431: b"Request Header Fields Too Large"}
 
@@ -243,10 +245,13 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
 
     def _refuse(self, status: int) -> None:
         """Respond to bytes that are no request, or no body as its head frames it, and end the connection."""
-        self.transport.write(NO_REQUEST % (status, RESPONSES_TO_NONE[status]))
-        # A request that was dispatched has a line of its own in the access log, see `_end_refused`.
-        if not self.requests or not self.requests[-1].dispatched:
-            self.site.log_refused(self.getPeer(), status)
+        # A request that was dispatched has an id, and a line of its own in the access log, see `_end_refused`.
+        dispatched = bool(self.requests) and self.requests[-1].dispatched
+        request_id = self.requests[-1].id if dispatched else self.site.request_ids.new()
+        answer = status, RESPONSES_TO_NONE[status], self.site.common_headers(), request_id.encode("ascii")
+        self.transport.write(NO_REQUEST % answer)
+        if not dispatched:
+            self.site.log_refused(self.getPeer(), status, request_id)
         self._end_refused(status)
 
     def allHeadersReceived(self) -> None:
@@ -299,7 +304,9 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
         self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None, chunked: bool
     ) -> None:
         """Write the head of a response."""
-        lines = [b"HTTP/1.1 %d %s\r\n%s" % (status, RESPONSES[status], self.site.common_headers())]
+        request_id = self.requests[0].id.encode("ascii")
+        common = self.site.common_headers()
+        lines = [b"HTTP/1.1 %d %s\r\n%sX-Request-Id: %s\r\n" % (status, RESPONSES[status], common, request_id)]
         lines += [b"%s: %s\r\n" % header for header in headers]
         if chunked:
             lines.append(b"Transfer-Encoding: chunked\r\n")

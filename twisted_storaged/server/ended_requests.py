@@ -30,6 +30,7 @@ class EndedRequest(Struct, gc=False):
         received, sent: bytes of the two bodies.
         seconds: from the end of its head to its end; `first_byte`: to the beginning of the response, if any.
         fields: the header fields of the request.
+        id: the id of the request, as in its response.
     """
 
     at: float
@@ -48,6 +49,7 @@ class EndedRequest(Struct, gc=False):
     seconds: float = 0.0
     first_byte: float | None = None
     fields: Mapping[str, Sequence[str]] = {}
+    id: str = ""
 
 
 class AccessLog:

@@ -263,6 +263,8 @@ class StreamingRequest(Request):
         gone: whether the client has disconnected, so that no response can reach it.
         dispatched: whether the resource tree has it.
         fields: its header fields; `requestHeaders` has only those that Twisted has read, line by line.
+        id: what logs, responses and S3 know it by: the client's X-Request-Id, or one that was made; empty until the
+            request is dispatched.
         outcome: how it ended, for the access log: `complete`, `client gone`, or `cut: ` and a reason; empty until then.
         operation: what is asked for, such as `put`, as the resource tree has found.
         bucket: the name of the bucket that it is for, and `key`, the object's; empty if it never came to that.
@@ -282,6 +284,7 @@ class StreamingRequest(Request):
         self.gone = False
         self.dispatched = False
         self.outcome = ""
+        self.id = ""
         self.operation = "other"
         self.bucket = self.key = self.reason = ""
         self.began = 0.0
@@ -292,12 +295,14 @@ class StreamingRequest(Request):
     def dispatch(self, command: bytes, path: bytes, version: bytes) -> None:
         """Pass the request to the resource tree."""
         self.dispatched = True
-        self.began = self.channel.site.reactor.seconds()
+        site = self.channel.site
+        self.began = site.reactor.seconds()
+        self.id = site.request_ids.of(self.fields)
         self.method, self.uri, self.clientproto = command, path, version
         self.path = path.partition(b"?")[0]
         segments = self.path[1:].split(b"/")
         self.prepath, self.postpath = [], [unquote_to_bytes(one) if b"%" in one else one for one in segments]
-        getChildForRequest(self.channel.site.resource, self).render(self)
+        getChildForRequest(site.resource, self).render(self)
 
     def start_response(self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None = None) -> None:
         """Write the head of the response.
@@ -370,7 +375,7 @@ class StreamingRequest(Request):
             self.channel.transport.abortConnection()
 
     def _cut_defective(self, reason: str) -> None:
-        what = f"{self.method!r} {self.path!r}"
+        what = f"{self.method!r} {self.path!r} [{self.id}]"
         _log.error("{what}: the response was cut, as its handler wrote {reason}", what=what, reason=reason)
         self.cut(reason)
 

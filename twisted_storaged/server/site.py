@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -12,6 +15,7 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from twisted_storaged import __version__
+from twisted_storaged.protocol.http_fields import Fields
 from twisted_storaged.runtime.write_buffer import FlushQueue
 from twisted_storaged.server.channel import IDLE_SECONDS, StreamingChannel
 from twisted_storaged.server.ended_requests import AccessLog, EndedRequest
@@ -25,6 +29,30 @@ SERVER = b"storaged/" + __version__.encode("ascii")
 #: A browser shows a stored object as the type that it was stored with, and runs no script in it.
 #: https://fetch.spec.whatwg.org/#x-content-type-options-header and https://www.w3.org/TR/CSP3/#directive-sandbox
 _INERT = b"X-Content-Type-Options: nosniff\r\nContent-Security-Policy: default-src 'none'; sandbox\r\n"
+
+
+#: An id that a client may choose: it goes into logs and headers as it is.
+_CLIENT_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+class RequestIds:
+    """The ids of requests: those that clients send in X-Request-Id, and others, which no other process makes."""
+
+    def __init__(self, prefix: str | None = None) -> None:
+        """`prefix` is what the ids that are made begin with, by default 64 random bits in hexadecimal."""
+        self._prefix = secrets.token_hex(8) if prefix is None else prefix
+        self._numbers = count(1)
+
+    def new(self) -> str:
+        """Make an id."""
+        return f"{self._prefix}-{next(self._numbers)}"
+
+    def of(self, fields: Fields) -> str:
+        """The client's id, if it sent one, and one that is safe to pass on; else a new one."""
+        given = fields.get("x-request-id")
+        if given is not None and len(given) == 1 and _CLIENT_ID.fullmatch(given[0]):
+            return given[0]
+        return self.new()
 
 
 class StorageSite(Site):
@@ -42,6 +70,7 @@ class StorageSite(Site):
         reactor: IReactorTime,
         wall_clock: Callable[[], float] = time.time,
         observers: Sequence[Callable[[Sequence[EndedRequest]], object]] | None = None,
+        request_ids: RequestIds | None = None,
     ) -> None:
         """`wall_clock` is for dates, and `reactor` for all timeouts and durations: its clock is monotonic.
 
@@ -52,6 +81,7 @@ class StorageSite(Site):
         self.flush_queue = FlushQueue(reactor)
         self.channels: set[StreamingChannel] = set()
         self.draining = False
+        self.request_ids = request_ids or RequestIds()
         self._drained: Deferred[None] = Deferred()
         self._observers = (AccessLog().add,) if observers is None else observers
         self._ended: list[EndedRequest] = []
@@ -80,12 +110,13 @@ class StorageSite(Site):
                 self.reactor.seconds() - began,
                 None if request.first_byte is None else request.first_byte - began,
                 request.fields,
+                request.id,
             )
         )
 
-    def log_refused(self, client: object, status: int) -> None:
+    def log_refused(self, client: object, status: int, request_id: str) -> None:
         """Log and count bytes that are no request."""
-        self._add(EndedRequest(self._wall_clock(), client, status=status, outcome="cut: no request"))
+        self._add(EndedRequest(self._wall_clock(), client, status=status, outcome="cut: no request", id=request_id))
 
     def _add(self, ended: EndedRequest) -> None:
         self._ended.append(ended)
