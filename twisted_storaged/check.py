@@ -53,6 +53,7 @@ def effective_config(config: Config) -> Iterator[str]:
         "abandoned_after": int(upkeep.abandoned_after),
         "s3_deadline": int(upkeep.deadline),
         "drain": int(config.drain),
+        "access_log": config.access_log,
     }
     yield from _section("[storaged]", storaged)
     for name, settings in config.buckets.items():

@@ -115,6 +115,7 @@ class StoragedSection(Struct, frozen=True, kw_only=True):
     drain: Annotated[
         Seconds, Meta(description="Time that requests under way have to complete after SIGTERM; then they are aborted.")
     ] = Duration(DEFAULT_DRAIN)
+    access_log: Annotated[bool, Meta(description="Whether the log has a line for each request.")] = True
 
 
 class S3Section(Struct, frozen=True, kw_only=True):
@@ -219,6 +220,7 @@ class Config:
         drain: seconds that requests under way have to complete when the daemon stops.
         workers: how many processes serve requests.
         allow_network: whether other hosts may reach the endpoint.
+        access_log: whether requests are logged.
     """
 
     endpoint: str
@@ -230,6 +232,7 @@ class Config:
     drain: float = DEFAULT_DRAIN
     workers: int = 1
     allow_network: bool = False
+    access_log: bool = True
 
     @property
     def primary_kind(self) -> str:
@@ -281,6 +284,7 @@ def load_config(overrides: Overrides, secrets: Mapping[str, Credentials], enviro
         drain=storaged.drain,
         workers=len(os.sched_getaffinity(0)) if storaged.workers == "auto" else storaged.workers,
         allow_network=storaged.allow_network,
+        access_log=storaged.access_log,
     )
 
 

@@ -54,6 +54,7 @@ from twisted_storaged.runtime.systemd import (
     log_failure,
     pass_sockets,
 )
+from twisted_storaged.server.ended_requests import AccessLog
 from twisted_storaged.server.site import StorageSite
 
 #: Seconds between two attempts to reach the primary bucket, until the daemon is ready.
@@ -412,7 +413,8 @@ def assemble(  # noqa: PLR0913 (its parts)
         return S3Bucket(name, settings, reactor, slots.limit, config.upkeep)
 
     registry = Registry(make_bucket(name, settings) for name, settings in config.buckets.items())
-    site = StorageSite(make_tree(Namespace(config.policy, registry), slots), reactor)
+    observers = [AccessLog().add] if config.access_log else []
+    site = StorageSite(make_tree(Namespace(config.policy, registry), slots), reactor, observers=observers)
     return StorageService(listener, site, registry, slots, reactor, config.drain, manager, replacement)
 
 

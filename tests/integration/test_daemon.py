@@ -69,6 +69,16 @@ class LifeTests:
         assert ask(daemon, "GET", "/storage/get/a/b%20c") == (404, b"not found\n")
         assert ask(daemon, "GET", "/health")[0] == 200
 
+    @pytest.mark.parametrize("access_log", [True, False])
+    def test_access_log(self, tmp_path: Path, access_log: bool) -> None:
+        """A request has one line in the log, with its id and its ending; without the access log, it has none."""
+        with Daemon(tmp_path, config=f"[storaged]\naccess_log = {str(access_log).lower()}\n") as daemon:
+            assert ask(daemon, "PUT", "/objects/k", b"hello")[0] == 200
+            daemon.stop()
+            lines = [line for line in daemon.log.splitlines() if "PUT /objects/k" in line]
+        assert len(lines) == access_log
+        assert all(" complete id=" in line and ' key="k" received=5 ' in line for line in lines)
+
     def test_a_second_sigterm_ends_it_at_once(self, daemon: Daemon) -> None:
         """A second SIGTERM ends the daemon with status 0, despite an idle connection and a PUT under way."""
         idle, busy = daemon.connect(), daemon.connect()

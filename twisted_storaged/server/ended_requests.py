@@ -6,12 +6,26 @@ alone, that would cost more than a small GET.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any
+from urllib.parse import unquote
 
 from msgspec import Struct
 from twisted.logger import Logger
 from twisted.web.http import datetimeToLogString
+
+#: Characters of a header field that a line has at most.
+LONGEST_FIELD = 256
+
+#: What stands before an @ in an absolute URL, and the parameters of a URL. Both may be percent-encoded, as in a key
+#: that was made of a URL. No part can match a beginning of the next, so that the time is linear in the length.
+_USER = re.compile(r"(//|%2f%2f)(?:(?!%2f|%40)[^/?#@\s])*(@|%40)", re.IGNORECASE)
+_PARAMETER = re.compile(
+    r"([?&;]|%3f|%26|%3b)((?:(?!%3d|%26|%3b|%3f)[^=&;#?])*)(=|%3d)((?:(?!%26|%3b)[^&;#\s])*)", re.IGNORECASE
+)
+_SECRET_NAME = re.compile(r"sig|token|cred|secret|pass|pwd|auth|key|session|bearer|jwt", re.IGNORECASE)
 
 _log = Logger(namespace="storaged.access")
 
@@ -52,11 +66,38 @@ class EndedRequest(Struct, gc=False):
     id: str = ""
 
 
+def redacted(text: str) -> str:
+    """A URL, or a part of one, without passwords and the values of parameters whose names say that they are secret.
+
+    These are those of presigned URLs, such as X-Amz-Signature and X-Amz-Security-Token, and of other services.
+    https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html
+    """
+    # Most have none of it, and these searches cost far less than the expressions.
+    if "@" in text or "%40" in text:
+        text = _USER.sub(r"\1[redacted]\2", text)
+    if "=" in text or "%3" in text:
+        text = _PARAMETER.sub(_redact_value, text)
+    return text
+
+
+def _redact_value(match: re.Match[str]) -> str:
+    start, name, equals, value = match.groups()
+    # Decoded twice, as a client may have encoded a URL that was encoded already.
+    shown = "[redacted]" if value and _SECRET_NAME.search(unquote(unquote(name))) else value
+    return f"{start}{name}{equals}{shown}"
+
+
+def quoted(text: str) -> str:
+    """A text as a string of JSON, in quotes: no character of it can end the line, the string, or change a terminal."""
+    # Characters that are not printable are also those of direction, and lone halves of surrogate pairs.
+    return encode_basestring(text) if text.isprintable() else encode_basestring_ascii(text)
+
+
 class AccessLog:
-    """Logs a line for each request, in the Common Log Format with one more field: how the request ended.
+    """Logs a line for each request: in the Common Log Format, how the request ended, and fields of the form NAME=VALUE.
 
     `complete`: the whole response was handed to the kernel. `client gone`: the client closed the connection before
-    that. `cut: REASON`: storaged closed it. Without a response, the status is `-`.
+    that. `cut: REASON`: storaged closed it. Without a response, the status is `-`, and so is every field that is empty.
     https://httpd.apache.org/docs/current/logs.html#common
     """
 
@@ -67,9 +108,10 @@ class AccessLog:
     def add(self, ended: Sequence[EndedRequest]) -> None:
         """Log requests that have ended."""
         # In one log event: an event for each line would cost more than a small GET.
-        _log.info("{lines}", lines="\n".join(map(self._line, ended)))
+        _log.info("{lines}", lines="\n".join(map(self.line, ended)))
 
-    def _line(self, request: EndedRequest) -> str:
+    def line(self, request: EndedRequest) -> str:
+        """The line of a request."""
         second = int(request.at)
         if second != self._second:
             self._second = second
@@ -78,6 +120,15 @@ class AccessLog:
         if request.uri:
             # The repr of bytes has no control characters, and its quotes are not ours.
             what = repr(b" ".join((request.method, request.uri, request.version)))[2:-1].replace('"', "%22")
+            what = redacted(what)
         status = "-" if request.status is None else request.status
         client = getattr(request.client, "host", "-")
-        return f'{client} - - {self._time} "{what}" {status} {request.sent or "-"} {request.outcome}'
+        key = quoted(redacted(request.key)) if request.key else "-"
+        agent = request.fields.get("user-agent")
+        first_byte = "-" if request.first_byte is None else f"{request.first_byte:.6f}"
+        return (
+            f'{client} - - {self._time} "{what}" {status} {request.sent or "-"} {quoted(request.outcome)[1:-1]}'
+            f" id={request.id or '-'} operation={request.operation} bucket={request.bucket or '-'} key={key}"
+            f" received={request.received} seconds={request.seconds:.6f} first_byte={first_byte}"
+            f" reason={request.reason or '-'} agent={quoted(redacted(agent[0][:LONGEST_FIELD])) if agent else '-'}"
+        )
