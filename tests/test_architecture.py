@@ -17,6 +17,7 @@ FLOORS = (
     "interfaces protocol listening",
     "preparation",
     "admission buckets routing server",
+    "reports",
     "api",
     "config_file",
     "config",

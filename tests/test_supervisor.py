@@ -17,11 +17,14 @@ from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 
 from tests.buckets.local.embedded import logged
-from tests.support import result
+from tests.support import open_reports, result
 from twisted_storaged.errors import StartError
 from twisted_storaged.preparation import Prepared, Settings, Sources, WorkerSpec
+from twisted_storaged.reports import Report, Reports, read_file, write_file
 from twisted_storaged.runtime.concurrency import Threads
 from twisted_storaged.runtime.messages import receive, send
+from twisted_storaged.runtime.metering import Meters, merge
+from twisted_storaged.runtime.report_file import ReportWriter
 from twisted_storaged.runtime.systemd import ListenSocket, ServiceManager
 from twisted_storaged.supervisor import (
     EARLY_SECONDS,
@@ -52,8 +55,12 @@ class FakeProcess:
         control: its end of the control socket.
     """
 
-    def __init__(self, protocol: Any, arguments: Sequence[str], environ: Mapping[str, str], control: int) -> None:
+    def __init__(
+        self, protocol: Any, arguments: Sequence[str], environ: Mapping[str, str], control: int, report: int
+    ) -> None:
         self.pid = 1000 + control
+        self.report = os.dup(report)
+        self.reports: list[Report | None] = []
         self.spec = decode(arguments[-1], type=WorkerSpec)
         self.environ = environ
         self.signals: list[int] = []
@@ -73,6 +80,18 @@ class FakeProcess:
         """Send a message to the supervisor."""
         send(self.control, "\n".join(assignments).encode())
 
+    def count(self, number: int) -> None:
+        """Write a report with a counter and a gauge of this number."""
+        meters = Meters()
+        meters.counter("requests", "Requests.").add(number)
+        meters.gauge("connections", "Connections.").watch(lambda: number)
+        write_file(ReportWriter(self.report), Reports(meters).own())
+
+    def counted(self) -> Mapping[str, Any]:
+        """The metrics that it was shown, by name and labels, merged."""
+        merged = merge(report.metrics for report in self.reports if report is not None)
+        return {one.family.name: dict(one.values) for one in merged}
+
     def read(self) -> None:
         """Read the messages that have come."""
         while True:
@@ -86,6 +105,10 @@ class FakeProcess:
                 self.drained = True
             elif data == b"skip":
                 self.skipped = True
+            elif data == b"reports":
+                self.reports = [read_file(one) for one in descriptors]
+                for one in descriptors:
+                    os.close(one)
             else:
                 return
 
@@ -93,6 +116,7 @@ class FakeProcess:
         """End the process: with a status, or by a signal."""
         self.has_ended = True
         self.control.close()
+        os.close(self.report)
         error = ProcessDone(None) if status == 0 else ProcessTerminated(status, number)
         self.protocol.processEnded(Failure(error))
 
@@ -110,7 +134,7 @@ class Reactor(MemoryReactorClock):
     ) -> FakeProcess:
         if self.failing is not None:
             raise self.failing
-        process = FakeProcess(protocol, args, env, childFDs[3])
+        process = FakeProcess(protocol, args, env, childFDs[3], childFDs[7])
         protocol.makeConnection(process)
         self.processes.append(process)
         return process
@@ -309,7 +333,8 @@ class StartTests:
             sources=Sources(config="/proc/self/fd/4", secrets="/proc/self/fd/5", data=None, bind=None),
             control=3,
             slots=6,
-            locks={"/data": 7},
+            report=7,
+            locks={"/data": 8},
         )
         assert {"NOTIFY_SOCKET", "WATCHDOG_USEC"} & set(process.environ) == set()
 
@@ -500,6 +525,68 @@ class HandTests:
             send(running.processes[0].control, b"WATCHDOG=1", [extra.fileno()])
         running.reactor.turn()
         assert len(os.listdir("/proc/self/fd")) <= before
+
+
+class ReportTests:
+    """Reports of workers, which the supervisor shows to each other."""
+
+    def ask(self, running: Running, process: FakeProcess) -> Mapping[str, Any]:
+        process.tell("X_STORAGED_ASKS=1")
+        running.reactor.turn()
+        return process.counted()
+
+    def test_of_the_others(self, running: Running) -> None:
+        """A worker is shown the reports of the supervisor and of all others, but not its own."""
+        running.serve()
+        first, second = running.processes
+        assert self.ask(running, first)["storaged_workers"] == {(): 2}
+        first.count(1)
+        second.count(10)
+        assert self.ask(running, first)["requests"] == {(): 10}
+        assert self.ask(running, second)["requests"] == {(): 1}
+        assert [report is None for report in first.reports] == [False, False]
+
+    def test_of_the_dead(self, running: Running) -> None:
+        """Counters of workers that have ended are kept, their gauges are not; the ends are counted by their kinds."""
+        running.serve()
+        first, second = running.processes
+        first.count(3)
+        second.count(20)
+        first.end(number=signal.SIGKILL)
+        second.end(status=1)
+        running.advance(FIRST_PAUSE * 4)
+        third = running.processes[-1]
+        metrics = self.ask(running, third)
+        assert metrics["requests"] == {(): 23}
+        assert "connections" not in metrics
+        assert metrics["storaged_workers_ended"] == {("killed",): 1, ("failed",): 1}
+        assert metrics["storaged_workers"] == {(): len([one for one in running.processes if not one.has_ended])}
+
+    def test_one_that_was_told_to_stop(self, running: Running) -> None:
+        """A worker that was told to stop has not failed."""
+        running.serve()
+        first, second = running.processes
+        first.tell("STOPPING=1")
+        running.reactor.turn()
+        first.end(status=0)
+        assert self.ask(running, second)["storaged_workers_ended"] == {("stopped",): 1}
+
+    def test_files_are_closed(self, running: Running) -> None:
+        """Nothing of a worker that has ended stays open, also if it could not be started."""
+        running.serve()
+        opened = open_reports()
+        first, _ = running.processes
+        for _ in range(3):
+            first.end(number=signal.SIGKILL)
+            running.advance(FIRST_PAUSE * 4)
+            first = running.processes[-1]
+            running.get_ready(first)
+        running.reactor.failing = OSError(11, "Resource temporarily unavailable")
+        first.end(number=signal.SIGKILL)
+        running.advance(FIRST_PAUSE)
+        running.reactor.failing = None
+        running.advance(LONGEST_PAUSE)
+        assert open_reports() == opened
 
 
 class WatchTests:

@@ -18,14 +18,16 @@ from twisted.logger import LogLevel
 
 from tests.buckets.local.embedded import logged
 from tests.daemon import ROOT
-from tests.support import result
+from tests.support import open_reports, result
 from tests.test_preparation import prepared, sources
 from twisted_storaged.admission import make_slots_file
 from twisted_storaged.preparation import WorkerSpec, with_copies
+from twisted_storaged.reports import Report, read_file, write_file
 from twisted_storaged.runtime.messages import receive, send, socket_pair
 from twisted_storaged.runtime.process import StopSignals
+from twisted_storaged.runtime.report_file import ReportWriter, make_report_file
 from twisted_storaged.server.site import StorageSite
-from twisted_storaged.worker import COUNT_SECONDS, LAST_SECONDS, HandedListener, SupervisorLink, main
+from twisted_storaged.worker import COUNT_SECONDS, LAST_SECONDS, REPORTS_SECONDS, HandedListener, SupervisorLink, main
 
 
 class FakeSignals:
@@ -111,6 +113,40 @@ class SupervisorLinkTests:
         linked.link.notify("READY=1", "STATUS=bereit \udc80")
         assert linked.told() == ["READY=1", "STATUS=bereit ?"]
         assert (linked.link.exists, linked.link.watchdog_seconds) == (True, 2.0)
+
+    def test_reports(self, linked: Linked) -> None:
+        """All who ask for the reports of the others at the same time get them from one answer."""
+        linked.start()
+        asked = [linked.link.collect() for _ in range(2)]
+        assert linked.told() == ["X_STORAGED_ASKS=1"]
+        file, empty = make_report_file(), make_report_file()
+        opened = open_reports()
+        report = Report(7, 8.0, [])
+        write_file(ReportWriter(file), report)
+        send(linked.supervisor, b"reports", [file, empty])
+        linked.read()
+        assert [result(one) for one in asked] == [[report], [report]]
+        assert open_reports() == opened
+        os.close(file)
+        os.close(empty)
+
+    def test_reports_that_do_not_come(self, linked: Linked) -> None:
+        """Without an answer, there are no reports after a second; the answer is asked for again."""
+        linked.start()
+        first = linked.link.collect()
+        linked.reactor.advance(REPORTS_SECONDS / 2)
+        second = linked.link.collect()
+        with logged(LogLevel.warn) as lines:
+            linked.reactor.advance(REPORTS_SECONDS / 2)
+        assert lines == ["metrics are of this worker alone: the supervisor does not answer"]
+        assert result(first) == []
+        assert linked.told() == ["X_STORAGED_ASKS=1"] * 2
+        send(linked.supervisor, b"reports")
+        linked.read()
+        assert result(second) == []
+        # One that comes too late.
+        send(linked.supervisor, b"reports")
+        linked.read()
 
     def test_connections(self, linked: Linked) -> None:
         """A connection that is handed over is served."""
@@ -229,6 +265,9 @@ class HandedListenerTests:
 class Process:
     """A worker as a process, whose supervisor is the test."""
 
+    #: The file of its report, if it has one.
+    report = -1
+
     def __init__(self, spec: Callable[[dict[str, int]], WorkerSpec], *descriptors: int) -> None:
         self.control, theirs = socket_pair()
         self.control.settimeout(60)
@@ -261,19 +300,23 @@ class ProgramTests:
     @pytest.fixture
     def worker(self, tmp_path: Path) -> Iterator[Process]:
         with prepared(sources(tmp_path)) as settings:
-            slots = make_slots_file()
+            slots, report = make_slots_file(), make_report_file()
             (lock,) = settings.locks.values()
 
             def spec(given: dict[str, int]) -> WorkerSpec:
                 copies = with_copies(settings.sources, settings.config, settings.secrets)
-                return WorkerSpec(sources=copies, control=given["control"], slots=slots, locks=settings.locks)
+                return WorkerSpec(
+                    sources=copies, control=given["control"], slots=slots, report=report, locks=settings.locks
+                )
 
-            worker = Process(spec, settings.config, settings.secrets, slots, lock)
+            worker = Process(spec, settings.config, settings.secrets, slots, report, lock)
+            worker.report = report
             yield worker
             if worker.process.poll() is None:
                 worker.process.kill()
                 worker.end()
             os.close(slots)
+            os.close(report)
 
     def test_serves(self, worker: Process) -> None:
         """It tells that it is ready, serves what it is handed, tells of closed connections, and ends with status 0."""
@@ -290,6 +333,12 @@ class ProgramTests:
         worker.wait_for("STOPPING=1")
         status, output = worker.end()
         assert status == 0
+        # Its last report, after all requests.
+        report = read_file(worker.report)
+        assert report is not None
+        assert report.pid == worker.process.pid
+        (requests,) = (one for one in report.metrics if one.family.name == "storaged_requests")
+        assert requests.values == [(("put", "2xx", "complete"), 1)]
         assert "storaged has stopped" in output
         assert "Traceback" not in output
 
@@ -306,7 +355,8 @@ class ProgramTests:
         where = sources(tmp_path, "[storaged]\nworkers = 'two'\n")
         slots = make_slots_file()
         worker = Process(
-            lambda given: WorkerSpec(sources=where, control=given["control"], slots=slots, locks={}), slots
+            lambda given: WorkerSpec(sources=where, control=given["control"], slots=slots, report=slots, locks={}),
+            slots,
         )
         worker.wait_for(f"X_STORAGED_FAILED={where.config}: [storaged] workers is 'two'")
         assert worker.end()[0] == 1

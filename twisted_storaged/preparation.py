@@ -59,12 +59,14 @@ class WorkerSpec(Struct, frozen=True, kw_only=True):
         sources: where the settings are.
         control: the socket to the supervisor.
         slots: the file of the put slots.
+        report: the file for its report.
         locks: the locks of the folders of embedded buckets, by the paths of these.
     """
 
     sources: Sources
     control: int
     slots: int
+    report: int
     locks: dict[str, int]
 
 

@@ -11,9 +11,11 @@ import atexit
 import gc
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from platform import python_version
 from time import monotonic_ns
 from typing import Any, NoReturn
 
@@ -24,9 +26,11 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+import twisted
 from twisted_storaged import __version__
 from twisted_storaged.admission import PutSlots
 from twisted_storaged.api.handlers import make_tree
+from twisted_storaged.api.ops.metrics import metrics_resource
 from twisted_storaged.buckets.local.backup import back_up
 from twisted_storaged.buckets.local.bucket import LocalBucket, LocalSettings
 from twisted_storaged.buckets.local.scrub import Scrub
@@ -39,8 +43,10 @@ from twisted_storaged.interfaces import IBucket
 from twisted_storaged.listening import EndpointListener, IListener, SocketListener
 from twisted_storaged.model import ListQuery
 from twisted_storaged.preparation import Settings, Sources, check_replacement, prepare, sources_of
+from twisted_storaged.reports import Reports
 from twisted_storaged.routing import PRIMARY, Namespace, Registry
 from twisted_storaged.runtime.concurrency import Threads, deferred
+from twisted_storaged.runtime.metering import Meters
 from twisted_storaged.runtime.process import HeapTrimmer, run_again_at_exit
 from twisted_storaged.runtime.systemd import (
     MORE_TIME,
@@ -55,6 +61,7 @@ from twisted_storaged.runtime.systemd import (
     pass_sockets,
 )
 from twisted_storaged.server.ended_requests import AccessLog
+from twisted_storaged.server.request_meters import RequestMeters
 from twisted_storaged.server.site import StorageSite
 
 #: Seconds between two attempts to reach the primary bucket, until the daemon is ready.
@@ -398,10 +405,12 @@ def assemble(  # noqa: PLR0913 (its parts)
     slots: PutSlots | None = None,
     locks: Mapping[str, int] | None = None,
     replacement: Replacement | None = None,
+    reports: Reports | None = None,
 ) -> StorageService:
     """Make the daemon's service from its configuration: buckets, namespace, resources and put slots.
 
-    A worker has `slots` that it shares with others, and the `locks` of the folders of embedded buckets, by their paths.
+    A worker has `slots` that it shares with others, the `locks` of the folders of embedded buckets, by their paths, and
+    `reports` with those of other processes.
     """
     if slots is None:
         slots = PutSlots(config.put_slots, config.retry_after)
@@ -413,9 +422,34 @@ def assemble(  # noqa: PLR0913 (its parts)
         return S3Bucket(name, settings, reactor, slots.limit, config.upkeep)
 
     registry = Registry(make_bucket(name, settings) for name, settings in config.buckets.items())
-    observers = [AccessLog().add] if config.access_log else []
-    site = StorageSite(make_tree(Namespace(config.policy, registry), slots), reactor, observers=observers)
+    if reports is None:
+        reports = Reports(Meters())
+        reports.meters.gauge("storaged_workers", "Worker processes that are alive.").watch(lambda: 1)
+    observers = [RequestMeters(reports.meters).add]
+    if config.access_log:
+        observers.append(AccessLog().add)
+    tree = make_tree(Namespace(config.policy, registry), slots, ops={b"metrics": metrics_resource(reports)})
+    site = StorageSite(tree, reactor, observers=observers)
+    _watch(reports.meters, site, slots)
     return StorageService(listener, site, registry, slots, reactor, config.drain, manager, replacement)
+
+
+def _watch(meters: Meters, site: StorageSite, slots: PutSlots) -> None:
+    """Let gauges tell what is under way, and what runs."""
+    started = time.time()
+    version = (__version__, python_version(), twisted.__version__)
+    meters.gauge("storaged_connections", "Connections of clients that are open.").watch(lambda: len(site.channels))
+    meters.gauge("storaged_requests_under_way", "Requests that have not ended.").watch(
+        lambda: sum(bool(channel.requests) for channel in site.channels)
+    )
+    meters.gauge("storaged_put_slots_taken", "Put slots that are taken.").watch(lambda: slots.taken)
+    meters.gauge("storaged_put_slots", "Put slots, taken and free.", combine="max").watch(lambda: slots.limit)
+    meters.gauge("storaged_start_time_seconds", "When the oldest process began to serve.", combine="min").watch(
+        lambda: started
+    )
+    meters.gauge("storaged_build_info", "Versions.", ("version", "python", "twisted"), combine="max").watch(
+        lambda: 1, *version
+    )
 
 
 def _make_backup(config: Config, target: Path) -> MaintenanceService:

@@ -41,9 +41,11 @@ from twisted_storaged.preparation import (
     program,
     with_copies,
 )
+from twisted_storaged.reports import SupervisorReports
 from twisted_storaged.runtime.concurrency import Threads, deferred
 from twisted_storaged.runtime.log_pipe import log_again
-from twisted_storaged.runtime.messages import MessageSocket, socket_pair
+from twisted_storaged.runtime.messages import MOST_DESCRIPTORS, MessageSocket, socket_pair
+from twisted_storaged.runtime.report_file import make_report_file
 from twisted_storaged.runtime.systemd import (
     MORE_TIME,
     SLOTS,
@@ -79,12 +81,12 @@ GATHER_SECONDS = 2.0
 #: Seconds until a connection is handed on again that no worker had room for.
 RETRY_SECONDS = 0.05
 
-#: What a worker tells beside the variables of sd_notify(3): that it serves, why it has failed, and how many connections
-#: it has closed.
-UP, FAILED, CLOSED = "X_STORAGED_UP", "X_STORAGED_FAILED", "X_STORAGED_CLOSED"
+#: What a worker tells beside the variables of sd_notify(3): that it serves, why it has failed, how many connections it
+#: has closed, and that it wants the reports of the others.
+UP, FAILED, CLOSED, ASKS = "X_STORAGED_UP", "X_STORAGED_FAILED", "X_STORAGED_CLOSED", "X_STORAGED_ASKS"
 #: What a worker is told: of a connection, which comes with the message; that it gets no more of them, and is to stop;
-#: and not to wait any longer for its requests to complete.
-CONNECTION, DRAIN, SKIP = b"connection", b"drain", b"skip"
+#: not to wait any longer for its requests to complete; and the reports, the files of which come with the message.
+CONNECTION, DRAIN, SKIP, REPORTS = b"connection", b"drain", b"skip", b"reports"
 
 
 _log = Logger()
@@ -102,10 +104,21 @@ class Worker(ProcessProtocol):
         slots: the put slots that it holds.
         transfers: its requests under way.
         reason: why it failed, if it told.
+        report: the descriptor of the file with its report.
     """
 
-    def __init__(self, settings: Settings, slots: int, changed: Callable[[Worker], None], reactor: Any) -> None:
-        """Prepare a worker; `changed` is called when its attributes change, and at last when `gone` is true."""
+    def __init__(
+        self,
+        settings: Settings,
+        slots: int,
+        changed: Callable[[Worker], None],
+        asks: Callable[[Worker], None],
+        reactor: Any,
+    ) -> None:
+        """Prepare a worker; `changed` is called when its attributes change, and at last when `gone` is true.
+
+        `asks` is called when it wants the reports of the others.
+        """
         self.settings = settings
         self.started = self.heard = reactor.seconds()
         self.up = self.ready = self.stopping = self.gone = False
@@ -116,6 +129,7 @@ class Worker(ProcessProtocol):
         self.status: int | None = None
         self._slots_file = slots
         self._changed = changed
+        self._asks = asks
         self._reactor = reactor
         self._handed = self._closed = 0
         self._output: dict[int, bytes] = {}
@@ -128,11 +142,12 @@ class Worker(ProcessProtocol):
     def spawn(self) -> None:
         """Start the process. Raises OSError."""
         ours, theirs = socket_pair()
+        self.report = make_report_file()
         self._control = MessageSocket(ours, self._received, self._lost, self._reactor)
         # The numbers in the worker: 0 to 2 are its standard streams.
-        given = [theirs.fileno(), self.settings.config, self.settings.secrets, self._slots_file]
+        given = [theirs.fileno(), self.settings.config, self.settings.secrets, self._slots_file, self.report]
         locks = {name: number for number, name in enumerate(self.settings.locks, 3 + len(given))}
-        spec = WorkerSpec(sources=with_copies(self.settings.sources, 4, 5), control=3, slots=6, locks=locks)
+        spec = WorkerSpec(sources=with_copies(self.settings.sources, 4, 5), control=3, slots=6, report=7, locks=locks)
         descriptors = dict(enumerate([*given, *self.settings.locks.values()], 3))
         try:
             with theirs, open(os.devnull, "rb") as nothing:
@@ -145,6 +160,7 @@ class Worker(ProcessProtocol):
                 )
         except BaseException:
             self._control.close()
+            os.close(self.report)
             raise
         self.pid = process.pid
         self._control.start()
@@ -155,6 +171,10 @@ class Worker(ProcessProtocol):
             return False
         self._handed += 1
         return True
+
+    def show(self, reports: Sequence[int]) -> None:
+        """Give it the files with these reports. If it has no room for them, it goes without."""
+        self._control.send(REPORTS, reports[:MOST_DESCRIPTORS])
 
     def drain(self) -> None:
         """Make it stop when its requests have completed."""
@@ -193,6 +213,8 @@ class Worker(ProcessProtocol):
                     self.reason = value
                 case _ if name == CLOSED:
                     self._closed = int(value)
+                case _ if name == ASKS:
+                    self._asks(self)
                 case _ if name == SLOTS:
                     self.slots = int(value)
                 case _ if name == TRANSFERS:
@@ -288,6 +310,7 @@ class Supervisor(Service):
         self._interval = EVERY if watchdog is None else min(watchdog / 4, EVERY)
         self._slots_file = make_slots_file()
         self._threads = threads or Threads(reactor, 1, "supervisor")
+        self._reports = SupervisorReports(lambda: sum(1 for _ in self._workers()))
         self._looking = LoopingCall(self._look)
         self._looking.clock = reactor
         self._acceptors: list[Acceptor] = []
@@ -444,7 +467,7 @@ class Supervisor(Service):
     def _fill(self, generation: Generation) -> None:
         """Start the workers that a generation lacks."""
         while not generation.stopping and len(generation.workers) < generation.settings.found.workers:
-            worker = Worker(generation.settings, self._slots_file, self._on_change, self._reactor)
+            worker = Worker(generation.settings, self._slots_file, self._on_change, self._show, self._reactor)
             try:
                 worker.spawn()
             except OSError as error:
@@ -469,6 +492,11 @@ class Supervisor(Service):
             self._manager.notify("READY=1")
         self._open_or_close()
 
+    def _show(self, asking: Worker) -> None:
+        """Give a worker the reports of this process and of all other workers."""
+        self._reports.write()
+        asking.show([self._reports.file, *(worker.report for worker in self._workers() if worker is not asking)])
+
     def _open_or_close(self) -> None:
         """Accept connections while workers serve."""
         usable = self._usable()
@@ -489,6 +517,9 @@ class Supervisor(Service):
     def _on_end(self, worker: Worker) -> None:
         (generation,) = (one for one in self._generations() if worker in one.workers)
         generation.workers.remove(worker)
+        was_told = worker.status == 0 and worker.stopping
+        how = "stopped" if was_told else "failed" if worker.signal is None else "killed"
+        self._reports.worker_ended(worker.report, how)
         reason = worker.reason or (
             f"it ended with status {worker.status}" if worker.signal is None else f"signal {worker.signal} killed it"
         )
@@ -498,7 +529,7 @@ class Supervisor(Service):
             self._check_gone()
         elif generation is self._next:
             self._abandon(generation, reason)
-        elif worker.status == 0 and worker.stopping:
+        elif was_told:
             _log.info("worker {pid} was told to stop: another takes its place", pid=worker.pid)
             self._replace(generation)
         else:

@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.protocol import Factory
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -29,19 +30,24 @@ from twisted_storaged.config_file import DEFAULT_SECRETS, ConfigError
 from twisted_storaged.errors import StartError
 from twisted_storaged.listening import adopt, served_factory
 from twisted_storaged.preparation import Prepared, Sources, WorkerSpec, with_copies
+from twisted_storaged.reports import Report, Reports, read_file, write_file
 from twisted_storaged.runtime.log_pipe import begin_logging
 from twisted_storaged.runtime.messages import MessageSocket, send
+from twisted_storaged.runtime.metering import Meters
 from twisted_storaged.runtime.process import StopSignals, disable_core_dumps, raise_file_limit
-from twisted_storaged.runtime.systemd import ListenSocket, ServiceManager
+from twisted_storaged.runtime.report_file import ReportWriter
+from twisted_storaged.runtime.systemd import ListenSocket, ServiceManager, log_failure
 from twisted_storaged.runtime.twisted_internals import install
 from twisted_storaged.server.site import StorageSite
 from twisted_storaged.service import assemble, load
-from twisted_storaged.supervisor import CLOSED, CONNECTION, DRAIN, EVERY, FAILED, SKIP, UP
+from twisted_storaged.supervisor import ASKS, CLOSED, CONNECTION, DRAIN, EVERY, FAILED, REPORTS, SKIP, UP
 
 #: Seconds for which closed connections are counted before the supervisor is told.
 COUNT_SECONDS = 0.01
 #: Seconds that a worker which stops waits for the supervisor to say that no more connections come.
 LAST_SECONDS = 1.0
+#: Seconds that whoever asks for the reports of other processes waits for the supervisor.
+REPORTS_SECONDS = 1.0
 
 _log = Logger()
 
@@ -60,6 +66,8 @@ class SupervisorLink(ServiceManager):
         self._factory: IProtocolFactory | None = None
         self._lost_connection: Callable[[], object] = lambda: None
         self._signals: StopSignals | None = None
+        #: Those that wait for the reports of other processes.
+        self._asking: list[Deferred[list[Report]]] = []
         #: Fires when no more connections come.
         self._all_received: Deferred[None] = Deferred()
 
@@ -78,6 +86,32 @@ class SupervisorLink(ServiceManager):
         """Tell the supervisor."""
         self._messages.send("\n".join(assignments).encode("utf-8", "replace"))
 
+    def collect(self) -> Deferred[list[Report]]:
+        """Return the latest reports of the other processes; none if the supervisor does not answer in time."""
+        reports: Deferred[list[Report]] = Deferred()
+        self._asking.append(reports)
+        if len(self._asking) == 1:
+            self.notify(f"{ASKS}=1")
+
+        def without(failure: Failure) -> list[Report]:
+            failure.trap(DeferredTimeout)
+            self._asking.remove(reports)
+            if self._asking:
+                # The answer that they wait for was lost, too.
+                self.notify(f"{ASKS}=1")
+            _log.warn("metrics are of this worker alone: the supervisor does not answer")
+            return []
+
+        return reports.addTimeout(REPORTS_SECONDS, self._reactor).addErrback(without)
+
+    def _show(self, files: list[int]) -> None:
+        reports = [report for file in files if (report := read_file(file)) is not None]
+        for file in files:
+            os.close(file)
+        asking, self._asking = self._asking, []
+        for one in asking:
+            one.callback(reports)
+
     def _received(self, data: bytes, descriptors: list[int]) -> None:
         if data == CONNECTION:
             assert self._factory is not None
@@ -90,6 +124,8 @@ class SupervisorLink(ServiceManager):
             for descriptor in descriptors:
                 if not adopt(socket.socket(fileno=descriptor), self._factory, self._reactor):
                     self._lost_connection()
+        elif data == REPORTS:
+            self._show(descriptors)
         elif data == DRAIN:
             self._end_of_connections()
             # Once: a signal to all processes of a terminal may have come before.
@@ -175,14 +211,23 @@ def serve(spec: WorkerSpec) -> int:
         config = load(spec.sources, os.environ)
         slots = SharedPutSlots(spec.slots, config.put_slots, config.retry_after)
         listener = HandedListener(link, signals, config.endpoint, reactor)
-        service = assemble(config, reactor, listener, link, slots, spec.locks)
+        reports = Reports(Meters(), link)
+        service = assemble(config, reactor, listener, link, slots, spec.locks, reports=reports)
         signals.service = service
         service.startService()
     except StartError as error:
         link.notify(f"{FAILED}={error}")
         return 1
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+    writer = ReportWriter(spec.report)
+
+    def report() -> None:
+        write_file(writer, reports.own())
+
+    reactor.callWhenRunning(lambda: LoopingCall(report).start(EVERY).addErrback(log_failure))
     reactor.run()
+    # What was counted since the last time is not lost with this process.
+    report()
     return 0
 
 

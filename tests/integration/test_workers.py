@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from threading import Barrier, Event
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.activated import ActivatedDaemon, is_alive, wait_until
 from tests.conftest import Engines
@@ -315,3 +317,66 @@ class RaceTests:
                 assert sorted(statuses) == [200] + [412] * (WRITERS - 1)
                 _, _, body = clients[0].ask("GET", f"/objects/race/{number}")
                 assert statuses[int(body)] == 200
+
+
+class MetricsTests:
+    """One scrape shows all workers."""
+
+    def text(self, daemon: ActivatedDaemon) -> str:
+        """What /metrics has; nothing if the worker that was asked has just been killed."""
+        with connect(daemon) as connection, suppress(NoResponse):
+            connection.send(head("GET", "/metrics", "Connection: close"))
+            return connection.response().body.decode()
+        return ""
+
+    def scrape(self, daemon: ActivatedDaemon) -> dict[str, float]:
+        """The values of /metrics, by name and labels as they are written."""
+        text = self.text(daemon)
+        samples = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in samples}
+
+    def test_all_workers(self, place: Place) -> None:
+        """Requests that any worker has served are counted, and still are when one of them has been killed."""
+        daemon, puts = daemon_of(place), 'storaged_requests_total{operation="put",outcome="complete",status="2xx"}'
+        for number in range(20):
+            with connect(daemon) as connection:
+                connection.send(head("PUT", f"/objects/{number}", length(1), "Connection: close") + b"x")
+                assert connection.response().status == 200
+        # Several times, so that each worker is asked, which sees the files of the others.
+        wait_until(lambda: [self.scrape(daemon).get(puts) for _ in range(4)] == [20] * 4)
+        os.kill(daemon.workers()[0], signal.SIGKILL)
+        wait_until(lambda: self.scrape(daemon).get('storaged_workers_ended_total{how="killed"}') == 1)
+        wait_until(lambda: self.scrape(daemon).get("storaged_workers") == 2)
+        assert self.scrape(daemon)[puts] == 20
+
+    def test_under_way(self, place: Place) -> None:
+        """A PUT that waits for its client is seen, and the slot that it holds, whichever worker is asked."""
+        daemon = daemon_of(place)
+        watched = ("storaged_put_slots_taken", "storaged_requests_under_way", "storaged_connections")
+        with connect(daemon) as client:
+            client.send(head("PUT", "/objects/k", length(2)) + b"x")
+            # The scrape itself is a request, too.
+            wait_until(lambda: [[self.scrape(daemon)[one] for one in watched] for _ in range(4)] == [[1, 2, 2]] * 4)
+            client.send(b"x")
+            assert client.response().status == 200
+        wait_until(lambda: [[self.scrape(daemon)[one] for one in watched] for _ in range(4)] == [[0, 1, 1]] * 4)
+
+    def test_documented(self, place: Place) -> None:
+        """The page on metrics has each of them, with its type and labels."""
+        daemon = daemon_of(place)
+        with connect(daemon) as connection:
+            connection.send(head("GET", "/storage/get/nothing", "Connection: close"))
+            assert connection.response().status == 404
+        error = 'storaged_request_errors_total{operation="get",reason="ObjectNotFound"}'
+        wait_until(lambda: [self.scrape(daemon).get(error) for _ in range(4)] == [1] * 4, 30)
+        os.kill(daemon.workers()[0], signal.SIGKILL)
+        wait_until(lambda: "storaged_workers_ended_total{" in self.text(daemon), 30)
+        text = self.text(daemon)
+        served = {
+            (family.name + ("_total" if family.type == "counter" else ""), family.type): {
+                label for sample in family.samples for label in sample.labels if label != "le"
+            }
+            for family in text_string_to_metric_families(text)
+        }
+        rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) ?\|", (ROOT / "docs" / "metrics.md").read_text("utf-8"), re.M)
+        assert {(name, kind): set(re.findall(r"\w+", labels)) for name, kind, labels in rows} == served

@@ -57,6 +57,11 @@ class LineTests:
         """A user agent is bounded."""
         assert f'agent="{"x" * LONGEST_FIELD}"' in line(fields={"user-agent": ["x" * 5000]})
 
+    def test_long_user_agent_with_a_password(self) -> None:
+        """What is cut off of a user agent does not hide that the rest is a password."""
+        agent = f"{'x' * (LONGEST_FIELD - 20)}//user:{SECRET}@host"
+        assert SECRET[:3] not in line(fields={"user-agent": [agent]})
+
     @given(text=st.text(), data=st.binary())
     def test_nothing_can_be_forged(self, text: str, data: bytes) -> None:
         """Whatever a key, a user agent or a target has, the line is one, printable, and has as many quotes as usual."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -71,6 +72,9 @@ PLAIN_FIELDS = frozenset(
         "x-request-id",
     }
 )
+
+#: No resources for operators.
+NO_OPS: Mapping[bytes, Resource] = MappingProxyType({})
 
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
@@ -278,8 +282,17 @@ class BucketsResource(Branch):
         return bucket
 
 
-def make_tree(namespace: Namespace, slots: PutSlots, make_spool: Callable[[], Spool] = Spool) -> Resource:
-    """Make the root of all paths. Lists buffer common prefixes in what `make_spool` returns."""
+def make_tree(
+    namespace: Namespace,
+    slots: PutSlots,
+    make_spool: Callable[[], Spool] = Spool,
+    ops: Mapping[bytes, Resource] = NO_OPS,
+) -> Resource:
+    """Make the root of all paths.
+
+    Lists buffer common prefixes in what `make_spool` returns. `ops` are what operators ask for, by the first segment
+    of the path; one that is empty is the root itself.
+    """
     handlers = ObjectHandlers(namespace, slots, make_spool=make_spool)
     objects = _operations(handlers)
     storage = Branch()
@@ -292,6 +305,8 @@ def make_tree(namespace: Namespace, slots: PutSlots, make_spool: Callable[[], Sp
     root.putChild(b"objects", MethodResource(objects, isLeaf=True))
     root.putChild(b"buckets", BucketsResource(partial(ObjectHandlers, namespace, slots, make_spool=make_spool)))
     root.putChild(b"health", MethodResource(dict.fromkeys([b"GET", b"HEAD"], Operation("health", _health))))
+    for segment, resource in ops.items():
+        root.putChild(segment, resource)
     return root
 
 

@@ -130,5 +130,5 @@ class AccessLog:
             f'{client} - - {self._time} "{what}" {status} {request.sent or "-"} {quoted(request.outcome)[1:-1]}'
             f" id={request.id or '-'} operation={request.operation} bucket={request.bucket or '-'} key={key}"
             f" received={request.received} seconds={request.seconds:.6f} first_byte={first_byte}"
-            f" reason={request.reason or '-'} agent={quoted(redacted(agent[0][:LONGEST_FIELD])) if agent else '-'}"
+            f" reason={request.reason or '-'} agent={quoted(redacted(agent[0])[:LONGEST_FIELD]) if agent else '-'}"
         )

@@ -1,0 +1,120 @@
+"""What a process of the daemon reports of itself, and the reports of all of them, so that one answer shows them all.
+
+With several workers, each writes its report to a file in memory once a second, and whoever is asked reads the others'.
+The supervisor keeps these files, and the counters of workers that have ended: so that no counter goes back.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from msgspec import MsgspecError, Struct
+from msgspec.json import decode, encode
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from twisted_storaged.runtime.concurrency import deferred
+from twisted_storaged.runtime.metering import Meters, Snapshot, merge, without_gauges
+from twisted_storaged.runtime.report_file import ReportWriter, make_report_file, read_report
+
+_log = Logger()
+
+
+class Report(Struct):
+    """What a process reports of itself.
+
+    Attributes:
+        pid: its id.
+        written: when it made this report, in seconds since the epoch.
+        metrics: its counters, gauges and histograms.
+    """
+
+    pid: int
+    written: float
+    metrics: Snapshot
+
+
+class OtherReports(Protocol):
+    """A way to the reports of the other processes of the daemon."""
+
+    def collect(self) -> Deferred[list[Report]]:
+        """Return their latest reports. It does not fail, but may lack some."""
+
+
+class Reports:
+    """The report of this process, and those of all.
+
+    Attributes:
+        meters: what this process counts.
+    """
+
+    def __init__(
+        self, meters: Meters, others: OtherReports | None = None, wall_clock: Callable[[], float] = time.time
+    ) -> None:
+        """Report what `meters` have. Without `others`, there is no other process."""
+        self.meters = meters
+        self._others = others
+        self._wall_clock = wall_clock
+
+    def own(self) -> Report:
+        """Make the report of this process."""
+        return Report(os.getpid(), self._wall_clock(), self.meters.snapshot())
+
+    @deferred
+    async def all(self) -> list[Report]:
+        """Make the report of this process, and collect those of the others, which are about a second old."""
+        others = [] if self._others is None else await self._others.collect()
+        return [self.own(), *others]
+
+
+class SupervisorReports:
+    """The reports of workers, as their supervisor keeps them, and its own: with the counters of those that have ended.
+
+    Attributes:
+        file: the descriptor of the file with its own report.
+    """
+
+    def __init__(self, alive: Callable[[], int]) -> None:
+        """`alive` tells how many workers there are. Raises OSError."""
+        self.file = make_report_file()
+        self._writer = ReportWriter(self.file)
+        self._ended: Snapshot = []
+        meters = Meters()
+        meters.gauge("storaged_workers", "Worker processes that are alive.").watch(alive)
+        #: By how they ended.
+        self._ends = meters.counter("storaged_workers_ended", "Worker processes that have ended.", ("how",))
+        self._reports = Reports(meters)
+
+    def worker_ended(self, file: int, how: str) -> None:
+        """Keep the counters of a worker that has ended, and close its file.
+
+        `how` is `stopped` if it was told to, `killed` if a signal ended it, or `failed`.
+        """
+        self._ends.values[how,] += 1
+        report = read_file(file)
+        os.close(file)
+        if report is not None:
+            self._ended = merge([self._ended, without_gauges(report.metrics)])
+
+    def write(self) -> None:
+        """Write its own report to its file."""
+        report = self._reports.own()
+        report.metrics = merge([report.metrics, self._ended])
+        write_file(self._writer, report)
+
+
+def write_file(writer: ReportWriter, report: Report) -> None:
+    """Write a report to a file, for other processes."""
+    if not writer.write(encode(report)):
+        _log.error("the report of this process is too long for its file: others see the last one")
+
+
+def read_file(file: int) -> Report | None:
+    """Read a report from a file; None if there is none that this version understands."""
+    try:
+        return decode(read_report(file), type=Report)
+    except MsgspecError:
+        return None
