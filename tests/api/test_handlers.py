@@ -433,6 +433,11 @@ class PathsTests:
         response = Server().ask(request("GET", path))
         assert (response.status, response.line) == (404, "not found")
 
+    @pytest.mark.parametrize("path", ["/storage/list", "/health", "/nothing", "/storage/get/nothing", "/storage/put/a"])
+    def test_what_caches_must_not_store(self, path: str) -> None:
+        """Lists, the state of the daemon and errors say what is true for a moment, and are not to be stored."""
+        assert Server().ask(request("GET", path)).headers["cache-control"] == "no-store"
+
     @pytest.mark.parametrize(
         ("method", "path", "allow"),
         [
@@ -440,7 +445,7 @@ class PathsTests:
             ("POST", "/storage/put/a", "PUT"),
             ("PUT", "/storage/get/a", "GET, HEAD"),
             ("DELETE", "/storage/get/a", "GET, HEAD"),
-            ("POST", "/storage/list", "GET"),
+            ("POST", "/storage/list", "GET, HEAD"),
             ("GET", "/storage/delete/a", "DELETE"),
             ("PUT", "/health", "GET, HEAD"),
             ("BREW", "/storage/get/a", "GET, HEAD"),

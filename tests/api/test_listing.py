@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
-from tests.server.wire import Server, request
+from tests.server.wire import Server, put, request
 from tests.support import MemoryBucket, entries, run_now
 from twisted_storaged.errors import BucketError
 from twisted_storaged.model import ListQuery
@@ -296,3 +296,43 @@ class BucketTests:
         """The list of an unknown bucket is a 404, also if the query names a known one."""
         response = Server().ask(request("GET", path))
         assert (response.status, response.line) == (404, "no such bucket")
+
+
+class HeadTests:
+    """HEAD of a list."""
+
+    @pytest.mark.parametrize("accept", ["Accept: */*", NDJSON])
+    @pytest.mark.parametrize("keys", [[], ["a", "b"]])
+    def test_as_get(self, accept: str, keys: list[str]) -> None:
+        """HEAD has the headers of GET but for the framing, and no body; the connection stays."""
+        server = Server()
+        for key in keys:
+            server.ask(put(key, b"x"))
+        got, head = (server.ask(request(method, "/storage/list", accept)) for method in ("GET", "HEAD"))
+        assert (head.status, head.body) == (200, b"")
+        framing = {"transfer-encoding", "x-request-id"}
+        assert {name: head.headers.get(name) for name in got.headers if name not in framing} == {
+            name: value for name, value in got.headers.items() if name not in framing
+        }
+        assert "connection" not in head.headers
+
+    def test_one_page(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """HEAD reads one entry, however long the list is."""
+        server = Server()
+        for number in range(20):
+            server.ask(put(f"{number}", b"x"))
+        asked: list[ListQuery] = []
+        plain = server.bucket.list
+
+        def recorded(query: ListQuery, token: str | None = None) -> object:
+            asked.append(query)
+            return plain(query, token)
+
+        monkeypatch.setattr(server.bucket, "list", recorded)
+        assert server.ask(request("HEAD", "/storage/list")).status == 200
+        assert [query.page_limit for query in asked] == [1]
+
+    def test_an_error(self) -> None:
+        """HEAD of a list that is refused has the status of GET, and no body."""
+        response = Server().ask(request("HEAD", "/storage/list?limit=0"))
+        assert (response.status, response.body) == (400, b"")

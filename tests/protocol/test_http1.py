@@ -186,6 +186,14 @@ class ResponseTests:
         assert (response.code, str(response)) == ("NoSuchKey", "404 NoSuchKey It is not.")
         assert str(Response(502, {})) == "502"
 
+    def test_ids_of_the_engine(self) -> None:
+        """The text of a response has the ids that the engine's operators ask for, bounded and in one line."""
+        headers = {"x-amz-request-id": "4442\x1b", "x-amz-id-2": "Z" * 300}
+        body = b"<Error><Code>Slow\nDown</Code><Message>%s</Message></Error>" % (b"m" * 300)
+        response = Response(503, headers)
+        response.body = body
+        assert str(response) == (f"503 Slow\\nDown {'m' * 256} (x-amz-request-id 4442\\x1b, x-amz-id-2 {'Z' * 256})")
+
 
 class RequestHeadTests:
     """`request_head`."""

@@ -11,7 +11,7 @@ from tests.support import MemoryBucket, RunLater, connected
 from twisted_storaged.errors import BucketError
 from twisted_storaged.routing import DEFAULT_MAX_PUT, Policy, Rule
 from twisted_storaged.runtime.write_buffer import PUSH_FROM
-from twisted_storaged.server.channel import DRAIN_IDLE_SECONDS, IDLE_SECONDS, LINGER_BYTES, LINGER_SECONDS
+from twisted_storaged.server.channel import DRAIN_IDLE_SECONDS, IDLE_SECONDS, LINGER_BYTES, LINGER_SECONDS, REASONS
 from twisted_storaged.server.request import READ_SIZE, USUAL_READ_SIZE
 from twisted_storaged.server.site import ENDED_WAIT
 
@@ -891,3 +891,24 @@ class ProtocolsTests:
         server = Server(policy=Policy([Rule("", 0)]))
         assert server.ask(put("a")).status == 200
         assert server.ask(put("a", b"x")).status == 413
+
+
+@pytest.mark.parametrize(
+    ("status", "phrase"),
+    [
+        (408, b"Request Timeout"),
+        (413, b"Content Too Large"),
+        (416, b"Range Not Satisfiable"),
+        (504, b"Gateway Timeout"),
+    ],
+)
+def test_reason_phrases(status: int, phrase: bytes) -> None:
+    """Reason phrases are those of RFC 9110, 15, where Twisted has older ones."""
+    assert REASONS[status] == phrase
+
+
+def test_a_reason_phrase_is_sent() -> None:
+    """The status line of a response has the reason phrase."""
+    connection = Server().connect()
+    connection.send(put("a", length=TOO_LONG))
+    assert connection.received().startswith(b"HTTP/1.1 413 Content Too Large\r\n")

@@ -278,7 +278,7 @@ class BucketsResource(Branch):
         handlers = self._handlers_of(path.decode("utf-8", "replace"))
         bucket = Branch()
         bucket.putChild(b"objects", MethodResource(_operations(handlers), isLeaf=True))
-        bucket.putChild(b"list", MethodResource({b"GET": Operation("list", handlers.list)}))
+        bucket.putChild(b"list", MethodResource(dict.fromkeys([b"GET", b"HEAD"], Operation("list", handlers.list))))
         return bucket
 
 
@@ -299,7 +299,7 @@ def make_tree(
     storage.putChild(b"put", MethodResource({b"PUT": objects[b"PUT"]}, isLeaf=True))
     storage.putChild(b"get", MethodResource({name: objects[name] for name in (b"GET", b"HEAD")}, isLeaf=True))
     storage.putChild(b"delete", MethodResource({b"DELETE": objects[b"DELETE"]}, isLeaf=True))
-    storage.putChild(b"list", MethodResource({b"GET": Operation("list", handlers.list)}))
+    storage.putChild(b"list", MethodResource(dict.fromkeys([b"GET", b"HEAD"], Operation("list", handlers.list))))
     root = Branch()
     root.putChild(b"storage", storage)
     root.putChild(b"objects", MethodResource(objects, isLeaf=True))

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from twisted.web import http
 
+from twisted_storaged.api.responses import BY_ACCEPT, NOT_CACHED
 from twisted_storaged.errors import InvalidRequest
 from twisted_storaged.model import ListPage, ListQuery, parse_prefix
 from twisted_storaged.protocol.http_fields import count, field, parameter
@@ -148,11 +149,15 @@ def list_query(request: Any) -> ListQuery:
 
 
 async def send_list(request: Any, query: ListQuery, pages: Pages, make_spool: Callable[[], Spool]) -> None:
-    """Send a list in the form that the client accepts, with at most `limit` entries.
+    """Send a list in the form that the client accepts, with at most `limit` entries; for a HEAD, its headers.
 
     Raises:
         InvalidRequest: `limit` is not a positive integer.
     """
+    is_head = request.method == b"HEAD"
+    if is_head:
+        # The first page decides on the status.
+        query = replace(query, page_limit=1, limit=1)
     limited = LimitedList(query, count(request, "limit"), pages)
     ndjson = NDJSON in (field(request, "Accept") or "").lower()
     writer = NdjsonWriter() if ndjson else DocumentWriter(query, make_spool())
@@ -164,7 +169,9 @@ async def send_list(request: Any, query: ListQuery, pages: Pages, make_spool: Ca
             async for piece in pieces:
                 if not request.startedWriting:
                     # Not earlier, so that a list whose first page fails has the status of its error.
-                    request.start_response(http.OK, [(b"Content-Type", writer.type)])
+                    request.start_response(http.OK, [(b"Content-Type", writer.type), NOT_CACHED, BY_ACCEPT])
+                if is_head:
+                    break
                 if piece:
                     request.write(piece)
                 # Check on every page whether the client is still connected, even if nothing was written of the page.

@@ -32,6 +32,10 @@ Header = tuple[bytes, bytes]
 _TEXT = (b"Content-Type", b"text/plain; charset=utf-8")
 _JSON = (b"Content-Type", b"application/json")
 _RANGES = (b"Accept-Ranges", b"bytes")
+#: A response that must not be stored by caches: it says what was true for a moment. RFC 9111, 5.2.2.5
+NOT_CACHED = (b"Cache-Control", b"no-store")
+#: A response whose form depends on what the client accepts. RFC 9110, 12.5.5
+BY_ACCEPT = (b"Vary", b"Accept")
 
 _log = Logger()
 _json = msgspec.json.Encoder()
@@ -112,12 +116,12 @@ def send_failure(failure: Failure, request: StreamingRequest) -> None:
 
 def send_text(request: StreamingRequest, status: int, line: str, headers: Iterable[Header] = ()) -> None:
     """Send a response of one line of text."""
-    _respond(request, status, [_TEXT, *headers], line.encode("utf-8") + b"\n")
+    _respond(request, status, [_TEXT, NOT_CACHED, *headers], line.encode("utf-8") + b"\n")
 
 
 def send_json(request: StreamingRequest, document: object) -> None:
-    """Send a 200 with a JSON document."""
-    _respond(request, OK, [_JSON], _json.encode(document))
+    """Send a 200 with a JSON document on what is the case at this moment."""
+    _respond(request, OK, [_JSON, NOT_CACHED], _json.encode(document))
 
 
 def send_stored(request: StreamingRequest, info: ObjectInfo, headers: Iterable[Header]) -> None:

@@ -28,6 +28,9 @@ _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?", re.DOTALL)
 #: The name of a field. RFC 9110, 5.1.
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CODE = re.compile(rb"<Code>([^<]*)</Code>")
+#: What an engine calls a request, and its operators look for.
+#: https://docs.aws.amazon.com/AmazonS3/latest/userguide/get-request-ids.html
+_S3_IDS = ("x-amz-request-id", "x-amz-id-2")
 _MESSAGE = re.compile(rb"<Message>([^<]*)</Message>")
 
 
@@ -116,8 +119,17 @@ class Response:
         return match[1].decode("utf-8", "replace") if match else ""
 
     def __str__(self) -> str:
+        """Its status, code and message, and S3's ids of the request, for logs: each bounded, and printable."""
         message = _MESSAGE.search(self.body)
-        return f"{self.status} {self.code} {message[1].decode('utf-8', 'replace') if message else ''}".rstrip()
+        told = message[1].decode("utf-8", "replace") if message else ""
+        text = f"{self.status} {_printable(self.code)} {_printable(told)}".rstrip()
+        ids = [f"{name} {_printable(self.headers[name])}" for name in _S3_IDS if self.headers.get(name)]
+        return f"{text} ({', '.join(ids)})" if ids else text
+
+
+def _printable(text: str) -> str:
+    """At most 256 characters of a text, with control characters escaped, so that it is a part of one line."""
+    return "".join([c if c.isprintable() else ascii(c)[1:-1] for c in text[:256]])
 
 
 def request_head(method: str, target: str, headers: Mapping[str, str]) -> bytes:

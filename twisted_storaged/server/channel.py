@@ -116,8 +116,17 @@ class ReusedTimeout(TimeoutMixin):
 
 
 NO_REQUEST = b"HTTP/1.1 %d %s\r\n%sX-Request-Id: %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-#: RFC 9110, 15.5.1 and 15.5.15; RFC 6585, 5.
-RESPONSES_TO_NONE = {400: b"Bad Request", 414: b"URI Too Long", 431: b"Request Header Fields Too Large"}
+#: The reason phrases of RFC 9110, 15 and RFC 6585, where Twisted has those of older documents.
+REASONS = {
+    **RESPONSES,
+    408: b"Request Timeout",
+    413: b"Content Too Large",
+    414: b"URI Too Long",
+    416: b"Range Not Satisfiable",
+    431: b"Request Header Fields Too Large",
+    504: b"Gateway Timeout",
+    507: b"Insufficient Storage",
+}
 
 #: Bytes of a body, and seconds, that are read and dropped after an early response before the connection is closed.
 #: Closing it at once would make TCP reset it, and the client lose the response.
@@ -248,7 +257,7 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
         # A request that was dispatched has an id, and a line of its own in the access log, see `_end_refused`.
         dispatched = bool(self.requests) and self.requests[-1].dispatched
         request_id = self.requests[-1].id if dispatched else self.site.request_ids.new()
-        answer = status, RESPONSES_TO_NONE[status], self.site.common_headers(), request_id.encode("ascii")
+        answer = status, REASONS[status], self.site.common_headers(), request_id.encode("ascii")
         self.transport.write(NO_REQUEST % answer)
         if not dispatched:
             self.site.log_refused(self.getPeer(), status, request_id)
@@ -306,7 +315,7 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
         """Write the head of a response."""
         request_id = self.requests[0].id.encode("ascii")
         common = self.site.common_headers()
-        lines = [b"HTTP/1.1 %d %s\r\n%sX-Request-Id: %s\r\n" % (status, RESPONSES[status], common, request_id)]
+        lines = [b"HTTP/1.1 %d %s\r\n%sX-Request-Id: %s\r\n" % (status, REASONS[status], common, request_id)]
         lines += [b"%s: %s\r\n" % header for header in headers]
         if chunked:
             lines.append(b"Transfer-Encoding: chunked\r\n")
@@ -314,7 +323,8 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
             lines.append(b"Content-Length: %d\r\n" % length)
         # What is still to come of the request body would be taken for the next request; and a response body without
         # length and chunks ends with the connection. RFC 9112, 6.3.
-        has_no_end = length is None and not chunked and status not in NO_BODY_CODES
+        bodyless = status in NO_BODY_CODES or self.requests[0].method == b"HEAD"
+        has_no_end = length is None and not chunked and not bodyless
         if self.site.draining or not self.requests[0].body.complete or has_no_end:
             self.persistent = False
         if not self.persistent:

@@ -16,6 +16,7 @@ from prometheus_client.utils import floatToGoString
 from twisted.web.http import OK
 
 from twisted_storaged.api.handlers import MethodResource, Operation
+from twisted_storaged.api.responses import BY_ACCEPT, NOT_CACHED
 from twisted_storaged.protocol.http_fields import field
 from twisted_storaged.reports import Reports
 from twisted_storaged.runtime.metering import Family, Labels, Snapshot, merge
@@ -65,8 +66,8 @@ def metrics_resource(reports: Reports) -> MethodResource:
         body = encode(SnapshotCollector(snapshot))
         headers = [
             (b"Content-Type", content_type.encode("ascii")),
-            (b"Cache-Control", b"no-store"),
-            (b"Vary", b"Accept"),
+            NOT_CACHED,
+            BY_ACCEPT,
         ]
         request.start_response(OK, headers, len(body))
         if request.method != b"HEAD":
