@@ -104,14 +104,12 @@ class ObjectHandlers:
         if request.body.declared is not None and request.body.declared > cap:
             raise PayloadTooLarge(f"{request.body.declared} bytes are declared, {cap} allowed")
         slot = self._slots.acquire(rule.prefix, rule.slots)
-        request.holds_slot = True
         try:
             request.body.limit(cap)
             info = await bucket.put(key, request.body, cap, options)
         finally:
             # A bucket fails only after it has aborted, so its memory is free when the slot is taken again.
             slot.release()
-            request.holds_slot = False
         send_stored(request, info, [] if algorithm is None else repr_digest(algorithm, info.digests))
 
     async def get(self, request: StreamingRequest) -> None:
@@ -291,7 +289,7 @@ def make_tree(
     """Make the root of all paths.
 
     Lists buffer common prefixes in what `make_spool` returns. `ops` are what operators ask for, by the first segment
-    of the path; one that is empty is the root itself.
+    of the path.
     """
     handlers = ObjectHandlers(namespace, slots, make_spool=make_spool)
     objects = _operations(handlers)

@@ -172,7 +172,7 @@ def _http_date(seconds: float) -> bytes:
 
 
 def _log_failure(failure: Failure, request: StreamingRequest) -> None:
-    what = f"{request.method!r} {request.path!r} [{request.id}]"
+    what = request.description
     if failure.check(errors.StorageError):
         # Its text names the cause. Only an unexpected error needs a traceback.
         _log.error("{what}: {failure.type.__name__}: {failure.value}", what=what, failure=failure)

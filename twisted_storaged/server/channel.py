@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.internet.protocol import connectionDone
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
-from twisted.web.http import BAD_REQUEST, NO_BODY_CODES, RESPONSES, HTTPChannel
+from twisted.web.http import BAD_REQUEST, RESPONSES, HTTPChannel
 from twisted.web.http_headers import Headers
 
 from twisted_storaged.errors import BodyLost, BodyStalled
@@ -310,9 +310,9 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
         return version == b"HTTP/1.1" and "close" not in options
 
     def write_head(
-        self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None, chunked: bool
+        self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None, chunked: bool, ends: bool
     ) -> None:
-        """Write the head of a response."""
+        """Write the head of a response; `ends` is whether a client can tell where its body ends."""
         request_id = self.requests[0].id.encode("ascii")
         common = self.site.common_headers()
         lines = [b"HTTP/1.1 %d %s\r\n%sX-Request-Id: %s\r\n" % (status, REASONS[status], common, request_id)]
@@ -323,9 +323,7 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
             lines.append(b"Content-Length: %d\r\n" % length)
         # What is still to come of the request body would be taken for the next request; and a response body without
         # length and chunks ends with the connection. RFC 9112, 6.3.
-        bodyless = status in NO_BODY_CODES or self.requests[0].method == b"HEAD"
-        has_no_end = length is None and not chunked and not bodyless
-        if self.site.draining or not self.requests[0].body.complete or has_no_end:
+        if self.site.draining or not self.requests[0].body.complete or not ends:
             self.persistent = False
         if not self.persistent:
             lines.append(b"Connection: close\r\n")

@@ -48,9 +48,9 @@ class RequestChannel(Protocol):
         """Make a call in the next iteration of the reactor."""
 
     def write_head(
-        self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None, chunked: bool
+        self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None, chunked: bool, ends: bool
     ) -> None:
-        """Write the head of the response."""
+        """Write the head of the response; `ends` is whether a client can tell where its body ends."""
 
     def write(self, data: bytes) -> None:
         """Write some of the response."""
@@ -263,14 +263,12 @@ class StreamingRequest(Request):
         gone: whether the client has disconnected, so that no response can reach it.
         dispatched: whether the resource tree has it.
         fields: its header fields; `requestHeaders` has only those that Twisted has read, line by line.
-        id: what logs, responses and S3 know it by: the client's X-Request-Id, or one that was made; empty until the
-            request is dispatched.
+        id: the client's X-Request-Id, or one that was made, for logs and the response; empty until it is dispatched.
         outcome: how it ended, for the access log: `complete`, `client gone`, or `cut: ` and a reason; empty until then.
         operation: what is asked for, such as `put`, as the resource tree has found.
         bucket: the name of the bucket that it is for, and `key`, the object's; empty if it never came to that.
         reason: the name of the error that it failed with, if any.
         began: when its head was complete, and `first_byte`, when the response began, by the reactor's clock.
-        holds_slot: whether it holds a put slot.
     """
 
     channel: RequestChannel  # type: ignore[assignment]
@@ -289,7 +287,6 @@ class StreamingRequest(Request):
         self.bucket = self.key = self.reason = ""
         self.began = 0.0
         self.first_byte: float | None = None
-        self.holds_slot = False
         self._announced: int | None = None
 
     def dispatch(self, command: bytes, path: bytes, version: bytes) -> None:
@@ -303,6 +300,11 @@ class StreamingRequest(Request):
         segments = self.path[1:].split(b"/")
         self.prepath, self.postpath = [], [unquote_to_bytes(one) if b"%" in one else one for one in segments]
         getChildForRequest(site.resource, self).render(self)
+
+    @property
+    def description(self) -> str:
+        """Its method, path and id, for log lines."""
+        return f"{self.method!r} {self.path!r} [{self.id}]"
 
     def start_response(self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None = None) -> None:
         """Write the head of the response.
@@ -318,7 +320,8 @@ class StreamingRequest(Request):
         has_body = self.method != b"HEAD" and status not in NO_BODY_CODES
         self._announced = length if has_body else 0
         self.chunked = length is None and has_body and self.clientproto == b"HTTP/1.1"
-        self.channel.write_head(status, headers, length, self.chunked)
+        ends = self.chunked or self._announced is not None
+        self.channel.write_head(status, headers, length, self.chunked, ends)
 
     def write(self, data: bytes) -> None:
         """Write some of the body. After the connection was lost or cut, it is dropped."""
@@ -375,8 +378,7 @@ class StreamingRequest(Request):
             self.channel.transport.abortConnection()
 
     def _cut_defective(self, reason: str) -> None:
-        what = f"{self.method!r} {self.path!r} [{self.id}]"
-        _log.error("{what}: the response was cut, as its handler wrote {reason}", what=what, reason=reason)
+        _log.error("{what}: the response was cut, as its handler wrote {reason}", what=self.description, reason=reason)
         self.cut(reason)
 
     def handleContentChunk(self, data: bytes) -> None:

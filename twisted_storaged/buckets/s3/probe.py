@@ -212,19 +212,17 @@ class Probe:
         }
         run, journal = self._context.run, self._context.journal
         entry = await run(journal.begin, self._context.where, self._key, PROBE)
-        done = hung = False
         try:
             capabilities = frozenset([one for one, check in checks.items() if await check()])
-            done = True
         except TimedOut:
-            hung = True
+            # A removal would only time out, too, while the client of the write waits.
+            self._defer_to_reaper([entry, *self._uploads.values()])
             raise
-        finally:
-            if hung:  # a removal would only time out, too, while the client of the write waits
-                self._defer_to_reaper([entry, *self._uploads.values()])
-            else:
-                # A write that failed may be carried out after the removal, so the entry stays for the reaper.
-                await self._clean(entry, done)
+        except BaseException:
+            # A write that failed may be carried out after the removal, so the entry stays for the reaper.
+            await self._clean(entry, done=False)
+            raise
+        await self._clean(entry, done=True)
         return capabilities
 
     async def _absent(self, new: New) -> bool:
