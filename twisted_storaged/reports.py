@@ -1,7 +1,8 @@
 """What a process of the daemon reports of itself, and the reports of all of them, so that one answer shows them all.
 
 With several workers, each writes its report to a file in memory once a second, and whoever is asked reads the others'.
-The supervisor keeps these files, and the counters of workers that have ended: so that no counter goes back.
+The supervisor keeps these files, and the counters of workers that have ended. What a worker has counted after its last
+report is lost if it is killed.
 """
 
 from __future__ import annotations
@@ -44,6 +45,11 @@ class OtherReports(Protocol):
         """Return their latest reports. It does not fail, but may lack some."""
 
 
+def count_workers(meters: Meters, alive: Callable[[], int]) -> None:
+    """Let a gauge of the process that knows it tell how many workers there are."""
+    meters.gauge("storaged_workers", "Worker processes that are alive.").watch(alive)
+
+
 class Reports:
     """The report of this process, and those of all.
 
@@ -83,7 +89,7 @@ class SupervisorReports:
         self._writer = ReportWriter(self.file)
         self._ended: Snapshot = []
         meters = Meters()
-        meters.gauge("storaged_workers", "Worker processes that are alive.").watch(alive)
+        count_workers(meters, alive)
         #: By how they ended.
         self._ends = meters.counter("storaged_workers_ended", "Worker processes that have ended.", ("how",))
         self._reports = Reports(meters)

@@ -43,7 +43,7 @@ from twisted_storaged.interfaces import IBucket
 from twisted_storaged.listening import EndpointListener, IListener, SocketListener
 from twisted_storaged.model import ListQuery
 from twisted_storaged.preparation import Settings, Sources, check_replacement, prepare, sources_of
-from twisted_storaged.reports import Reports
+from twisted_storaged.reports import Reports, count_workers
 from twisted_storaged.routing import PRIMARY, Namespace, Registry
 from twisted_storaged.runtime.concurrency import Threads, deferred
 from twisted_storaged.runtime.metering import Meters
@@ -424,7 +424,7 @@ def assemble(  # noqa: PLR0913 (its parts)
     registry = Registry(make_bucket(name, settings) for name, settings in config.buckets.items())
     if reports is None:
         reports = Reports(Meters())
-        reports.meters.gauge("storaged_workers", "Worker processes that are alive.").watch(lambda: 1)
+        count_workers(reports.meters, lambda: 1)
     observers = [RequestMeters(reports.meters).add]
     if config.access_log:
         observers.append(AccessLog().add)
