@@ -14,7 +14,7 @@ from tests import source
 FLOORS = (
     "errors",
     "model runtime",
-    "interfaces protocol listening",
+    "interfaces protocol listening status",
     "preparation",
     "admission buckets routing server",
     "reports",
