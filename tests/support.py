@@ -275,6 +275,9 @@ class MemoryBucket:
     def ping(self) -> Deferred[None]:
         return succeed(None)
 
+    def check(self) -> Deferred[None]:
+        return succeed(None) if self.failing is None else fail(self.failing)
+
     @deferred
     async def put(self, key: str, body: IRequestBody, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
         uploader = Uploader(BufferPool(self._part_size, keep=0), FairShare(2, 2, 2))
@@ -309,13 +312,13 @@ class MemoryBucket:
 
     def delete(self, key: str, condition: Condition | None = None) -> Deferred[None]:
         try:
-            self.check(key, condition)
+            self.require(key, condition)
         except Exception:  # noqa: BLE001 (whatever it is, the Deferred has it)
             return fail()
         self.objects.pop(key, None)
         return succeed(None)
 
-    def check(self, key: str, condition: Condition | None) -> None:
+    def require(self, key: str, condition: Condition | None) -> None:
         """Raise the error that the bucket is to fail with, or PreconditionFailed."""
         if self.failing is not None:
             raise self.failing
@@ -369,7 +372,7 @@ class _MemoryUpload:
         self._parts[number] = bytes(body)
 
     def complete(self) -> ObjectInfo:
-        self._bucket.check(self._key, self._options.condition)
+        self._bucket.require(self._key, self._options.condition)
         self._bucket.metadata[self._key] = self._options.metadata
         self._bucket.objects[self._key] = b"".join(self._parts[number] for number in sorted(self._parts))
         return self._bucket.info(self._key)

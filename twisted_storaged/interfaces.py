@@ -85,6 +85,12 @@ class IBucket(Interface):
     def ping() -> Deferred[None]:
         """Make a call in one of its threads; fires when that has returned. It does not, if all threads hang."""
 
+    def check() -> Deferred[None]:
+        """Ask the storage whether objects can be read and written now, at little cost; fires within a few seconds.
+
+        Fails with BucketError, whose class says why.
+        """
+
     def put(key: str, body: IRequestBody, max_length: int, options: PutOptions = NO_OPTIONS) -> Awaitable[ObjectInfo]:
         """Store `body`, which is at most `max_length` bytes, under `key`.
 

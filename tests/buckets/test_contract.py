@@ -562,6 +562,18 @@ class PageTests:
                 return found
 
 
+class CheckTests:
+    """Checks of whether the storage can be used now."""
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_bucket_that_works(self, bucket: Any) -> None:
+        """A check succeeds, of an empty bucket and of one with objects, and leaves nothing behind."""
+        await bucket.check()
+        await put(bucket, "a", b"x")
+        await bucket.check()
+        assert await keys(bucket) == ["a"]
+
+
 class DigestTests:
     """Bodies that must be what the client says they are."""
 

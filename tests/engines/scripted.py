@@ -184,6 +184,9 @@ class Scripted:
         self.objects.pop(call.key, None)
         return Answer(204)
 
+    def _ListObjectsV2(self, call: Call, query: dict[str, list[str]]) -> Answer:
+        return Answer(body=b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>")
+
     def _ListObjectVersions(self, call: Call, query: dict[str, list[str]]) -> Answer:
         return Answer(501, ERROR % b"NotImplemented")
 
@@ -208,6 +211,8 @@ def _operation(method: str, query: dict[str, list[str]]) -> str:
         return "ListMultipartUploads"
     if "versions" in query:
         return "ListObjectVersions"
+    if "list-type" in query:
+        return "ListObjectsV2"
     return f"{method.capitalize()}Object"
 
 

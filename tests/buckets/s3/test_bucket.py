@@ -12,7 +12,7 @@ import pytest
 import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.defer import ensureDeferred
+from twisted.internet.defer import ensureDeferred, gatherResults
 
 from tests.conftest import Engines
 from tests.engines.scripted import ERROR, Answer, Call, Scripted, scripted
@@ -22,7 +22,17 @@ from twisted_storaged.buckets.s3.bucket import MAX_PARTS, MIN_PART_SIZE, S3Bucke
 from twisted_storaged.buckets.s3.client import Part
 from twisted_storaged.buckets.s3.session import CONNECT_TIMEOUT, READ_TIMEOUT, S3Settings, Upkeep, make_client
 from twisted_storaged.buckets.s3.writer import combined_etag
-from twisted_storaged.errors import BodyLost, BucketError, DamagedObject, InvalidKey, ObjectNotFound, StartError
+from twisted_storaged.errors import (
+    BodyLost,
+    BucketBusy,
+    BucketError,
+    BucketTimedOut,
+    BucketUnreachable,
+    DamagedObject,
+    InvalidKey,
+    ObjectNotFound,
+    StartError,
+)
 from twisted_storaged.model import ListQuery, PutOptions
 from twisted_storaged.protocol.metadata import metadata_headers
 
@@ -95,6 +105,66 @@ class PartSizeTests:
         await bucket.put("key", BytesBody(BIG + BIG, chunk=MiB, chunked=True), 100_000 * MiB)
         sizes = sorted(len(call.body) for call in made.calls if call.name == "UploadPart")
         assert sizes == [4 * MiB, 10 * MiB, 10 * MiB]
+
+
+class CheckTests:
+    """Checks of whether the storage can be used now."""
+
+    @pytest_twisted.ensureDeferred
+    async def test_one_key_is_listed(self, endpoint: tuple[Scripted, S3Bucket]) -> None:
+        """A check is one list of one key, also of an empty bucket."""
+        made, bucket = endpoint
+        await bucket.check()
+        assert made.names() == ["ListObjectsV2"]
+        assert "max-keys=1&" in made.calls[0].target
+
+    @pytest.mark.parametrize(
+        ("answer", "error"),
+        [
+            (Answer(503, ERROR % b"SlowDown"), BucketBusy),
+            (Answer(403, ERROR % b"AccessDenied"), BucketError),
+            (Answer(404), BucketError),
+            (Answer(404, ERROR % b"NoSuchBucket"), BucketError),
+            (Answer(500, ERROR % b"InternalError"), BucketError),
+            (Answer(200, b"<html>Welcome</html>"), BucketError),
+            (Answer(drop=True), BucketUnreachable),
+        ],
+    )
+    @pytest_twisted.ensureDeferred
+    async def test_a_failure_is_not_retried(
+        self, endpoint: tuple[Scripted, S3Bucket], answer: Answer, error: type[BucketError]
+    ) -> None:
+        """A check fails with the first response, or without one, and says why."""
+        made, bucket = endpoint
+        made.script = always("ListObjectsV2", answer)
+        with pytest.raises(BucketError) as raised:
+            await bucket.check()
+        assert type(raised.value) is error
+        assert made.names() == ["ListObjectsV2"]
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_hanging_s3(self, endpoint: tuple[Scripted, S3Bucket], monkeypatch: pytest.MonkeyPatch) -> None:
+        """A check of an S3 that accepts the connection and sends nothing ends by its time limit."""
+        made, bucket = endpoint
+        monkeypatch.setattr(s3, "CHECK_SECONDS", 0.3)
+        released = threading.Event()
+        made.script = lambda _: Answer(503 if released.wait(30) else 500)
+        with pytest.raises(BucketTimedOut, match="no response within"):
+            await bucket.check()
+        released.set()
+
+    @pytest_twisted.ensureDeferred
+    async def test_hanging_threads(self, endpoint: tuple[Scripted, S3Bucket], monkeypatch: pytest.MonkeyPatch) -> None:
+        """A check of a bucket whose threads all hang ends by its time limit; when they go on, the next succeeds."""
+        _, bucket = endpoint
+        monkeypatch.setattr(s3, "CHECK_SECONDS", 0.3)
+        released = threading.Event()
+        hanging = [bucket._threads.run(released.wait, 30) for _ in range(100)]
+        with pytest.raises(BucketTimedOut, match="no thread"):
+            await bucket.check()
+        released.set()
+        await gatherResults(hanging)
+        await bucket.check()
 
 
 class SentTests:

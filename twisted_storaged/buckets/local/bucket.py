@@ -136,6 +136,9 @@ class LocalBucket:
     def ping(self) -> Deferred[None]:
         return self._threads.ping()
 
+    def check(self) -> Deferred[None]:
+        return self._threads.ping()
+
     def close(self) -> None:
         self._folder.close()
 

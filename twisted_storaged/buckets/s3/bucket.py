@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -34,7 +34,7 @@ from twisted_storaged.buckets.s3.session import S3Settings, Upkeep, connect
 from twisted_storaged.buckets.s3.verification import Verifier
 from twisted_storaged.buckets.s3.writer import NO_CAPABILITIES, Capabilities, S3Upload, condition_headers
 from twisted_storaged.buckets.upload import BodyDigests, Uploader
-from twisted_storaged.errors import InvalidKey, ObjectNotFound, RangeNotSatisfiable, StartError
+from twisted_storaged.errors import BucketTimedOut, InvalidKey, ObjectNotFound, RangeNotSatisfiable, StartError
 from twisted_storaged.interfaces import IBucket, IObjectReader, IRequestBody
 from twisted_storaged.model import (
     MAX_KEY_BYTES,
@@ -62,6 +62,9 @@ WINDOW = 4
 WINDOW_ALONE = 8
 #: Threads in addition to the uploading ones: for hashing, the journal, and refreshing credentials.
 SPARE_THREADS = 4
+#: Seconds that S3 has to answer a check; and what it is asked for.
+CHECK_SECONDS = 3.0
+ONE_KEY = ListQuery(page_limit=1, limit=1)
 
 
 @implementer(IBucket)
@@ -111,6 +114,16 @@ class S3Bucket:
 
     def ping(self) -> Deferred[None]:
         return self._threads.ping()
+
+    @deferred
+    async def check(self) -> None:
+        ends = self._reactor.seconds() + CHECK_SECONDS
+        # Large parts are sent by threads.
+        await self._threads.ping().addTimeout(CHECK_SECONDS, self._reactor, _no_thread)
+        prefix, left = self._settings.prefix, max(0.0, ends - self._reactor.seconds())
+        # As a write, since the only thing that can be missing is the bucket.
+        with storage_errors(writes=True):
+            parse_list(await self._objects.list_once(list_parameters(ONE_KEY, None, prefix), left), ONE_KEY, prefix)
 
     def close(self) -> None:
         self._journal.close()
@@ -215,6 +228,10 @@ class S3Bucket:
         size = part_size(longest)
         # Bodies that may have more than 48 GiB are rare, so that no memory of their larger parts is kept.
         return self._uploader if size == MIN_PART_SIZE else Uploader(BufferPool(size, keep=0), self._window)
+
+
+def _no_thread(_: object, seconds: float) -> NoReturn:
+    raise BucketTimedOut(f"no thread of the bucket was free within {seconds:g} s")
 
 
 def _operations(length: int | None, part: int) -> Sequence[str]:

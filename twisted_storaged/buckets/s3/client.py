@@ -8,12 +8,14 @@ from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from math import inf
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 from urllib.parse import quote
 from xml.etree import ElementTree
 
 from awscrt import checksums
+from twisted.internet.defer import Deferred
 
 from twisted_storaged.buckets.s3.blocking import BlockingPool
 from twisted_storaged.buckets.s3.connection_pool import READ_SIZE, ConnectionPool, ReadOptions
@@ -31,7 +33,7 @@ from twisted_storaged.buckets.s3.responses import (
     was_there_before,
     xml_root,
 )
-from twisted_storaged.protocol.http1 import ConnectionFailed, Response, request_head
+from twisted_storaged.protocol.http1 import ConnectionFailed, Response, TimedOut, request_head
 from twisted_storaged.protocol.sigv4 import Credentials, Signer
 from twisted_storaged.runtime.buffers import Buffer
 from twisted_storaged.runtime.concurrency import Run
@@ -239,7 +241,18 @@ class DataPlane:
 
         `query` has the parameters on that page: `prefix`, `delimiter`, `continuation-token`, `max-keys`, `start-after`.
         """
-        return await self.ask(S3Request("ListObjectsV2", "", {"encoding-type": "url", "list-type": "2", **query}))
+        return await self.ask(_list_request(query))
+
+    async def list_once(self, query: Mapping[str, str], seconds: float) -> Response:
+        """List a page as `list_objects` does, in one attempt that takes at most some seconds."""
+        call = _list_request(query)
+
+        async def attempt(_: float) -> Response:
+            # Not by `until`, which limits neither a connection that is being made nor a refresh of credentials.
+            asked = Deferred.fromCoroutine(self._ask_once(call, READ_SIZE, inf))
+            return await asked.addTimeout(seconds, self._clock, _timed_out)
+
+        return await self.retries.run(call.operation, attempt, tries=1)
 
     async def look(self, key: str, ends: float) -> Response | None:
         """Look up an object, without retries, until `ends`; None if S3 gives no clear answer."""
@@ -254,15 +267,9 @@ class DataPlane:
         self, call: S3Request, read_size: int = READ_SIZE, confirm_applied: ConfirmApplied | None = None
     ) -> Response:
         """Make a request whose body and response are small."""
-        # Only `retries` may send such a request again, as they know that it may have been carried out.
-        once = call.method in ("POST", "DELETE")
 
         async def attempt(ends: float) -> Response:
-            head = await self._head(call)
-            reading = ReadOptions(head_request=call.method == "HEAD", size=read_size, until=ends)
-            response = await self._to.pool.ask((head, call.body), reading, once)
-            require_success(call.operation, call.headers, response)
-            return response
+            return await self._ask_once(call, read_size, ends)
 
         return await self.retries.run(call.operation, attempt, confirm_applied, call.decisive)
 
@@ -274,6 +281,14 @@ class DataPlane:
         """Close all connections, except those that threads are using, which are closed afterwards."""
         self._to.pool.stop()
         self._to.blocking.close()
+
+    async def _ask_once(self, call: S3Request, read_size: int, ends: float) -> Response:
+        head = await self._head(call)
+        reading = ReadOptions(head_request=call.method == "HEAD", size=read_size, until=ends)
+        # Only `retries` may send such a request again, as they know that it may have been carried out.
+        response = await self._to.pool.ask((head, call.body), reading, once=call.method in ("POST", "DELETE"))
+        require_success(call.operation, call.headers, response)
+        return response
 
     async def _send(self, call: S3Request, confirm_applied: ConfirmApplied | None = None) -> Response:
         async def attempt(ends: float) -> Response:
@@ -299,6 +314,14 @@ class DataPlane:
         if method in ("PUT", "POST"):
             headers["content-length"] = str(len(call.body))
         return request_head(method, f"{path}?{query}" if query else path, headers)
+
+
+def _list_request(query: Mapping[str, str]) -> S3Request:
+    return S3Request("ListObjectsV2", "", {"encoding-type": "url", "list-type": "2", **query})
+
+
+def _timed_out(_: object, seconds: float) -> NoReturn:
+    raise TimedOut(f"no response within {seconds:.1f} s")
 
 
 def _refutes(found: Response, headers: Mapping[str, str]) -> bool:

@@ -122,9 +122,14 @@ class Retries:
         return float(self.clock.seconds()) + self.deadline
 
     async def run(
-        self, operation: str, attempt: Attempt, confirm_applied: ConfirmApplied | None = None, decisive: bool = False
+        self,
+        operation: str,
+        attempt: Attempt,
+        confirm_applied: ConfirmApplied | None = None,
+        decisive: bool = False,
+        tries: int = TRIES,
     ) -> Response:
-        """Make a request, repeat it if necessary, and return the response.
+        """Make a request, repeat it if necessary, up to `tries` attempts in all, and return the response.
 
         If the request is `decisive`, its failure is raised as such only if no attempt was carried out: the refusal of
         the last attempt may be the effect of an earlier one whose reply was lost.
@@ -135,7 +140,7 @@ class Retries:
                 whether a decisive request was carried out.
         """
         ends, again = self.ends(), False
-        for left in reversed(range(TRIES)):
+        for left in reversed(range(tries)):
             failure: Exception
             try:
                 response = await attempt(ends)
@@ -156,7 +161,7 @@ class Retries:
             if not left or not passing:
                 known = not again or found is AttemptState.NOT_DONE
                 raise failure if known or not decisive else AmbiguousFailure(operation, failure)
-            await deferLater(self.clock, min(_pause(TRIES - left), max(0.0, ends - self.clock.seconds())))
+            await deferLater(self.clock, min(_pause(tries - left), max(0.0, ends - self.clock.seconds())))
         raise AssertionError("the last attempt returns or raises")
 
 
