@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from twisted.python.failure import Failure
 
 from tests.buckets.local.embedded import logged
 from tests.support import result
-from tests.test_check import certificate
+from tests.test_check import NOW, certificate
 from twisted_storaged.errors import StartError
 from twisted_storaged.listening import (
     ACCEPTS,
@@ -32,6 +33,7 @@ from twisted_storaged.listening import (
     adopt,
     bind,
     bind_paused,
+    certificate_expiry,
     make_endpoint,
     served_factory,
 )
@@ -361,6 +363,24 @@ class ServedFactoryTests:
         served = served_factory(f"ssl:1:privateKey={tmp_path}/server.pem", factory)
         assert isinstance(served, TLSMemoryBIOFactory)
         assert served.wrappedFactory is factory
+
+
+class CertificateExpiryTests:
+    """When the certificates of an endpoint expire."""
+
+    def test_the_first_counts(self, tmp_path: Path) -> None:
+        """It is the first to expire of all that are sent: its own, and those of the chain."""
+        own, chain = tmp_path / "server.pem", tmp_path / "chain.pem"
+        own.write_bytes(certificate(100))
+        description = f"ssl:1:privateKey={own}"
+        assert certificate_expiry(description) == (NOW + timedelta(days=100)).timestamp()
+        chain.write_bytes(certificate(200) + certificate(50))
+        assert certificate_expiry(f"{description}:extraCertChain={chain}") == (NOW + timedelta(days=50)).timestamp()
+
+    @pytest.mark.parametrize("description", ["tcp:1", "unix:/run/http", "ssl:1:privateKey=/none"])
+    def test_none(self, description: str) -> None:
+        """An endpoint without a certificate has none that expires; the start reports one that cannot be loaded."""
+        assert certificate_expiry(description) is None
 
 
 class CheckLocalTests:

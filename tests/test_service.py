@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from twisted.logger import LogLevel
 from tests.buckets.local.embedded import flip, logged
 from tests.server.wire import Connection, Server, put
 from tests.support import UPKEEP, MemoryBucket, result
+from tests.test_check import NOW, certificate, config_of
 from twisted_storaged.buckets.local.bucket import LocalSettings
 from twisted_storaged.buckets.local.files import DataFolder
 from twisted_storaged.buckets.local.index_reads import Entry
@@ -26,7 +28,9 @@ from twisted_storaged.errors import BucketUnreachable, StartError, WorkEnded
 from twisted_storaged.listening import EndpointListener
 from twisted_storaged.model import ObjectInfo
 from twisted_storaged.preparation import Prepared, Settings, Sources
+from twisted_storaged.reports import Reports
 from twisted_storaged.routing import Policy, Registry
+from twisted_storaged.runtime.metering import Meters
 from twisted_storaged.runtime.systemd import MORE_TIME, NO_MANAGER, ListenSocket, ServiceManager
 from twisted_storaged.service import (
     CLOSE_SECONDS,
@@ -35,6 +39,7 @@ from twisted_storaged.service import (
     MaintenanceService,
     Replacement,
     StorageService,
+    assemble,
     scrub,
 )
 
@@ -552,6 +557,27 @@ def status(service: MaintenanceService) -> object:
     with pytest.raises(WorkEnded) as caught:
         service.startService()
     return caught.value.code
+
+
+class AssembleTests:
+    """The daemon as it is made from its configuration."""
+
+    def test_what_ends(self, tmp_path: Path) -> None:
+        """Metrics tell when the certificate expires, and whether the process stops."""
+        pem = tmp_path / "server.pem"
+        pem.write_bytes(certificate(100))
+        config = config_of({"primary": LocalSettings(tmp_path / "data")}, endpoint=f"ssl:1:privateKey={pem}")
+        reactor, reports = MemoryReactorClock(), Reports(Meters())
+        service = assemble(config, reactor, EndpointListener(config.endpoint, reactor), reports=reports)
+
+        def values() -> list[Any]:
+            shown = {one.family.name: dict(one.values) for one in reports.own().metrics}
+            return [shown[name][()] for name in ("storaged_certificate_expiry_seconds", "storaged_draining")]
+
+        expiry = (NOW + timedelta(days=100)).timestamp()
+        assert values() == [expiry, 0]
+        service.stopping = True
+        assert values() == [expiry, 1]
 
 
 class MaintenanceTests:

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
@@ -260,9 +261,11 @@ class _FactoryTaker:
 
     Attributes:
         factory: what was to be served.
+        tls: the certificates and the key, if TLS was to be spoken.
     """
 
     factory: IProtocolFactory
+    tls: Any = None
 
     def listenTCP(self, port: int, factory: IProtocolFactory, *_: Any, **__: Any) -> None:
         """Keep the factory."""
@@ -277,18 +280,37 @@ class _FactoryTaker:
         # Not at module level: it needs pyOpenSSL, which takes a fifth of a start.
         from twisted.protocols.tls import TLSMemoryBIOFactory  # noqa: PLC0415
 
-        self.factory = TLSMemoryBIOFactory(contextFactory, False, factory)
+        self.tls, self.factory = contextFactory, TLSMemoryBIOFactory(contextFactory, False, factory)
 
 
 def served_factory(description: str, factory: IProtocolFactory) -> IProtocolFactory:
     """Return what an endpoint would serve for `factory`: with TLS, if it is an `ssl` one. Raises StartError."""
+    return _take(description, factory).factory
+
+
+def certificate_expiry(description: str) -> float | None:
+    """Return when the first certificate that an endpoint sends expires, in seconds since the epoch.
+
+    None if it sends none, or cannot be used.
+    """
+    if not description.startswith("ssl:"):
+        return None
+    with suppress(StartError):
+        tls = _take(description, Factory()).tls
+        sent = [tls.certificate, *tls.extraCertChain]
+        expiry: float = min(one.to_cryptography().not_valid_after_utc.timestamp() for one in sent)
+        return expiry
+    return None
+
+
+def _take(description: str, factory: IProtocolFactory) -> _FactoryTaker:
     taker = _FactoryTaker()
     failures: list[Failure] = []
     maybeDeferred(make_endpoint(taker, description).listen, factory).addErrback(failures.append)
     if failures:
         expected = "expected tcp, tcp6, ssl or unix"
         raise StartError(f"cannot serve {description} on sockets of another process: {expected}")
-    return taker.factory
+    return taker
 
 
 def _address(host: Any) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import MsgspecError, Struct
 from msgspec.json import decode, encode
@@ -19,6 +19,7 @@ from twisted.logger import Logger
 
 from twisted_storaged.runtime.concurrency import deferred
 from twisted_storaged.runtime.metering import Meters, Snapshot, merge, without_gauges
+from twisted_storaged.runtime.process_meters import watch_process
 from twisted_storaged.runtime.report_file import ReportWriter, make_report_file, read_report
 
 _log = Logger()
@@ -83,13 +84,14 @@ class SupervisorReports:
         file: the descriptor of the file with its own report.
     """
 
-    def __init__(self, alive: Callable[[], int]) -> None:
+    def __init__(self, alive: Callable[[], int], reactor: Any) -> None:
         """`alive` tells how many workers there are. Raises OSError."""
         self.file = make_report_file()
         self._writer = ReportWriter(self.file)
         self._ended: Snapshot = []
         meters = Meters()
         count_workers(meters, alive)
+        watch_process(meters, reactor)
         #: By how they ended.
         self._ends = meters.counter("storaged_workers_ended", "Worker processes that have ended.", ("how",))
         self._reports = Reports(meters)

@@ -40,7 +40,7 @@ from twisted_storaged.config import DEFAULT_DRAIN, BucketSettings, Config, Overr
 from twisted_storaged.config_file import read_secrets
 from twisted_storaged.errors import StartError, StorageError, WorkEnded
 from twisted_storaged.interfaces import IBucket
-from twisted_storaged.listening import EndpointListener, IListener, SocketListener
+from twisted_storaged.listening import EndpointListener, IListener, SocketListener, certificate_expiry
 from twisted_storaged.model import ListQuery
 from twisted_storaged.preparation import Settings, Sources, check_replacement, prepare, sources_of
 from twisted_storaged.reports import Reports, count_workers
@@ -48,6 +48,7 @@ from twisted_storaged.routing import PRIMARY, Namespace, Registry
 from twisted_storaged.runtime.concurrency import Threads, deferred
 from twisted_storaged.runtime.metering import Meters
 from twisted_storaged.runtime.process import HeapTrimmer, run_again_at_exit
+from twisted_storaged.runtime.process_meters import watch_process
 from twisted_storaged.runtime.systemd import (
     MORE_TIME,
     NO_MANAGER,
@@ -431,7 +432,10 @@ def assemble(  # noqa: PLR0913 (its parts)
     tree = make_tree(Namespace(config.policy, registry), slots, ops={b"metrics": metrics_resource(reports)})
     site = StorageSite(tree, reactor, observers=observers)
     _watch(reports.meters, site, slots)
-    return StorageService(listener, site, registry, slots, reactor, config.drain, manager, replacement)
+    service = StorageService(listener, site, registry, slots, reactor, config.drain, manager, replacement)
+    watch_process(reports.meters, reactor)
+    _watch_end(reports.meters, service, certificate_expiry(config.endpoint))
+    return service
 
 
 def _watch(meters: Meters, site: StorageSite, slots: PutSlots) -> None:
@@ -450,6 +454,16 @@ def _watch(meters: Meters, site: StorageSite, slots: PutSlots) -> None:
     meters.gauge("storaged_build_info", "Versions.", ("version", "python", "twisted"), combine="max").watch(
         lambda: 1, *version
     )
+
+
+def _watch_end(meters: Meters, service: StorageService, expiry: float | None) -> None:
+    """Let gauges tell what ends soon: the process, and its certificate."""
+    meters.gauge("storaged_draining", "Processes that stop when their requests have completed.").watch(
+        lambda: service.stopping
+    )
+    meters.gauge(
+        "storaged_certificate_expiry_seconds", "When the first certificate that is served expires.", combine="min"
+    ).watch(lambda: expiry)
 
 
 def _make_backup(config: Config, target: Path) -> MaintenanceService:

@@ -310,7 +310,7 @@ class Supervisor(Service):
         self._interval = EVERY if watchdog is None else min(watchdog / 4, EVERY)
         self._slots_file = make_slots_file()
         self._threads = threads or Threads(reactor, 1, "supervisor")
-        self._reports = SupervisorReports(lambda: sum(1 for _ in self._workers()))
+        self._reports = SupervisorReports(lambda: sum(1 for _ in self._workers()), reactor)
         self._looking = LoopingCall(self._look)
         self._looking.clock = reactor
         self._acceptors: list[Acceptor] = []

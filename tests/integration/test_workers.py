@@ -361,6 +361,21 @@ class MetricsTests:
             assert client.response().status == 200
         wait_until(lambda: [[self.scrape(daemon)[one] for one in watched] for _ in range(4)] == [[0, 1, 1]] * 4)
 
+    def test_draining(self, place: Place) -> None:
+        """A worker that waits for a PUT before it is replaced is counted; its processor time is kept."""
+        daemon = daemon_of(place)
+        with connect(daemon) as client:
+            client.send(head("PUT", "/objects/k", length(2)) + b"x")
+            wait_until(lambda: self.scrape(daemon).get("storaged_put_slots_taken") == 1)
+            assert self.scrape(daemon)["storaged_draining"] == 0
+            daemon.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: self.scrape(daemon).get("storaged_draining") == 1, 30)
+            before = self.scrape(daemon)['storaged_cpu_seconds_total{mode="user"}']
+            client.send(b"x")
+            assert client.response().status == 200
+        wait_until(lambda: self.scrape(daemon).get("storaged_draining") == 0)
+        assert self.scrape(daemon)['storaged_cpu_seconds_total{mode="user"}'] >= before
+
     def test_documented(self, place: Place) -> None:
         """The page on metrics has each of them, with its type and labels."""
         daemon = daemon_of(place)

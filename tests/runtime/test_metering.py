@@ -80,3 +80,10 @@ def test_gauges_of_several_parts_are_added() -> None:
         meters.gauge("open", "Connections.").watch(lambda number=number: number)  # type: ignore[misc]
     meters.gauge("unknown", "Bytes.").watch(lambda: None)
     assert values(meters.snapshot()) == {"open": {(): 3}, "unknown": {}}
+
+
+def test_a_counter_that_is_watched() -> None:
+    """A counter that something else counts has its present number in each snapshot."""
+    meters, numbers = Meters(), iter((1, 2))
+    meters.counter("seconds", "Seconds.", ("mode",)).watch(lambda: next(numbers), "user")
+    assert [values(meters.snapshot())["seconds"] for _ in range(2)] == [{("user",): 1}, {("user",): 2}]

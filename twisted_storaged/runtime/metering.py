@@ -65,13 +65,19 @@ class Counter:
     def __init__(self, family: Family) -> None:
         self.family = family
         self.values: defaultdict[Any, float] = defaultdict(int)
+        self._reads: dict[Labels, Callable[[], float]] = {}
 
     def add(self, amount: float, *labels: str) -> None:
         """Add to the number for these labels."""
         self.values[labels] += amount
 
+    def watch(self, read: Callable[[], float], *labels: str) -> None:
+        """Ask `read` for the number for these labels, which something else counts, when a snapshot is made."""
+        self._reads[labels] = read
+
     def snapshot(self) -> list[tuple[Labels, Any]]:
         """The present values."""
+        self.values.update((labels, read()) for labels, read in self._reads.items())
         return list(self.values.items())
 
 
