@@ -25,6 +25,7 @@ from twisted_storaged.config_file import CREDENTIAL, UNITS, may_hold_credential
 from twisted_storaged.errors import InvalidKey, StartError
 from twisted_storaged.listening import make_endpoint
 from twisted_storaged.model import parse_key
+from twisted_storaged.runtime.log_format import printable
 
 #: Stands for a credential in what is printed.
 MASK = "(not shown)"
@@ -77,7 +78,7 @@ def check(config: Config, reactor: Any, wall_clock: Callable[[], float] = time.t
         problems[f"bucket {name}"] = _problem_of_bucket(settings, config.upkeep.deadline)
     lines = [f"# warning: {warning}" for warning in warnings]
     lines += [f"# {what}: {problem or 'ok'}" for what, problem in problems.items()]
-    return [*effective_config(config), *map(_printable, lines)], not any(problems.values())
+    return [*effective_config(config), *map(printable, lines)], not any(problems.values())
 
 
 def explain(config: Config, key: str) -> list[str]:
@@ -101,7 +102,7 @@ def explain(config: Config, key: str) -> list[str]:
         f"put slots: {slots}",
         f"bucket: {rule.bucket}, {_place_of(config.buckets[rule.bucket], key)}",
     ]
-    return [_printable(line) for line in lines]
+    return [printable(line) for line in lines]
 
 
 def _place_of(settings: BucketSettings, key: str) -> str:
@@ -132,25 +133,16 @@ def _keys_of(settings: BucketSettings) -> Mapping[str, object]:
 
 
 def _section(header: str, keys: Mapping[str, object]) -> Iterator[str]:
-    yield _printable(header)
+    yield printable(header)
     for name, value in keys.items():
         if value is not None:
-            yield _printable(f"{name} = {_toml(value)}")
+            yield printable(f"{name} = {_toml(value)}")
     yield ""
 
 
 def _toml(value: object) -> str:
-    # JSON's strings, integers and flags are TOML's as well, but for DEL, which `_printable` escapes.
+    # JSON's strings, integers and flags are TOML's as well, but for DEL, which `printable` escapes.
     return json.dumps(value, ensure_ascii=False)
-
-
-def _printable(line: str) -> str:
-    """A line with all characters escaped, as in TOML, that could make a terminal show something else than is there."""
-    # Control characters, and those that change the direction of text or are not seen.
-    return "".join(
-        char if char.isprintable() else f"\\u{ord(char):04x}" if ord(char) <= 0xFFFF else f"\\U{ord(char):08x}"
-        for char in line
-    )
 
 
 def _masked(text: str) -> str:

@@ -192,7 +192,9 @@ class ResponseTests:
         body = b"<Error><Code>Slow\nDown</Code><Message>%s</Message></Error>" % (b"m" * 300)
         response = Response(503, headers)
         response.body = body
-        assert str(response) == (f"503 Slow\\nDown {'m' * 256} (x-amz-request-id 4442\\x1b, x-amz-id-2 {'Z' * 256})")
+        assert str(response) == (
+            f"503 Slow\\u000aDown {'m' * 256} (x-amz-request-id 4442\\u001b, x-amz-id-2 {'Z' * 256})"
+        )
 
 
 class RequestHeadTests:

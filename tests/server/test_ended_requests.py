@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address
 
-from twisted_storaged.server.ended_requests import LONGEST_FIELD, AccessLog, EndedRequest, quoted, redacted
+from twisted_storaged.server.ended_requests import LONGEST_FIELD, AccessLog, EndedRequest, redacted
 
 CLIENT = IPv4Address("TCP", "10.0.0.7", 4711)
 #: A secret that does not look like one.
@@ -69,11 +68,6 @@ class LineTests:
         assert written.isprintable()
         assert len(re.findall(r'"(?:[^"\\]|\\.)*"', written)) == 3
         assert written.count(" agent=") >= 1
-
-    @given(st.text())
-    def test_quoted_is_json(self, text: str) -> None:
-        """A quoted text can be read again."""
-        assert json.loads(quoted(text)) == text
 
     @pytest.mark.parametrize("character", ["\n", "\r", "\x1b", "\x9b", "\u2028", "\u202e", "\x7f", "\0"])
     def test_characters_that_change_a_terminal(self, character: str) -> None:

@@ -15,7 +15,7 @@ from zope.interface import implementer
 from tests.server.wire import Connection, Server, chunked_put, put, request
 from tests.support import MemoryBucket
 from twisted_storaged.model import ObjectInfo
-from twisted_storaged.server.site import ENDED_WAIT
+from twisted_storaged.server.site import ENDED_LIMIT, ENDED_WAIT
 
 
 @contextmanager
@@ -79,6 +79,22 @@ class AccessLogTests:
             server.ask(request("GET", "/health"))
             server.clock.advance(ENDED_WAIT)
             assert len(written) == expected
+
+    def test_many_do_not_wait(self, written: list[str]) -> None:
+        """A batch is bounded, so that it does not take the time of other requests; no timer remains of a full one."""
+        server = Server()
+        connection = server.connect()
+        for _ in range(ENDED_LIMIT - 1):
+            connection.send(request("GET", "/health"))
+        assert written == []
+        connection.send(request("GET", "/health"))
+        assert len(written) == ENDED_LIMIT
+        server.clock.advance(ENDED_WAIT / 2)
+        connection.send(request("GET", "/health"))
+        server.clock.advance(ENDED_WAIT * 0.9)
+        assert len(written) == ENDED_LIMIT
+        server.clock.advance(ENDED_WAIT * 0.1)
+        assert len(written) == ENDED_LIMIT + 1
 
     def test_dates_are_of_the_wall_clock(self, written: list[str]) -> None:
         """The date of an access log line and that of an answer follow a wall clock that is set back."""

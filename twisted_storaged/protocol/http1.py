@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from twisted_storaged.protocol.http_fields import Fields
+from twisted_storaged.runtime.log_format import printable
 
 #: The largest head of a response, in bytes, including the interim responses (1xx) before it.
 MAX_HEAD = 1 << 16
@@ -18,6 +19,8 @@ MAX_HEAD = 1 << 16
 MAX_COLLECTED = 16 << 20
 #: The longest line between chunks, in bytes.
 _MAX_LINE = 4096
+#: Characters that a log line has at most of each text of a response.
+_SHOWN = 256
 
 #: CR and LF that are not part of a line end, and NUL.
 _FORBIDDEN = re.compile(rb"\r(?!\n)|(?<!\r)\n|\x00")
@@ -122,14 +125,9 @@ class Response:
         """Its status, code and message, and S3's ids of the request, for logs: each bounded, and printable."""
         message = _MESSAGE.search(self.body)
         told = message[1].decode("utf-8", "replace") if message else ""
-        text = f"{self.status} {_printable(self.code)} {_printable(told)}".rstrip()
-        ids = [f"{name} {_printable(self.headers[name])}" for name in _S3_IDS if self.headers.get(name)]
+        text = f"{self.status} {printable(self.code, _SHOWN)} {printable(told, _SHOWN)}".rstrip()
+        ids = [f"{name} {printable(self.headers[name], _SHOWN)}" for name in _S3_IDS if self.headers.get(name)]
         return f"{text} ({', '.join(ids)})" if ids else text
-
-
-def _printable(text: str) -> str:
-    """At most 256 characters of a text, with control characters escaped, so that it is a part of one line."""
-    return "".join([c if c.isprintable() else ascii(c)[1:-1] for c in text[:256]])
 
 
 def request_head(method: str, target: str, headers: Mapping[str, str]) -> bytes:

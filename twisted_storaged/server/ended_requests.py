@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any
 from urllib.parse import unquote
 
 from msgspec import Struct
 from twisted.logger import Logger
 from twisted.web.http import datetimeToLogString
+
+from twisted_storaged.runtime.log_format import quoted
 
 #: Characters of a header field that a line has at most.
 LONGEST_FIELD = 256
@@ -85,12 +86,6 @@ def _redact_value(match: re.Match[str]) -> str:
     # Decoded twice, as a client may have encoded a URL that was encoded already.
     shown = "[redacted]" if value and _SECRET_NAME.search(unquote(unquote(name))) else value
     return f"{start}{name}{equals}{shown}"
-
-
-def quoted(text: str) -> str:
-    """A text as a string of JSON, in quotes: no character of it can end the line, the string, or change a terminal."""
-    # Characters that are not printable are also those of direction, and lone halves of surrogate pairs.
-    return encode_basestring(text) if text.isprintable() else encode_basestring_ascii(text)
 
 
 class AccessLog:

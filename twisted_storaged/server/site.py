@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import count
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.web.http import datetimeToString
 from twisted.web.resource import IResource
 from twisted.web.server import Site
@@ -21,8 +21,10 @@ from twisted_storaged.server.channel import IDLE_SECONDS, StreamingChannel
 from twisted_storaged.server.ended_requests import AccessLog, EndedRequest
 from twisted_storaged.server.request import StreamingRequest
 
-#: Seconds that a request which has ended may wait for others, until it is logged and counted.
+#: Seconds that a request which has ended may wait for others, and how many there may be, until they are logged and
+#: counted: so many take a few milliseconds, in which nothing else is done.
 ENDED_WAIT = 0.5
+ENDED_LIMIT = 500
 
 SERVER = b"storaged/" + __version__.encode("ascii")
 
@@ -85,6 +87,7 @@ class StorageSite(Site):
         self._drained: Deferred[None] = Deferred()
         self._observers = (AccessLog().add,) if observers is None else observers
         self._ended: list[EndedRequest] = []
+        self._flush: IDelayedCall | None = None
         self._wall_clock = wall_clock
         self._second = -1
         self._common = b""
@@ -121,11 +124,16 @@ class StorageSite(Site):
     def _add(self, ended: EndedRequest) -> None:
         self._ended.append(ended)
         # One timer for all that end until it is due.
-        if len(self._ended) == 1:
-            self.reactor.callLater(ENDED_WAIT, self.flush_log)
+        if self._flush is None:
+            self._flush = self.reactor.callLater(ENDED_WAIT, self.flush_log)
+        elif len(self._ended) == ENDED_LIMIT:
+            self.flush_log()
 
     def flush_log(self) -> None:
         """Log and count the requests that have ended, now."""
+        if self._flush is not None and self._flush.active():
+            self._flush.cancel()
+        self._flush = None
         ended, self._ended = self._ended, []
         if ended:
             for observe in self._observers:
