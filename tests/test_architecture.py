@@ -18,6 +18,7 @@ FLOORS = (
     "preparation",
     "admission buckets routing server",
     "reports",
+    "under_way",
     "api",
     "config_file",
     "config",

@@ -42,6 +42,7 @@ from twisted_storaged.service import (
     assemble,
     scrub,
 )
+from twisted_storaged.under_way import UnderWay
 
 BIND = "tcp:1:interface=127.0.0.1"
 
@@ -82,20 +83,20 @@ class Running:
         self.reactor: Any = MemoryReactorClock()
         self.server.clock = self.server.site.reactor = self.reactor
         self.listener = listener or EndpointListener(BIND, self.reactor)
-        self.service = StorageService(
-            self.listener,
-            self.server.site,
-            Registry([self.bucket]),
-            self.server.slots,
-            self.reactor,
-            manager=manager,
-            replacement=replacement,
-        )
+        self.under_way = UnderWay(self.server.site, self.server.slots, self.server.past, {}, self.reactor)
+        self.service = self.another(self.listener, manager=manager, replacement=replacement)
         self.service.startService()
         # The other hooks change the process.
         for call, *_ in self.reactor.whenRunningHooks:
             if call == self.service._announce:
                 call()
+
+    def another(self, listener: Any, **options: Any) -> StorageService:
+        """A service with the same parts."""
+        registry = Registry([self.bucket])
+        return StorageService(
+            listener, self.server.site, registry, self.server.slots, self.reactor, self.under_way, **options
+        )
 
     def connect(self) -> Connection:
         return self.server.connect()
@@ -118,13 +119,7 @@ class StartTests:
             raise CannotListenError("127.0.0.1", 1, OSError(98, "Address already in use"))
 
         running.reactor.listenTCP = taken
-        service = StorageService(
-            EndpointListener(BIND, running.reactor),
-            running.server.site,
-            Registry([running.bucket]),
-            running.server.slots,
-            running.reactor,
-        )
+        service = running.another(EndpointListener(BIND, running.reactor))
         with pytest.raises(StartError, match=r"cannot listen on tcp:1:.*Address already in use") as caught:
             service.startService()
         assert isinstance(caught.value, Exception)
@@ -136,8 +131,7 @@ class StartTests:
     def test_an_endpoint_that_twisted_cannot_parse(self, endpoint: str) -> None:
         """An endpoint description that Twisted cannot parse ends the start with one line."""
         running = Running()
-        listener = EndpointListener(endpoint, running.reactor)
-        service = StorageService(listener, running.server.site, Registry([]), running.server.slots, running.reactor)
+        service = running.another(EndpointListener(endpoint, running.reactor))
         with pytest.raises(StartError, match=r"^cannot listen on "):
             service.startService()
 
@@ -146,13 +140,7 @@ class StartTests:
         (tmp_path / "bad.pem").write_text("not a pem")
         running = Running()
         endpoint = f"ssl:0:privateKey={tmp_path}/bad.pem:certKey={tmp_path}/bad.pem"
-        service = StorageService(
-            EndpointListener(endpoint, running.reactor),
-            running.server.site,
-            Registry([running.bucket]),
-            running.server.slots,
-            running.reactor,
-        )
+        service = running.another(EndpointListener(endpoint, running.reactor))
         with pytest.raises(StartError, match=r"^cannot listen on ssl:0"):
             service.startService()
         assert running.calls == ["start", "start", "close"]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from math import ceil
+from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
@@ -45,9 +46,10 @@ class PutSlot:
         prefix: of the keys that it counts for.
         since: when it was taken, by the clock of its PutSlots.
         locks: the bytes that are locked for it, if several processes share the slots.
+        holder: the request that it was taken for, as its handler sets it.
     """
 
-    __slots__ = ("_returned", "_taken", "locks", "prefix", "since")
+    __slots__ = ("_returned", "_taken", "holder", "locks", "prefix", "since")
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class PutSlot:
         self.prefix = prefix
         self.since = since
         self.locks = locks
+        self.holder: Any = None
         self._taken = taken
         self._returned = returned
         taken.add(self)
@@ -101,6 +104,11 @@ class PutSlots:
     def taken(self) -> int:
         """The number of slots that this process holds."""
         return len(self._taken)
+
+    @property
+    def holders(self) -> list[Any]:
+        """The requests that hold slots of this process."""
+        return [slot.holder for slot in self._taken if slot.holder is not None]
 
     @property
     def free(self) -> int:

@@ -237,7 +237,12 @@ class Config:
     @property
     def primary_kind(self) -> str:
         """The kind of the primary bucket, as the configuration file has it."""
-        return "local" if isinstance(self.buckets[PRIMARY], LocalSettings) else "s3"
+        return kind_of(self.buckets[PRIMARY])
+
+
+def kind_of(settings: BucketSettings) -> str:
+    """The kind of a bucket, as the configuration file has it."""
+    return "local" if isinstance(settings, LocalSettings) else "s3"
 
 
 @dataclass(frozen=True)

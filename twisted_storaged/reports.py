@@ -21,6 +21,7 @@ from twisted_storaged.runtime.concurrency import deferred
 from twisted_storaged.runtime.metering import Meters, Snapshot, merge, without_gauges
 from twisted_storaged.runtime.process_meters import watch_process
 from twisted_storaged.runtime.report_file import ReportWriter, make_report_file, read_report
+from twisted_storaged.status import ProcessStatus
 
 _log = Logger()
 
@@ -32,11 +33,13 @@ class Report(Struct):
         pid: its id.
         written: when it made this report, in seconds since the epoch.
         metrics: its counters, gauges and histograms.
+        status: what is under way in it; None for the supervisor, which serves no requests.
     """
 
     pid: int
     written: float
     metrics: Snapshot
+    status: ProcessStatus | None = None
 
 
 class OtherReports(Protocol):
@@ -56,6 +59,7 @@ class Reports:
 
     Attributes:
         meters: what this process counts.
+        status: tells what is under way in it, if it serves requests.
     """
 
     def __init__(
@@ -63,12 +67,14 @@ class Reports:
     ) -> None:
         """Report what `meters` have. Without `others`, there is no other process."""
         self.meters = meters
+        self.status: Callable[[], ProcessStatus] | None = None
         self._others = others
         self._wall_clock = wall_clock
 
     def own(self) -> Report:
         """Make the report of this process."""
-        return Report(os.getpid(), self._wall_clock(), self.meters.snapshot())
+        status = None if self.status is None else self.status()
+        return Report(os.getpid(), self._wall_clock(), self.meters.snapshot(), status)
 
     @deferred
     async def all(self) -> list[Report]:

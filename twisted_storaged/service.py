@@ -31,12 +31,13 @@ from twisted_storaged import __version__
 from twisted_storaged.admission import PutSlots
 from twisted_storaged.api.handlers import make_tree
 from twisted_storaged.api.ops.metrics import metrics_resource
+from twisted_storaged.api.ops.status import status_resource
 from twisted_storaged.buckets.local.backup import back_up
 from twisted_storaged.buckets.local.bucket import LocalBucket, LocalSettings
 from twisted_storaged.buckets.local.scrub import Scrub
 from twisted_storaged.buckets.s3.bucket import S3Bucket
 from twisted_storaged.check import check, explain
-from twisted_storaged.config import DEFAULT_DRAIN, BucketSettings, Config, Overrides, load_config
+from twisted_storaged.config import DEFAULT_DRAIN, BucketSettings, Config, Overrides, kind_of, load_config
 from twisted_storaged.config_file import read_secrets
 from twisted_storaged.errors import StartError, StorageError, WorkEnded
 from twisted_storaged.interfaces import IBucket
@@ -64,6 +65,7 @@ from twisted_storaged.runtime.systemd import (
 from twisted_storaged.server.ended_requests import AccessLog
 from twisted_storaged.server.request_meters import RequestMeters
 from twisted_storaged.server.site import StorageSite
+from twisted_storaged.under_way import PastRequests, StatusCollector, UnderWay
 
 #: Seconds between two attempts to reach the primary bucket, until the daemon is ready.
 READY_INTERVAL = 1.0
@@ -93,6 +95,7 @@ class StorageService(Service):
         registry: Registry,
         slots: PutSlots,
         reactor: Any,
+        under_way: UnderWay,
         drain: float = DEFAULT_DRAIN,
         manager: ServiceManager = NO_MANAGER,
         replacement: Replacement | None = None,
@@ -106,6 +109,7 @@ class StorageService(Service):
         self._registry = registry
         self._slots = slots
         self._reactor = reactor
+        self._under_way = under_way
         self._drain = drain
         self._draining: Deferred[None] | None = None
         self._trimmer = HeapTrimmer(reactor)
@@ -129,6 +133,7 @@ class StorageService(Service):
         # Modules, classes and buckets live as long as the process: frozen, they are not scanned by each collection.
         self._reactor.callWhenRunning(gc.freeze)
         self._reactor.callWhenRunning(self._trimmer.start)
+        self._reactor.callWhenRunning(self._under_way.start)
         try:
             self._registry.start()
             try:
@@ -237,6 +242,7 @@ class StorageService(Service):
         # Until here, whoever watches can tell a daemon that drains from one that hangs.
         self._watchdog.stop()
         await self._wait_for("buckets", self._registry.stop(), CLOSE_SECONDS)
+        self._under_way.stop()
         self._site.flush_log()
         _log.info("storaged has stopped")
 
@@ -426,13 +432,19 @@ def assemble(  # noqa: PLR0913 (its parts)
     if reports is None:
         reports = Reports(Meters())
         count_workers(reports.meters, lambda: 1)
-    observers = [RequestMeters(reports.meters).add]
+    past = PastRequests()
+    observers = [RequestMeters(reports.meters).add, past.add]
     if config.access_log:
         observers.append(AccessLog().add)
-    tree = make_tree(Namespace(config.policy, registry), slots, ops={b"metrics": metrics_resource(reports)})
+    collector = StatusCollector(reports, slots, config.policy, list)
+    ops = {b"metrics": metrics_resource(reports), b"status.json": status_resource(collector)}
+    tree = make_tree(Namespace(config.policy, registry), slots, ops=ops)
     site = StorageSite(tree, reactor, observers=observers)
     _watch(reports.meters, site, slots)
-    service = StorageService(listener, site, registry, slots, reactor, config.drain, manager, replacement)
+    kinds = {name: kind_of(settings) for name, settings in config.buckets.items()}
+    under_way = UnderWay(site, slots, past, kinds, reactor)
+    reports.status = under_way.status
+    service = StorageService(listener, site, registry, slots, reactor, under_way, config.drain, manager, replacement)
     watch_process(reports.meters, reactor)
     _watch_end(reports.meters, service, certificate_expiry(config.endpoint))
     return service

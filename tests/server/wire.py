@@ -15,7 +15,9 @@ from twisted_storaged.admission import PutSlots
 from twisted_storaged.api.handlers import make_tree
 from twisted_storaged.routing import Namespace, Policy, Registry
 from twisted_storaged.runtime.files import Spool
+from twisted_storaged.server.ended_requests import AccessLog
 from twisted_storaged.server.site import RequestIds, StorageSite
+from twisted_storaged.under_way import PastRequests
 
 
 class Transport(StringTransport):
@@ -91,7 +93,9 @@ class Server:
         self.slots = PutSlots(put_slots)
         namespace = Namespace(policy or Policy(), Registry([self.bucket, *others]))
         tree = make_tree(namespace, self.slots, make_spool)
-        self.site: Any = StorageSite(tree, self.clock, lambda: self.now, request_ids=RequestIds("test"))
+        self.past = PastRequests()
+        observers = [AccessLog().add, self.past.add]
+        self.site: Any = StorageSite(tree, self.clock, lambda: self.now, observers, RequestIds("test"))
 
     def connect(self, in_place: bool = False) -> Connection:
         """A new client; with `in_place`, on a transport with a socket to read from directly."""

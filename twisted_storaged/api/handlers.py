@@ -104,6 +104,7 @@ class ObjectHandlers:
         if request.body.declared is not None and request.body.declared > cap:
             raise PayloadTooLarge(f"{request.body.declared} bytes are declared, {cap} allowed")
         slot = self._slots.acquire(rule.prefix, rule.slots)
+        slot.holder = request
         try:
             request.body.limit(cap)
             info = await bucket.put(key, request.body, cap, options)

@@ -64,6 +64,10 @@ class RequestChannel(Protocol):
     def take_from(self, source: socket, count: int) -> int | None:
         """Send bytes of another socket: see `WriteBuffer.take_from`."""
 
+    @property
+    def transport_is_full(self) -> bool:
+        """Whether the client has to read before more can be sent."""
+
 
 #: Bytes that one read of the socket may return while a body is consumed.
 READ_SIZE = 1 << 20
@@ -83,6 +87,7 @@ class RequestBody:
         buffered: the complete body, if it arrived with the headers; it need not be consumed then.
         complete: whether all of it has arrived.
         paused: whether it waits for its consumer, not for the client.
+        started: whether it was ever consumed.
     """
 
     def __init__(self, channel: RequestChannel) -> None:
@@ -91,6 +96,7 @@ class RequestBody:
         self.buffered: memoryview | None = None
         self.complete = False
         self.paused = True
+        self.started = False
         self._expects_continue = False
         self._limit: int | None = None
         self._received = 0
@@ -139,6 +145,7 @@ class RequestBody:
             return fail(copy(self._error))  # a copy, for the reason that `fail` gives
         self._consumer = consumer
         finished = self._finished = Deferred()
+        self.started = True
         self.paused = False
         early, self._early = self._early, []
         if self.buffered is not None:
@@ -269,6 +276,7 @@ class StreamingRequest(Request):
         bucket: the name of the bucket that it is for, and `key`, the object's; empty if it never came to that.
         reason: the name of the error that it failed with, if any.
         began: when its head was complete, and `first_byte`, when the response began, by the reactor's clock.
+        announced: the bytes of body that the head of the response has announced; None if it has not.
     """
 
     channel: RequestChannel  # type: ignore[assignment]
@@ -287,7 +295,7 @@ class StreamingRequest(Request):
         self.bucket = self.key = self.reason = ""
         self.began = 0.0
         self.first_byte: float | None = None
-        self._announced: int | None = None
+        self.announced: int | None = None
 
     def dispatch(self, command: bytes, path: bytes, version: bytes) -> None:
         """Pass the request to the resource tree."""
@@ -318,9 +326,9 @@ class StreamingRequest(Request):
         self.startedWriting = 1
         self.first_byte = self.channel.site.reactor.seconds()
         has_body = self.method != b"HEAD" and status not in NO_BODY_CODES
-        self._announced = length if has_body else 0
+        self.announced = length if has_body else 0
         self.chunked = length is None and has_body and self.clientproto == b"HTTP/1.1"
-        ends = self.chunked or self._announced is not None
+        ends = self.chunked or self.announced is not None
         self.channel.write_head(status, headers, length, self.chunked, ends)
 
     def write(self, data: bytes) -> None:
@@ -328,8 +336,8 @@ class StreamingRequest(Request):
         if self.gone or self.outcome:
             return
         # The client would take more bytes than were announced for the next response.
-        if self._announced is not None and self.sentLength + len(data) > self._announced:
-            self._cut_defective(f"more than {self._announced} bytes")
+        if self.announced is not None and self.sentLength + len(data) > self.announced:
+            self._cut_defective(f"more than {self.announced} bytes")
             return
         self.sentLength += len(data)
         if self.chunked:
@@ -340,9 +348,9 @@ class StreamingRequest(Request):
 
     def take_from(self, source: socket, count: int) -> int | None:
         """Write up to `count` bytes that are taken from `source`: see `WriteBuffer.take_from`."""
-        if self._announced is None or self.gone or self.outcome:
+        if self.announced is None or self.gone or self.outcome:
             return None
-        count = min(count, self._announced - self.sentLength)
+        count = min(count, self.announced - self.sentLength)
         if count < LARGE_WRITE:
             return None
         taken = self.channel.take_from(source, count)
@@ -351,8 +359,8 @@ class StreamingRequest(Request):
 
     def body_ended(self) -> None:
         """Declare a body whose length was not announced complete."""
-        if self._announced is None:
-            self._announced = self.sentLength
+        if self.announced is None:
+            self.announced = self.sentLength
 
     def finish(self) -> None:
         """End the response. Every response ends here.
@@ -363,10 +371,10 @@ class StreamingRequest(Request):
             return
         if not self.startedWriting:
             self._cut_defective("no response")
-        elif self._announced is None:
+        elif self.announced is None:
             self._cut_defective(f"{self.sentLength} bytes, and no end")
-        elif self.sentLength != self._announced:
-            self._cut_defective(f"{self.sentLength} of {self._announced} bytes")
+        elif self.sentLength != self.announced:
+            self._cut_defective(f"{self.sentLength} of {self.announced} bytes")
         else:
             self.outcome = COMPLETE
             super().finish()
