@@ -133,7 +133,7 @@ class AbandonedTests:
     """Leftovers of processes that have ended."""
 
     def sweep(self, folder: OpenFolder) -> int:
-        return sweep_abandoned(folder.directory, folder.index, folder.writes.settle)
+        return sweep_abandoned(folder.directory, folder.index, folder.writes.check)
 
     def test_only_what_nobody_names(self, tmp_path: Path, lock: int) -> None:
         """Contents with a note of an ended process go, unless a key names them; others stay, also without a key."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -42,6 +43,7 @@ from twisted_storaged.buckets.upload import BodyDigests, Uploader
 from twisted_storaged.errors import (
     BucketBusy,
     BucketError,
+    BucketTimedOut,
     ObjectNotFound,
     OutOfSpace,
     PreconditionFailed,
@@ -65,6 +67,11 @@ WINDOW = 2
 #: Threads in addition to those that write parts: for GETs, lists and removing files, and for commits.
 READERS = 4
 COMMITTERS = 1
+#: Seconds that a check may take.
+CHECK_SECONDS = 5.0
+#: Bytes of free space that a check requires. With less, large PUTs fail already; the rest is needed by the log of the
+#: index, which grows to some MiB, also by DELETEs.
+MIN_SPACE = 64 << 20
 #: Names of recently read files to remember. The second read of a file goes through the page cache.
 RECENT = 4096
 
@@ -100,11 +107,14 @@ class LocalBucket:
         self._path = settings.path
         self._lock = lock
         self._threads = Threads(reactor, put_slots * WINDOW + READERS + COMMITTERS, f"bucket {name}")
+        # Of its own, so that a check waits for the disk only, and not for requests.
+        self._checker = Threads(reactor, 1, f"check of bucket {name}")
+        self._is_checking = False
         self._delivering = DeliveryBudget() if delivering is None else delivering
         self._buffers = part_buffers(PART_SIZE, keep=put_slots)
         self._uploader = Uploader(self._buffers, FairShare(put_slots, WINDOW, WINDOW))
         self._recent = RecentNames(RECENT)
-        clock = IReactorTime(reactor)
+        self._clock = clock = IReactorTime(reactor)
         # Calls that arrive together share a commit, or a call in a thread.
         self._commits: Batcher[Change, str | None] = Batcher(
             clock, lambda changes: self._run(self._commit_and_note, changes)
@@ -124,20 +134,32 @@ class LocalBucket:
         # Otherwise more than 32 MiB of free pieces would stay after many GETs.
         self._delivering.when_idle.append(lambda: memory.trim(KEEP_FOR_READS))
         self._threads.start()
+        self._checker.start()
         if self._lock is not None:
             self._run(self._sweep_abandoned).addErrback(self._not_swept)
 
     @deferred
     async def stop(self) -> None:
         # First the threads, whose calls use everything else.
+        await self._checker.stop()
         await self._threads.stop()
         self.close()
 
     def ping(self) -> Deferred[None]:
         return self._threads.ping()
 
-    def check(self) -> Deferred[None]:
-        return self._threads.ping()
+    @deferred
+    async def check(self) -> None:
+        if self._is_checking:
+            # One more would wait for the same disk.
+            raise BucketTimedOut("the last check has not ended yet")
+        self._is_checking = True
+        try:
+            await self._checker.run(self._check).addTimeout(CHECK_SECONDS, self._clock)
+        except DeferredTimeout:
+            raise BucketTimedOut(f"{self._path} was not checked within {CHECK_SECONDS:g} s") from None
+        except (OSError, sqlite3.Error) as error:
+            raise _failure(error) from error
 
     def close(self) -> None:
         self._folder.close()
@@ -171,8 +193,18 @@ class LocalBucket:
     async def delete(self, key: str, condition: Condition | None = None) -> None:
         await self._commit(Change(key, None, condition))
 
+    def _check(self) -> None:
+        try:
+            self._writes.check()
+            self._index.check()
+            space = self._directory.free_space()
+        finally:
+            self._is_checking = False
+        if space < MIN_SPACE:
+            raise OutOfSpace(f"{self._path} has {space} bytes of free space, less than {MIN_SPACE}")
+
     def _sweep_abandoned(self) -> None:
-        removed = sweep_abandoned(self._directory, self._index, self._writes.settle)
+        removed = sweep_abandoned(self._directory, self._index, self._writes.check)
         if removed:
             self._log.info("bucket {name}: {n} leftovers of ended processes removed", name=self.name, n=removed)
 

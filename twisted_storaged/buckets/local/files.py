@@ -140,11 +140,8 @@ class DataFolder(ContentFiles):
 
     def create(self) -> ContentFile:
         """Create an empty content with a new name, and its note."""
-        name = os.urandom(16).hex()
         # The note first: a content without one is never removed, but moved to `lost/`.
-        # Not synced: a note only counts until the kernel is booted again, and survives a kill -9 without that.
-        os.close(os.open(self._notes / name, _NEW, 0o600))
-        return ContentFile(self, name)
+        return ContentFile(self, self._add_note())
 
     def drop_note(self, name: str) -> None:
         """Remove the note of a content that is committed or removed. Called before the response."""
@@ -155,6 +152,17 @@ class DataFolder(ContentFiles):
         # Before the note: in case of a crash in between, the note says that the content may be removed.
         self.path_of(name).unlink(missing_ok=True)
         self.drop_note(name)
+
+    def free_space(self) -> int:
+        """Create and remove a file, as each upload does; returns how many bytes can still be written.
+
+        Raises:
+            OSError: no file can be created.
+        """
+        # Whoever is killed in between leaves a note without a content, which the next start removes.
+        self.drop_note(self._add_note())
+        found = os.statvfs(self.objects_path)
+        return found.f_bavail * found.f_frsize
 
     def is_of_this_boot(self, note: Path) -> bool:
         """Whether a note was written since the kernel booted."""
@@ -178,6 +186,12 @@ class DataFolder(ContentFiles):
                 self._notes.rmdir()
             os.close(self._notes_lock)
         os.close(self.lock)
+
+    def _add_note(self) -> str:
+        name = os.urandom(16).hex()
+        # Not synced: a note only counts until the kernel is booted again, and survives a kill -9 without that.
+        os.close(os.open(self._notes / name, _NEW, 0o600))
+        return name
 
     def _make_own_notes(self) -> tuple[Path, int]:
         """Make a folder for the notes of this process; returns it, and the descriptor that it is locked with."""

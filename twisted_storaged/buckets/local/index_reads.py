@@ -140,6 +140,11 @@ class IndexReader:
         except sqlite3.OperationalError:  # no version with this table has written the index yet
             return set()
 
+    def check(self) -> None:
+        """Read the first key. Raises sqlite3.Error."""
+        with self._reading:
+            self._reader.execute("SELECT key FROM objects LIMIT 1").fetchone()
+
     def faults(self) -> Iterator[str]:
         """Yield the errors that SQLite's PRAGMA integrity_check finds."""
         return (fault for (fault,) in self._reader.execute("PRAGMA integrity_check") if fault != "ok")

@@ -108,7 +108,7 @@ _log = Logger()
 
 
 class OnlyProcess:
-    """The turns of a process that alone commits to an index: it has all of them.
+    """The turns of the threads of a process that alone commits to an index.
 
     Attributes:
         is_unsettled: whether a commit has begun whose outcome is not certain yet.
@@ -116,12 +116,15 @@ class OnlyProcess:
 
     def __init__(self) -> None:
         self.is_unsettled = False
+        self._threads = Lock()
 
     def __enter__(self) -> None:
-        """Begin a turn."""
+        """Begin a turn, once that of another thread has ended."""
+        self._threads.acquire()
 
     def __exit__(self, *_: object) -> None:
         """End it."""
+        self._threads.release()
 
     def join(self) -> None:
         """Do nothing: there is no other process."""
@@ -241,6 +244,7 @@ class Commits:
         self._turns = turns
         path, objects_path = directory.index_path, directory.objects_path
         self._wal_path = path.with_name(f"{path.name}-wal")
+        self._written = (path, objects_path)
         # An inode number may be reused once a file is closed: SQLite has its files open, the folder is kept open here.
         # The database and the wal-index must not be closed while SQLite uses them: that drops its locks. See fcntl(2)
         self._objects = os.open(objects_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -269,13 +273,11 @@ class Commits:
 
         Raises:
             BucketBusy: another program has locked the index; nothing was changed.
-            WritesSuspended: files were replaced, or the log cannot be truncated after a failed commit.
+            WritesSuspended: as for `check`.
             sqlite3.Error: the commit failed; nothing was changed.
         """
         with self._turns:
-            self._check_files(begun=False)
-            if self._turns.is_unsettled:
-                self._settle(begun=False)
+            self._check()
             # Noted first: whoever commits next truncates the log if this process is killed, or cannot do it.
             self._turns.is_unsettled = True
             try:
@@ -295,15 +297,24 @@ class Commits:
             self._check_files(begun=True)
             return outcomes
 
-    def settle(self) -> None:
-        """Make sure that no commit can come back that has failed, or whose process was killed.
+    def check(self) -> None:
+        """Check, in a turn, that the next commit can be made, and that none can come back which has failed.
 
         Raises:
-            WritesSuspended: the log cannot be truncated.
+            WritesSuspended: files were removed, replaced or made read-only; or the log cannot be truncated after a
+                commit that has failed, or whose process was killed.
         """
         with self._turns:
-            if self._turns.is_unsettled:
-                self._settle(begun=False)
+            self._check()
+
+    def _check(self) -> None:
+        self._check_files(begun=False)
+        for path in self._written:
+            # SQLite has its files open, and could write to them although their folder was mounted read-only since.
+            if not os.access(path, os.W_OK):
+                raise WritesSuspended(f"{path} was made read-only", begun=False)
+        if self._turns.is_unsettled:
+            self._settle(begun=False)
 
     def _settle(self, begun: bool) -> None:
         failed = f"a commit failed ({self._failed})" if self._failed else "a process ended during a commit"
