@@ -17,7 +17,7 @@ FLOORS = (
     "interfaces protocol listening status",
     "preparation",
     "admission buckets routing server",
-    "reports",
+    "readiness reports",
     "under_way",
     "api",
     "config_file",

@@ -28,6 +28,7 @@ from twisted_storaged.errors import BucketUnreachable, StartError, WorkEnded
 from twisted_storaged.listening import EndpointListener
 from twisted_storaged.model import ObjectInfo
 from twisted_storaged.preparation import Prepared, Settings, Sources
+from twisted_storaged.readiness import Readiness
 from twisted_storaged.reports import Reports
 from twisted_storaged.routing import Policy, Registry
 from twisted_storaged.runtime.metering import Meters
@@ -84,6 +85,7 @@ class Running:
         self.server.clock = self.server.site.reactor = self.reactor
         self.listener = listener or EndpointListener(BIND, self.reactor)
         self.under_way = UnderWay(self.server.site, self.server.slots, self.server.past, {}, self.reactor)
+        self.readiness = Readiness(Registry([self.bucket]), {"primary": "local"}, Meters(), self.reactor)
         self.service = self.another(self.listener, manager=manager, replacement=replacement)
         self.service.startService()
         # The other hooks change the process.
@@ -94,9 +96,8 @@ class Running:
     def another(self, listener: Any, **options: Any) -> StorageService:
         """A service with the same parts."""
         registry = Registry([self.bucket])
-        return StorageService(
-            listener, self.server.site, registry, self.server.slots, self.reactor, self.under_way, **options
-        )
+        site, slots = self.server.site, self.server.slots
+        return StorageService(listener, site, registry, slots, self.reactor, self.under_way, self.readiness, **options)
 
     def connect(self) -> Connection:
         return self.server.connect()

@@ -81,6 +81,11 @@ class Registry:
     def __init__(self, buckets: Iterable[IBucket]) -> None:
         self._buckets = {bucket.name: bucket for bucket in buckets}
 
+    @property
+    def buckets(self) -> list[IBucket]:
+        """All of them."""
+        return list(self._buckets.values())
+
     def get(self, name: str) -> IBucket:
         """Return the bucket of this name.
 

@@ -31,7 +31,7 @@ from twisted_storaged import __version__
 from twisted_storaged.admission import PutSlots
 from twisted_storaged.api.handlers import make_tree
 from twisted_storaged.api.ops.metrics import metrics_resource
-from twisted_storaged.api.ops.status import status_resource
+from twisted_storaged.api.ops.status import ready_resource, status_resource
 from twisted_storaged.buckets.local.backup import back_up
 from twisted_storaged.buckets.local.bucket import LocalBucket, LocalSettings
 from twisted_storaged.buckets.local.scrub import Scrub
@@ -44,6 +44,7 @@ from twisted_storaged.interfaces import IBucket
 from twisted_storaged.listening import EndpointListener, IListener, SocketListener, certificate_expiry
 from twisted_storaged.model import ListQuery
 from twisted_storaged.preparation import Settings, Sources, check_replacement, prepare, sources_of
+from twisted_storaged.readiness import Readiness
 from twisted_storaged.reports import Reports, count_workers
 from twisted_storaged.routing import PRIMARY, Namespace, Registry
 from twisted_storaged.runtime.concurrency import Threads, deferred
@@ -96,6 +97,7 @@ class StorageService(Service):
         slots: PutSlots,
         reactor: Any,
         under_way: UnderWay,
+        readiness: Readiness,
         drain: float = DEFAULT_DRAIN,
         manager: ServiceManager = NO_MANAGER,
         replacement: Replacement | None = None,
@@ -110,6 +112,7 @@ class StorageService(Service):
         self._slots = slots
         self._reactor = reactor
         self._under_way = under_way
+        self._readiness = readiness
         self._drain = drain
         self._draining: Deferred[None] | None = None
         self._trimmer = HeapTrimmer(reactor)
@@ -134,6 +137,7 @@ class StorageService(Service):
         self._reactor.callWhenRunning(gc.freeze)
         self._reactor.callWhenRunning(self._trimmer.start)
         self._reactor.callWhenRunning(self._under_way.start)
+        self._reactor.callWhenRunning(self._readiness.start)
         try:
             self._registry.start()
             try:
@@ -223,6 +227,7 @@ class StorageService(Service):
         """
         super().stopService()
         self.stopping = True
+        self._readiness.stop()
         self._trimmer.stop()
         if self._reporting.running:
             self._reporting.stop()
@@ -436,15 +441,22 @@ def assemble(  # noqa: PLR0913 (its parts)
     observers = [RequestMeters(reports.meters).add, past.add]
     if config.access_log:
         observers.append(AccessLog().add)
-    collector = StatusCollector(reports, slots, config.policy, list)
-    ops = {b"metrics": metrics_resource(reports), b"status.json": status_resource(collector)}
+    kinds = {name: kind_of(settings) for name, settings in config.buckets.items()}
+    readiness = Readiness(registry, kinds, reports.meters, reactor)
+    collector = StatusCollector(reports, slots, config.policy, readiness.buckets)
+    ops = {
+        b"metrics": metrics_resource(reports),
+        b"status.json": status_resource(collector),
+        b"ready": ready_resource(readiness),
+    }
     tree = make_tree(Namespace(config.policy, registry), slots, ops=ops)
     site = StorageSite(tree, reactor, observers=observers)
     _watch(reports.meters, site, slots)
-    kinds = {name: kind_of(settings) for name, settings in config.buckets.items()}
     under_way = UnderWay(site, slots, past, kinds, reactor)
     reports.status = under_way.status
-    service = StorageService(listener, site, registry, slots, reactor, under_way, config.drain, manager, replacement)
+    service = StorageService(
+        listener, site, registry, slots, reactor, under_way, readiness, config.drain, manager, replacement
+    )
     watch_process(reports.meters, reactor)
     _watch_end(reports.meters, service, certificate_expiry(config.endpoint))
     return service

@@ -119,9 +119,9 @@ def send_text(request: StreamingRequest, status: int, line: str, headers: Iterab
     _respond(request, status, [_TEXT, NOT_CACHED, *headers], line.encode("utf-8") + b"\n")
 
 
-def send_json(request: StreamingRequest, document: object) -> None:
-    """Send a 200 with a JSON document on what is the case at this moment."""
-    _respond(request, OK, [_JSON, NOT_CACHED], _json.encode(document))
+def send_json(request: StreamingRequest, document: object, status: int = OK, headers: Iterable[Header] = ()) -> None:
+    """Send a JSON document on what is the case at this moment."""
+    _respond(request, status, [_JSON, NOT_CACHED, *headers], _json.encode(document))
 
 
 def send_stored(request: StreamingRequest, info: ObjectInfo, headers: Iterable[Header]) -> None:

@@ -1,4 +1,4 @@
-"""GET /status.json."""
+"""GET /status.json and GET /ready."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from msgspec.json import decode
 from msgspec.structs import fields
 
 from tests.daemon import ROOT
-from tests.server.wire import Server, put, request
-from twisted_storaged.api.ops.status import status_resource
+from tests.server.wire import Response, Server, put, request
+from twisted_storaged.api.ops.status import ready_resource, status_resource
+from twisted_storaged.errors import BucketTimedOut
+from twisted_storaged.readiness import Readiness
 from twisted_storaged.reports import Reports
-from twisted_storaged.routing import Policy
+from twisted_storaged.routing import Policy, Registry
 from twisted_storaged.runtime.metering import Meters
 from twisted_storaged.status import BucketStatus, Interval, ProcessStatus, Refusal, Rule, Status, Transfer
 from twisted_storaged.under_way import StatusCollector, UnderWay
@@ -58,3 +60,43 @@ def test_documented(table: str, struct: type) -> None:
     # The lists of a process are those of the document.
     of_all = {"transfers", "refusals", "intervals"} if struct is ProcessStatus else set()
     assert documented == {field.name for field in fields(struct)} - of_all
+
+
+class ReadyTests:
+    """GET /ready."""
+
+    def ask(self, failing: Exception | None = None, stops: bool = False, method: str = "GET") -> Response:
+        """Ask a process with one bucket."""
+        server = Server()
+        server.bucket.failing = failing
+        readiness = Readiness(Registry([server.bucket]), {"primary": "s3"}, Meters(), server.clock)
+        readiness.check()
+        if stops:
+            readiness.stop()
+        server.site.resource.putChild(b"ready", ready_resource(readiness))
+        return server.ask(request(method, "/ready"))
+
+    def test_ready(self) -> None:
+        """Ready is a 200 that no cache keeps."""
+        response = self.ask()
+        assert (response.status, response.body) == (200, b'{"status":"ready"}')
+        assert response.headers["cache-control"] == "no-store"
+        assert "retry-after" not in response.headers
+
+    def test_a_bucket_that_fails(self) -> None:
+        """A bucket that does not answer makes it a 503, which names it, and says why without its text."""
+        response = self.ask(BucketTimedOut("secret.host hangs"))
+        assert response.status == 503
+        assert response.body == b'{"status":"not ready","buckets":{"primary":"bucket timed out"}}'
+        assert (response.headers["retry-after"], response.headers["content-type"]) == ("3", "application/json")
+        assert response.headers["cache-control"] == "no-store"
+
+    def test_a_stop(self) -> None:
+        """A process that stops is not ready, whatever its buckets answer."""
+        response = self.ask(stops=True)
+        assert (response.status, response.body) == (503, b'{"status":"stopping","buckets":{}}')
+
+    def test_head(self) -> None:
+        """HEAD has the status and headers of GET."""
+        response = self.ask(BucketTimedOut("x"), method="HEAD")
+        assert (response.status, response.body) == (503, b"")
