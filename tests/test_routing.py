@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, succeed
 
 from tests.support import MemoryBucket, entries, result
-from twisted_storaged.errors import BucketError, StartError, UnknownBucket
+from twisted_storaged.errors import BucketError, BucketFailed, StartError, UnknownBucket
 from twisted_storaged.model import ListPage, ListQuery, ObjectInfo
 from twisted_storaged.routing import (
     DEFAULT_MAX_PUT,
@@ -170,7 +170,7 @@ class NamespaceTests:
 
         buckets[0].list = again  # type: ignore[method-assign,assignment]
         for prefix in ("", "x"):
-            with pytest.raises(BucketError, match="cycle"):
+            with pytest.raises(BucketFailed, match="cycle"):
                 listed(namespace, prefix)
         assert len(asked) < 10
 
@@ -236,7 +236,7 @@ class ListOrderTests:
     )
     def test_out_of_order(self, pages: list[ListPage]) -> None:
         """Entries out of order, on one page or from one to the next, are an error."""
-        with pytest.raises(BucketError, match="order"):
+        with pytest.raises(BucketFailed, match="order"):
             check(*pages)
 
     def test_where_none_is_promised(self) -> None:
@@ -252,7 +252,7 @@ class ListEndTests:
         """A cycle of tokens is found after a number of pages that its start and length bound."""
         numbers = range(4 * (before + length))
         tokens = [number if number < before else before + (number - before) % length for number in numbers]
-        with pytest.raises(BucketError, match="cycle"):
+        with pytest.raises(BucketFailed, match="cycle"):
             check(*(page("a", token=str(token), ordered=False) for token in tokens))
 
     def test_tokens_that_do_not(self) -> None:
@@ -271,5 +271,5 @@ class ListEndTests:
             checker.take(page(key, token=next(tokens)))
         for _ in range(EMPTY_PAGES):
             checker.take(page(token=next(tokens)))
-        with pytest.raises(BucketError, match="pages of a list are empty"):
+        with pytest.raises(BucketFailed, match="pages of a list are empty"):
             checker.take(page(token=next(tokens)))

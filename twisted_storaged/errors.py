@@ -91,19 +91,11 @@ class BucketError(StorageError):
 
 
 class DamagedObject(BucketError):
-    """The bytes of an object are not those that were put."""
-
-
-class UnverifiableObject(BucketError):
-    """An object has no checksum to verify its bytes with, and the configuration requires one."""
-
-
-class BucketUnreachable(BucketError):
-    """The storage behind a bucket could not be reached, or its connection was lost, in every attempt."""
+    """The bytes of an object on a disk of this host are not those that were put."""
 
 
 class BucketBusy(BucketError):
-    """The storage behind a bucket is overloaded, and asks to slow down."""
+    """Another program has locked the storage behind a bucket."""
 
 
 class WritesSuspended(BucketError):
@@ -122,9 +114,32 @@ class OutOfSpace(BucketError):
     """The storage behind a bucket is full, or a quota is exhausted."""
 
 
-class OutcomeUnknown(BucketError):
-    """It is unknown whether the storage behind a bucket carried out a write."""
+class BucketFailed(BucketError):
+    """The service behind a bucket, such as S3, refused a request, or gave an answer that it should not.
+
+    The base class of what else can go wrong there, and not on this host.
+    """
 
 
-class BucketTimedOut(BucketError):
-    """The storage behind a bucket did not answer within the time limit."""
+class BucketUnreachable(BucketFailed):
+    """The service behind a bucket could not be reached, or its connection was lost, in every attempt."""
+
+
+class BucketTimedOut(BucketFailed):
+    """The service behind a bucket did not answer within the time limit."""
+
+
+class BucketOverloaded(BucketFailed):
+    """The service behind a bucket asks to slow down."""
+
+
+class OutcomeUnknown(BucketFailed):
+    """It is unknown whether the service behind a bucket carried out a write."""
+
+
+class DamagedAnswer(BucketFailed):
+    """The bytes of an object, as the service behind a bucket sent them, are not those that were put."""
+
+
+class UnverifiableObject(BucketFailed):
+    """An object has no checksum to verify its bytes with, and the configuration requires one."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from twisted.internet.defer import Deferred, gatherResults
 
-from twisted_storaged.errors import BucketError, UnknownBucket
+from twisted_storaged.errors import BucketFailed, UnknownBucket
 from twisted_storaged.interfaces import IBucket
 from twisted_storaged.model import ListPage, ListQuery, ObjectInfo
 
@@ -140,7 +140,7 @@ class ListChecker:
         """Check the next page.
 
         Raises:
-            BucketError: it cannot follow the pages before.
+            BucketFailed: it cannot follow the pages before.
         """
         keys = [info.key for info in page.objects]
         # Some engines promise no order, which the operator says by `lists_in_order = false`.
@@ -151,20 +151,20 @@ class ListChecker:
             # A page may be empty, but a list of empty pages might never end.
             self._empty = 0 if keys or page.prefixes else self._empty + 1
             if self._empty > EMPTY_PAGES:
-                raise BucketError(f"{self._empty} consecutive pages of a list are empty")
+                raise BucketFailed(f"{self._empty} consecutive pages of a list are empty")
 
     def _check_order(self, *kinds: Sequence[str]) -> None:
         # Text sorts as the bytes of its UTF-8 do.
         for names in kinds:
             if names and not (names[0] > self._last and all(map(lt, names, names[1:]))):
-                raise BucketError(f"a list is not in the order of the bytes of its keys, after {self._last!r}")
+                raise BucketFailed(f"a list is not in the order of the bytes of its keys, after {self._last!r}")
         self._last = max([self._last, *(names[-1] for names in kinds if names)])
 
     def _check_token(self, token: str) -> None:
         """Detect a cycle of tokens, by Brent's algorithm, which keeps one. https://doi.org/10.1007/BF01933190 ."""
         self._pages += 1
         if token == self._kept:
-            raise BucketError(f"a list has a cycle: its token {token[:100]!r} was returned again")
+            raise BucketFailed(f"a list has a cycle: its token {token[:100]!r} was returned again")
         if self._pages == self._keep_at:
             self._kept, self._keep_at = token, self._keep_at * 2
 

@@ -18,8 +18,13 @@ from tests.support import MemoryBucket
 from tests.test_model import BROKEN
 from twisted_storaged.api.handlers import PLAIN_FIELDS
 from twisted_storaged.errors import (
+    BucketBusy,
     BucketError,
+    BucketFailed,
+    BucketOverloaded,
     BucketTimedOut,
+    BucketUnreachable,
+    DamagedAnswer,
     DamagedObject,
     OutcomeUnknown,
     OutOfSpace,
@@ -28,6 +33,7 @@ from twisted_storaged.errors import (
 from twisted_storaged.model import ListQuery, ObjectInfo
 from twisted_storaged.routing import DEFAULT_MAX_PUT, VECTORS_MAX_PUT, Policy, Rule
 from twisted_storaged.runtime import write_buffer as outgoing
+from twisted_storaged.server.ended_requests import EndedRequest
 
 KEYS = [
     ("a", "a"),
@@ -128,10 +134,15 @@ class PutTests:
     @pytest.mark.parametrize(
         ("error", "status", "line", "retry"),
         [
+            (BucketFailed("GetObject: 403 InvalidAccessKeyId"), 502, "bucket failed", None),
+            (BucketUnreachable("no connection to S3"), 502, "bucket unreachable", "5"),
+            (BucketOverloaded("GetObject: 503 SlowDown"), 503, "bucket busy", "5"),
+            (BucketBusy("another program has locked the index"), 503, "bucket busy", "5"),
             (BucketTimedOut("PutObject: not done in 120 s"), 504, "bucket timed out", "5"),
             (OutcomeUnknown("a reply was lost"), 504, "outcome unknown: read the object before trying again", None),
             (OutOfSpace("No space left on device: /srv/secret"), 507, "out of space", None),
             (UnverifiableObject("'a' has no checksum"), 502, "object cannot be verified", None),
+            (DamagedAnswer("'a' is damaged"), 502, "object is damaged", None),
         ],
     )
     def test_trouble_that_clients_can_do_something_about(
@@ -379,15 +390,21 @@ class ListTests:
             assert len(asked) == min(number + 2, 4)
             connection.channel.resumeProducing()
 
-    def test_trouble_in_the_middle_drops_the_connection(self) -> None:
-        """A list that fails after its first page is aborted, so that it cannot look complete."""
+    @pytest.mark.parametrize(
+        ("error", "outcome"),
+        [(BucketError("down"), "cut: BucketError"), (BucketOverloaded("SlowDown"), "cut: S3 BucketOverloaded")],
+    )
+    def test_trouble_in_the_middle_drops_the_connection(self, error: BucketError, outcome: str) -> None:
+        """A list that fails after its first page is aborted, and its ending says whether S3 is the cause."""
         server = Server(MemoryBucket(page=1))
+        ended: list[EndedRequest] = []
+        server.site._observers = [ended.extend]
         server.bucket.objects = {"a": b"", "b": b""}
         page, calls = server.bucket.list, []
 
         def fails_later(query: ListQuery, token: str | None = None) -> object:
             calls.append(token)
-            server.bucket.failing = BucketError("down") if len(calls) > 1 else None
+            server.bucket.failing = error if len(calls) > 1 else None
             return page(query, token)
 
         server.bucket.list = fails_later  # type: ignore[method-assign,assignment]
@@ -395,6 +412,9 @@ class ListTests:
         connection.send(request("GET", "/storage/list"))
         assert connection.transport.aborted
         assert b"0\r\n\r\n" not in connection.received()
+        connection.lose()
+        server.site.flush_log()
+        assert [(one.outcome, one.status) for one in ended] == [(outcome, 200)]
 
 
 class DeleteTests:

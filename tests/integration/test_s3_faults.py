@@ -378,8 +378,8 @@ class CredentialsTests:
     """Engines that refuse the credentials."""
 
     @pytest.mark.full
-    def test_wrong_ones_are_internal(self, all_engines: Engines, tmp_path: Path) -> None:
-        """Wrong credentials are 500; the log has the engine's error, and no secret."""
+    def test_wrong_ones_are_refused(self, all_engines: Engines, tmp_path: Path) -> None:
+        """Wrong credentials are 502; the log has the engine's error, and no secret."""
         engine = all_engines.get("ceph")
         config = engine.toml(engine.new_bucket()).replace(engine.secret_key, "not-the-secret-key")
         with Daemon(tmp_path, config=config) as daemon:
@@ -390,7 +390,7 @@ class CredentialsTests:
                 ("GET", "list", None),
                 ("DELETE", "delete/k", None),
             ):
-                assert ask(daemon, method, f"/storage/{path}", body) == (500, b"internal\n")
+                assert ask(daemon, method, f"/storage/{path}", body) == (502, b"bucket failed\n")
             assert "SignatureDoesNotMatch" in daemon.log
             assert "not-the-secret-key" not in daemon.log
 
@@ -400,7 +400,31 @@ class CredentialsTests:
         with scripted() as (endpoint, engine):
             endpoint.script = lambda _: Answer(403, ERROR % code.encode())
             with Daemon(tmp_path, config=engine.toml("bucket")) as daemon:
-                assert ask(daemon, "PUT", "/storage/put/k", SMALL) == (500, b"internal\n")
+                assert ask(daemon, "PUT", "/storage/put/k", SMALL) == (502, b"bucket failed\n")
                 assert code in daemon.log
                 assert "hunter2" not in daemon.log
         assert endpoint.names() == ["PutObject"]
+
+
+class AnswersTests:
+    """What clients get where S3 answers with an error, or with nonsense."""
+
+    def test_each_has_its_status(self, tmp_path: Path) -> None:
+        """An answer of S3 never makes a 500, and a client that may repeat its request is told when."""
+        answers = {
+            "refused": (Answer(403, ERROR % b"AccessDenied"), 502, b"bucket failed\n", None),
+            "no-bucket": (Answer(404, ERROR % b"NoSuchBucket"), 502, b"bucket failed\n", None),
+            "moved": (Answer(301, ERROR % b"PermanentRedirect"), 502, b"bucket failed\n", None),
+            "nonsense": (Answer(200, b"<html/>"), 502, b"bucket failed\n", None),
+            "full": (Answer(403, ERROR % b"QuotaExceeded"), 507, b"out of space\n", None),
+            "slow": (Answer(503, ERROR % b"SlowDown"), 503, b"bucket busy\n", "5"),
+        }
+        with scripted() as (endpoint, engine), Daemon(tmp_path, config=engine.toml("bucket")) as daemon:
+            endpoint.script = lambda call: answers[call.key][0]
+            for key, (_, *expected) in answers.items():
+                connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=60)
+                connection.request("GET", f"/objects/{key}")
+                response = connection.getresponse()
+                assert [response.status, response.read(), response.getheader("Retry-After")] == expected
+                connection.close()
+            assert "Traceback" not in daemon.log

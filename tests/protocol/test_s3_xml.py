@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_storaged.errors import BucketError
+from twisted_storaged.errors import BucketFailed
 from twisted_storaged.model import ListPage, ListQuery, ObjectInfo
 from twisted_storaged.protocol import s3_xml as listing
 from twisted_storaged.protocol.http1 import Response
@@ -125,10 +125,10 @@ class ParseListTests:
         ],
     )
     def test_invalid_pages(self, body: bytes) -> None:
-        """A body that is not a page raises BucketError, and is never taken for an empty page."""
+        """A body that is not a page raises BucketFailed, and is never taken for an empty page."""
         response = Response(200, {})
         response.body = body
-        with pytest.raises(BucketError, match="not a list"):
+        with pytest.raises(BucketFailed, match="not a list"):
             parsed(response)
 
 
@@ -154,8 +154,8 @@ class EncodingTests:
 
     @pytest.mark.parametrize("key", ["a%zz", "%", "a%2", "%FF", "a%ED%A0%80"])
     def test_names_that_cannot_be_decoded(self, written: str, key: str) -> None:
-        """A page with a name that is not valid percent-encoded UTF-8 raises BucketError."""
-        with pytest.raises(BucketError, match="not a list"):
+        """A page with a name that is not valid percent-encoded UTF-8 raises BucketFailed."""
+        with pytest.raises(BucketFailed, match="not a list"):
             parsed(page(written, an_object(key)))
 
 
@@ -168,8 +168,8 @@ class StrictnessTests:
         ids=["more", "nothing", "empty", "yes", "empty-token"],
     )
     def test_a_page_without_a_token_that_is_not_the_last(self, written: str, said: str) -> None:
-        """A page that is not said to be the last, and has no token for the next, raises BucketError."""
-        with pytest.raises(BucketError, match="token"):
+        """A page that is not said to be the last, and has no token for the next, raises BucketFailed."""
+        with pytest.raises(BucketFailed, match="token"):
             parsed(page(written, an_object("a"), said=ENCODED + said))
 
     def test_a_page_with_a_token(self, written: str) -> None:
@@ -180,31 +180,31 @@ class StrictnessTests:
 
     @pytest.mark.parametrize("size", ["-1", "+1", "1_0", "", " 1", "1.0", "٣", "9" * 20, "9" * 5000])
     def test_invalid_sizes(self, written: str, size: str) -> None:
-        """A size that is not 1 to 19 ASCII digits raises BucketError, even if int() accepts it."""
-        with pytest.raises(BucketError, match="not a list"):
+        """A size that is not 1 to 19 ASCII digits raises BucketFailed, even if int() accepts it."""
+        with pytest.raises(BucketFailed, match="not a list"):
             parsed(page(written, an_object("a", size)))
 
     @pytest.mark.parametrize("time", ["", "yesterday", "2023-11-14T22:13:nanZ", "2023-11-14T22:13:20", "2023-11-14"])
     def test_invalid_times(self, written: str, time: str) -> None:
-        """A time that is malformed or has no time zone raises BucketError."""
-        with pytest.raises(BucketError, match="not a list"):
+        """A time that is malformed or has no time zone raises BucketFailed."""
+        with pytest.raises(BucketFailed, match="not a list"):
             parsed(page(written, an_object("a", time=time)))
 
     @pytest.mark.parametrize("key", ["", "b", "p", "q/a", "p/b", "%70/b"])
     def test_a_key_outside_the_prefix(self, written: str, key: str) -> None:
-        """A key or common prefix outside the prefixes of the bucket and of the query raises BucketError."""
+        """A key or common prefix outside the prefixes of the bucket and of the query raises BucketFailed."""
         query = ListQuery("a", "/")
         written = written.replace("~", "p/a~")
         assert parsed(page(written, an_object("%70%2Fa")), "p/", query).objects[-1].key == "a"
         for part in (an_object(key), a_prefix(f"{key}/")):
-            with pytest.raises(BucketError, match="does not begin with 'p/a'"):
+            with pytest.raises(BucketFailed, match="does not begin with 'p/a'"):
                 parsed(page(written, part), "p/", query)
 
     @pytest.mark.parametrize(("name", "delimiter"), [("a", "/"), ("a/b/", "/"), ("a/", None), ("a/", "-"), ("p/", "/")])
     def test_invalid_common_prefixes(self, written: str, name: str, delimiter: str | None) -> None:
-        """A common prefix that does not end at the first delimiter raises BucketError; some engines use a slash."""
+        """A common prefix that does not end at the first delimiter raises BucketFailed; some engines use a slash."""
         query = ListQuery("p/" if name == "p/" else "", delimiter)
-        with pytest.raises(BucketError, match="not a common prefix"):
+        with pytest.raises(BucketFailed, match="not a common prefix"):
             parsed(page(written.replace("~", "p/~"), a_prefix(name)), "", query)
 
     def test_an_object_named_like_the_prefix_of_the_bucket(self, written: str) -> None:

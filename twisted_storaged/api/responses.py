@@ -74,11 +74,14 @@ ERROR_RESPONSES: Mapping[type[BaseException] | None, ErrorResponse] = {
     errors.RangeNotSatisfiable: ErrorResponse(http.REQUESTED_RANGE_NOT_SATISFIABLE, "range not satisfiable"),
     errors.WriteConflict: ErrorResponse(http.CONFLICT, "another conditional write is under way", retry=True),
     errors.ConditionUnsupported: ErrorResponse(http.NOT_IMPLEMENTED, "conditional write not supported by this bucket"),
+    errors.BucketFailed: ErrorResponse(http.BAD_GATEWAY, "bucket failed"),
     errors.BucketTimedOut: ErrorResponse(http.GATEWAY_TIMEOUT, "bucket timed out", retry=True),
-    errors.UnverifiableObject: ErrorResponse(http.BAD_GATEWAY, "object cannot be verified"),
     errors.BucketUnreachable: ErrorResponse(http.BAD_GATEWAY, "bucket unreachable", retry=True),
-    errors.WritesSuspended: ErrorResponse(http.SERVICE_UNAVAILABLE, "bucket takes no writes: see the log", retry=True),
+    errors.DamagedAnswer: ErrorResponse(http.BAD_GATEWAY, "object is damaged"),
+    errors.UnverifiableObject: ErrorResponse(http.BAD_GATEWAY, "object cannot be verified"),
+    errors.BucketOverloaded: ErrorResponse(http.SERVICE_UNAVAILABLE, "bucket busy", retry=True),
     errors.BucketBusy: ErrorResponse(http.SERVICE_UNAVAILABLE, "bucket busy", retry=True),
+    errors.WritesSuspended: ErrorResponse(http.SERVICE_UNAVAILABLE, "bucket takes no writes: see the log", retry=True),
     # Without Retry-After, since the object must be read before a retry.
     errors.OutcomeUnknown: ErrorResponse(http.GATEWAY_TIMEOUT, "outcome unknown: read the object before trying again"),
     errors.OutOfSpace: ErrorResponse(http.INSUFFICIENT_STORAGE_SPACE, "out of space"),
@@ -92,7 +95,7 @@ def send_failure(failure: Failure, request: StreamingRequest) -> None:
 
     If the response has begun, the connection is dropped, so that the client cannot take it for complete.
     """
-    request.reason = type(failure.value).__name__
+    name = request.reason = type(failure.value).__name__
     response = ERROR_RESPONSES.get(failure.type, INTERNAL_ERROR)
     # The client is not told the cause of a BucketError, so that the log must have it.
     if failure.check(errors.BucketError) or (
@@ -101,7 +104,7 @@ def send_failure(failure: Failure, request: StreamingRequest) -> None:
     ):
         _log_failure(failure, request)
     if request.startedWriting:
-        request.cut(type(failure.value).__name__)
+        request.cut(f"S3 {name}" if failure.check(errors.BucketFailed) else name)
     elif not request.gone:
         seconds = failure.value.retry_after if isinstance(failure.value, errors.NoFreeSlot) else RETRY_AFTER
         headers = [(b"Retry-After", b"%d" % seconds)] if response.retry else []

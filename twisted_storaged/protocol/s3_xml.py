@@ -17,7 +17,7 @@ from typing import NamedTuple
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
-from twisted_storaged.errors import BucketError
+from twisted_storaged.errors import BucketFailed
 from twisted_storaged.model import ListPage, ListQuery, ObjectInfo
 from twisted_storaged.protocol.http1 import Response
 
@@ -87,7 +87,7 @@ def parse_list(response: Response, query: ListQuery, prefix: str) -> ListPage:
     An object whose key is `prefix` itself, which consoles create for a folder, is left out.
 
     Raises:
-        BucketError: the response is not a page, or cannot be a page of this list.
+        BucketFailed: the response is not a page, or cannot be a page of this list.
     """
     try:
         # Lists are long, so that the time per key counts: an XML parser takes four times as long as the regular
@@ -102,7 +102,7 @@ def parse_list(response: Response, query: ListQuery, prefix: str) -> ListPage:
         _check_common(common, query, len(prefix))
         objects = list(map(ObjectInfo, _without(prefix, names), map(_size, sizes), etags, map(_timestamp, times)))
     except (ElementTree.ParseError, ValueError) as error:
-        raise BucketError(f"ListObjectsV2: not a list: {error}") from error
+        raise BucketFailed(f"ListObjectsV2: not a list: {error}") from error
     return ListPage([info for info in objects if info.key], page.token, tuple(_without(prefix, common)))
 
 

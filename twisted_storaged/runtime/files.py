@@ -154,8 +154,7 @@ class Spool:
             while left:
                 left = left[self._file.write(left) :]
         except OSError as error:
-            kind = OutOfSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else BucketError
-            raise kind(f"cannot write a temporary file: {error}") from error
+            raise disk_failure(error, "cannot write a temporary file") from error
         self._written += len(data)
 
     def _read(self, offset: int) -> bytes:
@@ -163,6 +162,12 @@ class Spool:
         if not piece:
             raise BucketError("a temporary file is shorter than what was written to it")
         return piece
+
+
+def disk_failure(error: OSError, what: str) -> BucketError:
+    """The error of storage for an error of a disk of this host: OutOfSpace if it is full. `what` could not be done."""
+    kind = OutOfSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else BucketError
+    return kind(f"{what}: {error}")
 
 
 #: struct flock of fcntl(2), with 64-bit offsets: type, whence, start, length, pid.

@@ -24,11 +24,10 @@ from twisted_storaged.buckets.s3.session import CONNECT_TIMEOUT, READ_TIMEOUT, S
 from twisted_storaged.buckets.s3.writer import combined_etag
 from twisted_storaged.errors import (
     BodyLost,
-    BucketBusy,
-    BucketError,
+    BucketFailed,
+    BucketOverloaded,
     BucketTimedOut,
     BucketUnreachable,
-    DamagedObject,
     InvalidKey,
     ObjectNotFound,
     StartError,
@@ -121,23 +120,23 @@ class CheckTests:
     @pytest.mark.parametrize(
         ("answer", "error"),
         [
-            (Answer(503, ERROR % b"SlowDown"), BucketBusy),
-            (Answer(403, ERROR % b"AccessDenied"), BucketError),
-            (Answer(404), BucketError),
-            (Answer(404, ERROR % b"NoSuchBucket"), BucketError),
-            (Answer(500, ERROR % b"InternalError"), BucketError),
-            (Answer(200, b"<html>Welcome</html>"), BucketError),
+            (Answer(503, ERROR % b"SlowDown"), BucketOverloaded),
+            (Answer(403, ERROR % b"AccessDenied"), BucketFailed),
+            (Answer(404), BucketFailed),
+            (Answer(404, ERROR % b"NoSuchBucket"), BucketFailed),
+            (Answer(500, ERROR % b"InternalError"), BucketFailed),
+            (Answer(200, b"<html>Welcome</html>"), BucketFailed),
             (Answer(drop=True), BucketUnreachable),
         ],
     )
     @pytest_twisted.ensureDeferred
     async def test_a_failure_is_not_retried(
-        self, endpoint: tuple[Scripted, S3Bucket], answer: Answer, error: type[BucketError]
+        self, endpoint: tuple[Scripted, S3Bucket], answer: Answer, error: type[BucketFailed]
     ) -> None:
         """A check fails with the first response, or without one, and says why."""
         made, bucket = endpoint
         made.script = always("ListObjectsV2", answer)
-        with pytest.raises(BucketError) as raised:
+        with pytest.raises(BucketFailed) as raised:
             await bucket.check()
         assert type(raised.value) is error
         assert made.names() == ["ListObjectsV2"]
@@ -254,7 +253,7 @@ class FaultTests:
         made, bucket = endpoint
         made.objects["key"] = b"old", "etag"
         made.script = always(name, Answer(403, ERROR % b"AccessDenied"))
-        with pytest.raises(BucketError, match="AccessDenied"):
+        with pytest.raises(BucketFailed, match="AccessDenied"):
             await put(bucket, b"small" if name == "PutObject" else BIG)
         assert made.objects["key"] == (b"old", "etag")
         assert made.uploads == {}
@@ -267,7 +266,7 @@ class FaultTests:
         """
         made, bucket = endpoint
         made.script = always("CompleteMultipartUpload", Answer(200, ERROR % b"InternalError"))
-        with pytest.raises(BucketError, match="InternalError"):
+        with pytest.raises(BucketFailed, match="InternalError"):
             await put(bucket, BIG)
         assert made.objects == {}
         assert made.uploads == {}
@@ -308,7 +307,7 @@ class FaultTests:
         """A completion that fails is an error, and the upload is aborted, if it still exists then."""
         made, bucket = endpoint
         made.script = always("CompleteMultipartUpload", Answer(drop=True))
-        with pytest.raises(BucketError):
+        with pytest.raises(BucketUnreachable):
             await put(bucket, BIG)
         assert (made.objects, made.uploads) == ({}, {})
 
@@ -318,7 +317,7 @@ class FaultTests:
         made, bucket = endpoint
         made.objects["key"] = BIG, "somebody-elses"
         made.script = always("CompleteMultipartUpload", Answer(404, ERROR % b"NoSuchUpload"))
-        with pytest.raises(BucketError, match="NoSuchUpload"):
+        with pytest.raises(BucketFailed, match="NoSuchUpload"):
             await put(bucket, BIG)
 
     @pytest_twisted.ensureDeferred
@@ -352,7 +351,7 @@ class FaultTests:
         made.script = always("GetObject", Answer(200, b"x" * 2_000_000, head))
         reader = await bucket.get("key")
         consumer = Consumer()
-        with pytest.raises((BucketError, DamagedObject)):
+        with pytest.raises(BucketFailed):
             await reader.deliver(consumer)
         assert len(consumer.data) < 3_000_000
 
@@ -371,7 +370,7 @@ class FaultTests:
         """A response without a valid date or ETag of the object is an error, and its connection is closed."""
         made, bucket = endpoint
         made.script = always("GetObject", Answer(200, b"x" * 1_000_000, headers))
-        with pytest.raises(BucketError, match=r"does not say|no ETag"):
+        with pytest.raises(BucketFailed, match=r"does not say|no ETag"):
             await bucket.get("key")
         made.script = lambda _: None
         made.objects["key"] = b"x", "etag"
@@ -383,7 +382,7 @@ class FaultTests:
         """A missing bucket is an error of the bucket, not a missing object."""
         made, bucket = endpoint
         made.script = always("GetObject", Answer(403 if code != b"NoSuchBucket" else 404, ERROR % code))
-        with pytest.raises(BucketError, match=code.decode()):
+        with pytest.raises(BucketFailed, match=code.decode()):
             await bucket.get("key")
 
     @pytest_twisted.ensureDeferred
@@ -398,7 +397,7 @@ class FaultTests:
         """A PUT and a GET without S3 are errors that name the cause."""
         nobody = S3Bucket("primary", S3Settings("b", "", "http://127.0.0.1:9", "r", True, "a", "b"), reactor, 4, UPKEEP)
         nobody.start()
-        with pytest.raises(BucketError, match=r"no connection to S3: .*refused"):
+        with pytest.raises(BucketFailed, match=r"no connection to S3: .*refused"):
             await nobody.get("key")
         await nobody.stop()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable
 
 import pytest
@@ -16,6 +17,7 @@ from tests.support import UPKEEP, Body, BytesBody, reactor, result
 from twisted_storaged.buckets.s3 import probe as s3probe
 from twisted_storaged.buckets.s3.bucket import S3Bucket
 from twisted_storaged.buckets.s3.probe import CAPABILITIES_BY_SETTING, PROBE_KEY, ConditionalSupport
+from twisted_storaged.buckets.s3.responses import RequestFailed
 from twisted_storaged.buckets.s3.writer import (
     COMPLETE_ABSENT,
     COMPLETE_SAME,
@@ -27,9 +29,15 @@ from twisted_storaged.buckets.s3.writer import (
 )
 from twisted_storaged.errors import (
     BucketError,
+    BucketFailed,
+    BucketOverloaded,
+    BucketTimedOut,
+    BucketUnreachable,
     ConditionUnsupported,
+    OutOfSpace,
 )
 from twisted_storaged.model import Condition, ListQuery, PutOptions
+from twisted_storaged.protocol.http1 import AmbiguousFailure, ConnectionFailed, Response, TimedOut
 
 
 def _requiring(conditions: ConditionalSupport, condition: Condition, *operations: str) -> Deferred[Capabilities]:
@@ -73,6 +81,27 @@ class ConditionsTests:
         again = _requiring(conditions, ABSENT, "PutObject")
         probes[1].callback(frozenset({PUT_ABSENT}))
         result(again)
+
+    @pytest.mark.parametrize(
+        ("failure", "kind"),
+        [
+            (TimedOut("late"), BucketTimedOut),
+            (ConnectionFailed("gone"), BucketUnreachable),
+            (AmbiguousFailure("PutObject", ConnectionFailed("gone")), BucketUnreachable),
+            (RequestFailed("PutObject", Response(503, {}), again=False), BucketOverloaded),
+            (RequestFailed("PutObject", Response(403, {}), again=False), BucketFailed),
+            (OSError(errno.ENOSPC, "the journal"), OutOfSpace),
+            (ZeroDivisionError("a defect"), BucketError),
+        ],
+    )
+    def test_why_a_probe_failed(self, failure: Exception, kind: type[BucketError]) -> None:
+        """The error of a probe says what is wrong, as that of a write does; but no write of a client is in doubt."""
+        conditions, probes = self.make()
+        asked = _requiring(conditions, ABSENT, "PutObject")
+        probes[0].errback(failure)
+        with pytest.raises(kind, match="could not be found out") as caught:
+            result(asked)
+        assert type(caught.value) is kind
 
     def test_one_of_several_operations_will_do(self) -> None:
         """A condition is accepted if one of the operations that may be needed supports it."""

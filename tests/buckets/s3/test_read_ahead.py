@@ -20,7 +20,7 @@ from twisted_storaged.buckets.s3.bucket import S3Bucket
 from twisted_storaged.buckets.s3.read_ahead import SEGMENT, ReadAhead, SegmentBudget, SegmentLease
 from twisted_storaged.buckets.s3.response_body import FAST_BYTES_PER_SECOND
 from twisted_storaged.buckets.s3.session import Upkeep
-from twisted_storaged.errors import BucketError
+from twisted_storaged.errors import BucketFailed
 from twisted_storaged.runtime.concurrency import ConsumerGone
 
 
@@ -232,7 +232,7 @@ class SlowS3Tests:
             return Answer(do_it_first=True, seconds_per_mib=0.2)
 
         endpoint.script = replaced
-        with pytest.raises(BucketError, match="PreconditionFailed"):
+        with pytest.raises(BucketFailed, match="PreconditionFailed"):
             await self.read(bucket)
         assert self.DATA.startswith(self.got)
         assert len(self.got) < len(self.DATA)

@@ -14,7 +14,7 @@ from tests.buckets.conftest import OnScripted
 from tests.engines.scripted import ERROR, Answer, Call, Scripted
 from tests.support import Consumer, reactor
 from twisted_storaged.buckets.s3.bucket import S3Bucket
-from twisted_storaged.errors import BucketError, BucketUnreachable, RangeNotSatisfiable
+from twisted_storaged.errors import BucketFailed, BucketUnreachable, RangeNotSatisfiable
 from twisted_storaged.model import ByteRange
 from twisted_storaged.runtime.concurrency import ConsumerGone
 
@@ -127,7 +127,7 @@ class ResumeTests:
 
         endpoint.script = replaced
         consumer = Consumer()
-        with pytest.raises(BucketError, match="412"):
+        with pytest.raises(BucketFailed, match="412"):
             await read(make(3), consumer=consumer)
         assert DATA.startswith(consumer.data)
 
@@ -145,7 +145,7 @@ class ResumeTests:
             return None
 
         endpoint.script = replaced
-        with pytest.raises(BucketError, match="replaced meanwhile"):
+        with pytest.raises(BucketFailed, match="replaced meanwhile"):
             await read(make(3))
 
     @pytest.mark.parametrize("headers", [{}, {"Content-Range": "bytes 0-1999999/2000000"}])
@@ -161,7 +161,7 @@ class ResumeTests:
             return Answer(200, DATA, whole)
 
         endpoint.script = anew
-        with pytest.raises(BucketError, match="gave bytes 0-1999999/2000000"):
+        with pytest.raises(BucketFailed, match="gave bytes 0-1999999/2000000"):
             await read(make(3))
 
     @pytest_twisted.ensureDeferred
@@ -282,5 +282,5 @@ class RangeAnswerTests:
         endpoint, make = made
         headers = {"ETag": '"etag"', "Last-Modified": "Tue, 14 Nov 2023 22:13:20 GMT"}
         endpoint.script = lambda _: Answer(200, DATA, headers)
-        with pytest.raises(BucketError, match="gave bytes 0-1999999/2000000 of 'k' for bytes=1-2"):
+        with pytest.raises(BucketFailed, match="gave bytes 0-1999999/2000000 of 'k' for bytes=1-2"):
             await make(3).get("k", ByteRange(1, 2))

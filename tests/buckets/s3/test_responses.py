@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from email.utils import formatdate
 
@@ -27,11 +28,13 @@ from twisted_storaged.buckets.s3.responses import (
     was_there_before,
 )
 from twisted_storaged.errors import (
-    BucketBusy,
     BucketError,
+    BucketFailed,
+    BucketOverloaded,
     BucketTimedOut,
     BucketUnreachable,
     ObjectNotFound,
+    OutOfSpace,
     PreconditionFailed,
     StorageError,
     WriteConflict,
@@ -229,21 +232,27 @@ class StorageErrorsTests:
     @pytest.mark.parametrize(
         ("raised", "expected"),
         [
-            (refused(503, "SlowDown"), BucketBusy),
-            (refused(503), BucketBusy),
-            (refused(429), BucketBusy),
-            (refused(400, "RequestLimitExceeded"), BucketBusy),
-            (refused(500, "InternalError"), BucketError),
-            (refused(403, "AccessDenied"), BucketError),
-            (refused(404, "NoSuchBucket"), BucketError),
+            (refused(503, "SlowDown"), BucketOverloaded),
+            (refused(503), BucketOverloaded),
+            (refused(429), BucketOverloaded),
+            (refused(400, "RequestLimitExceeded"), BucketOverloaded),
+            (refused(500, "InternalError"), BucketFailed),
+            (refused(301, "PermanentRedirect"), BucketFailed),
+            (refused(403, "AccessDenied"), BucketFailed),
+            (refused(403, "InvalidAccessKeyId"), BucketFailed),
+            (refused(404, "NoSuchBucket"), BucketFailed),
+            (refused(403, "QuotaExceeded"), OutOfSpace),
+            (refused(507, "XMinioStorageFull"), OutOfSpace),
+            (refused(507), OutOfSpace),
             (refused(404, "NoSuchKey"), ObjectNotFound),
             (ConnectionFailed("no connection to S3"), BucketUnreachable),
-            (ConnectionResetError("gone"), BucketUnreachable),
+            (OSError(errno.EIO, "the journal's disk"), BucketError),
+            (OSError(errno.ENOSPC, "the journal's disk"), OutOfSpace),
             (TimedOut("not in time"), BucketTimedOut),
         ],
     )
     def test_of_a_read(self, raised: Exception, expected: type[StorageError]) -> None:
-        """An S3 that is busy, away, late or broken gives four different errors of a read."""
+        """An S3 that is busy, away, late, full or broken, and a disk of this host, give different errors."""
         with pytest.raises(expected) as caught, storage_errors():
             raise raised
         assert type(caught.value) is expected
@@ -254,7 +263,7 @@ class StorageErrorsTests:
             (refused(412, "PreconditionFailed"), PreconditionFailed),
             (refused(404, "NoSuchKey"), PreconditionFailed),
             (refused(409, "ConditionalRequestConflict"), WriteConflict),
-            (refused(503, "SlowDown"), BucketBusy),
+            (refused(503, "SlowDown"), BucketOverloaded),
         ],
     )
     def test_of_a_conditional_write(self, raised: Exception, expected: type[StorageError]) -> None:
@@ -280,13 +289,13 @@ class NonsenseTests:
     )
     def test_of_an_object(self, said: dict[str, str]) -> None:
         """An invalid size, date or ETag is an error of the bucket."""
-        with pytest.raises(BucketError):
+        with pytest.raises(BucketFailed):
             info_of(Response(200, {**SAID, **said}), "k")
 
     def test_of_a_range(self) -> None:
         """A range with more digits than int() takes is an error of the bucket."""
         answer = Response(206, {**SAID, "content-range": f"bytes {DIGITS}-5/7"})
-        with pytest.raises(BucketError):
+        with pytest.raises(BucketFailed):
             opened(answer, "k", ByteRange(1, 2))
         assert size_from_response(Response(416, {"content-range": f"bytes */{DIGITS}"})) is None
 

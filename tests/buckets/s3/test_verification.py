@@ -17,7 +17,7 @@ from tests.support import Consumer
 from twisted_storaged.buckets.s3.bucket import S3Bucket
 from twisted_storaged.buckets.s3.reader import ReadSettings, S3Reader
 from twisted_storaged.buckets.s3.response_body import BufferedBody
-from twisted_storaged.errors import DamagedObject, UnverifiableObject
+from twisted_storaged.errors import DamagedAnswer, UnverifiableObject
 from twisted_storaged.model import ByteRange, ObjectInfo, Span
 from twisted_storaged.protocol.checksums import CRC32C, ExpectedChecksum, Verification
 from twisted_storaged.protocol.metadata import CHECKSUM_NAME, PART_SIZE_NAME
@@ -76,7 +76,7 @@ class WholeReadTests:
         if content == DATA:
             assert await read(make()) == DATA
         else:
-            with pytest.raises(DamagedObject, match=r"'k' \(etag\) is damaged: its (crc32c|sha256) is"):
+            with pytest.raises(DamagedAnswer, match=r"'k' \(etag\) is damaged: its (crc32c|sha256) is"):
                 await read(make(), consumer)
             assert BAD.startswith(consumer.data)
             assert len(consumer.data) < len(BAD)
@@ -93,7 +93,7 @@ class WholeReadTests:
         endpoint.objects["k"] = SMALL, "etag"
         assert await read(bucket) == SMALL
         endpoint.objects["k"] = SMALL[::-1], "etag"
-        with pytest.raises(DamagedObject):
+        with pytest.raises(DamagedAnswer):
             await read(bucket, consumer)
         assert consumer.data == b""
 
@@ -103,7 +103,7 @@ class WholeReadTests:
         """An object that came with its head is verified when it is opened."""
 
         async def judge(mismatch: str) -> None:
-            raise DamagedObject(mismatch)
+            raise DamagedAnswer(mismatch)
 
         unused: Any = None
         settings = ReadSettings(unused, unused, 0, unused)
@@ -113,7 +113,7 @@ class WholeReadTests:
         if content == SMALL:
             await reader.verify_by(verification, judge)
         else:
-            with pytest.raises(DamagedObject, match="its crc32c is"):
+            with pytest.raises(DamagedAnswer, match="its crc32c is"):
                 await reader.verify_by(verification, judge)
 
     @pytest.mark.parametrize("verify", [None, False, True])
@@ -156,7 +156,7 @@ class WholeReadTests:
         if content == DATA:
             assert await read(make(verify_reads=True)) == DATA
         else:
-            with pytest.raises(DamagedObject, match="its md5 is"):
+            with pytest.raises(DamagedAnswer, match="its md5 is"):
                 await read(make(verify_reads=True))
 
     @pytest.mark.parametrize("metadata", [NOTED[CHECKSUM_NAME].replace("200", "199"), "x;size=2000000", "", ";size="])
@@ -200,7 +200,7 @@ class PartSizeTests:
         if content == DATA:
             assert await read(make()) == DATA
         else:
-            with pytest.raises(DamagedObject):
+            with pytest.raises(DamagedAnswer):
                 await read(make())
         assert endpoint.calls[1].headers["if-match"] == '"etag"'
 
@@ -246,7 +246,7 @@ class InPiecesTests:
         if content == DATA:
             assert await read(make()) == DATA
         else:
-            with pytest.raises(DamagedObject, match="its crc32c is"):
+            with pytest.raises(DamagedAnswer, match="its crc32c is"):
                 await read(make())
         assert endpoint.names().count("GetObject") == 3
 
@@ -262,6 +262,6 @@ class InPiecesTests:
         if content == DATA:
             assert await read(make()) == DATA
         else:
-            with pytest.raises(DamagedObject, match="its crc32c is"):
+            with pytest.raises(DamagedAnswer, match="its crc32c is"):
                 await read(make())
         assert len(endpoint.calls) > 5

@@ -15,7 +15,7 @@ from tests.engines import Engine
 from tests.faultproxy import FaultProxy, fault_proxy
 from tests.support import UPKEEP, BytesBody, Consumer, reactor
 from twisted_storaged.buckets.s3.bucket import S3Bucket
-from twisted_storaged.errors import DamagedObject
+from twisted_storaged.errors import DamagedAnswer
 from twisted_storaged.protocol.metadata import CHECKSUM_NAME
 
 MiB = 1 << 20
@@ -92,7 +92,7 @@ class EngineTests:
         if source is None:
             assert await read(bucket) != data
         else:
-            with pytest.raises(DamagedObject, match="is damaged: its"):
+            with pytest.raises(DamagedAnswer, match="is damaged: its"):
                 await read(bucket)
         assert await read(bucket) == data
 

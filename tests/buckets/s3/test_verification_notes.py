@@ -13,7 +13,7 @@ from tests.buckets.s3.test_verification import DATA, NOTED, MiB, composite, read
 from tests.engines.scripted import Answer, Call
 from tests.support import BytesBody, Consumer
 from twisted_storaged.buckets.s3.bucket import S3Bucket
-from twisted_storaged.errors import DamagedObject, UnverifiableObject
+from twisted_storaged.errors import DamagedAnswer, UnverifiableObject
 from twisted_storaged.model import NO_OPTIONS, PutOptions
 from twisted_storaged.protocol.metadata import CHECKSUM_NAME, PART_SIZE_NAME
 from twisted_storaged.runtime.concurrency import ConsumerGone
@@ -94,7 +94,7 @@ class StaleNoteTests:
         """A mismatch is damage if the engine confirms the part size, or only knows the size of the whole."""
         scripted, make = endpoint
         scripted.script = self.first_part_has(told)
-        with pytest.raises(DamagedObject):
+        with pytest.raises(DamagedAnswer):
             await read(make())
 
     @pytest_twisted.ensureDeferred

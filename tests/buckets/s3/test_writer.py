@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import secrets
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ from tests.engines.scripted import ERROR, Answer, Call, Objects, Scripted
 from tests.support import BytesBody
 from twisted_storaged.buckets.s3 import responses
 from twisted_storaged.buckets.s3.bucket import S3Bucket
-from twisted_storaged.errors import BucketError, OutcomeUnknown, PreconditionFailed
+from twisted_storaged.buckets.s3.journal import Journal, JournalEntry
+from twisted_storaged.errors import BucketError, BucketFailed, OutcomeUnknown, OutOfSpace, PreconditionFailed
 from twisted_storaged.model import Condition, ObjectInfo, PutOptions
 from twisted_storaged.protocol.metadata import WRITE_ID_NAME
 
@@ -99,7 +101,7 @@ class LiesTests:
         endpoint, bucket = made
         endpoint.objects["k"] = b"old", "etag"
         endpoint.script = lambda call: lie if call.name == name else None
-        with pytest.raises(BucketError, match=name):
+        with pytest.raises(BucketFailed, match=name):
             await put(bucket, SMALL if name == "PutObject" else LARGE)
         assert endpoint.objects["k"] == (b"old", "etag")
 
@@ -153,8 +155,35 @@ class LiesTests:
         endpoint, bucket = made
         endpoint.objects["k"] = b"old", "etag"
         endpoint.script = lambda call: Answer(200, b"<html/>") if call.name == "DeleteObject" else None
-        with pytest.raises(BucketError, match="is not empty"):
+        with pytest.raises(BucketFailed, match="is not empty"):
             await bucket.delete("k", condition)
+
+
+class JournalTests:
+    """A journal that cannot be written."""
+
+    @pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, OutOfSpace), (errno.EIO, BucketError)])
+    @pytest.mark.parametrize("name", ["begin", "created"])
+    @pytest_twisted.ensureDeferred
+    async def test_is_no_error_of_s3(
+        self,
+        made: tuple[Scripted, S3Bucket],
+        monkeypatch: pytest.MonkeyPatch,
+        name: str,
+        number: int,
+        kind: type[BucketError],
+    ) -> None:
+        """A disk that is full or broken is not taken for a fault of S3, and no upload is left."""
+        endpoint, bucket = made
+
+        def fail(*_: object) -> None:
+            raise OSError(number, "the disk of the journal")
+
+        monkeypatch.setattr(Journal if name == "begin" else JournalEntry, name, fail)
+        with pytest.raises(kind, match=r"cannot write the upload journal: .*the disk of the journal") as caught:
+            await put(bucket, LARGE)
+        assert type(caught.value) is kind
+        assert "CompleteMultipartUpload" not in endpoint.names()
 
 
 class SameBytesTests:

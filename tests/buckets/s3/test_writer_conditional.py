@@ -11,7 +11,7 @@ import pytest_twisted
 from tests.buckets.s3.conditional import ABSENT, LARGE, SMALL, Made, put
 from tests.engines.scripted import ERROR, Answer, Call
 from twisted_storaged.errors import (
-    BucketError,
+    BucketFailed,
     ObjectNotFound,
     OutcomeUnknown,
     PreconditionFailed,
@@ -54,7 +54,7 @@ class RefusalTests:
         """A missing upload is an error of the bucket, and no failed condition."""
         endpoint, make = conditional
         endpoint.script = first("CompleteMultipartUpload", Answer(404, ERROR % b"NoSuchUpload"))
-        with pytest.raises(BucketError, match="NoSuchUpload"):
+        with pytest.raises(BucketFailed, match="NoSuchUpload"):
             await put(make("all"), LARGE, Condition("etag"))
 
 

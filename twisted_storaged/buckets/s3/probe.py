@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from twisted_storaged.buckets.s3.client import DataPlane, Part, S3Request, crc32c
 from twisted_storaged.buckets.s3.context import S3Context
 from twisted_storaged.buckets.s3.journal import PROBE, JournalEntry
-from twisted_storaged.buckets.s3.responses import RequestFailed, etag_of, xml_root
+from twisted_storaged.buckets.s3.responses import RequestFailed, etag_of, storage_errors, xml_root
 from twisted_storaged.buckets.s3.session import ConditionalWrites
 from twisted_storaged.buckets.s3.writer import (
     COMPLETE_ABSENT,
@@ -34,7 +34,7 @@ from twisted_storaged.buckets.s3.writer import (
     condition_headers,
     conditional,
 )
-from twisted_storaged.errors import BucketError, BucketTimedOut, ConditionUnsupported
+from twisted_storaged.errors import BucketError, BucketUnreachable, ConditionUnsupported, OutcomeUnknown
 from twisted_storaged.model import Condition
 from twisted_storaged.protocol.http1 import AmbiguousFailure, ConnectionFailed, TimedOut, UnexpectedResponse
 
@@ -95,7 +95,7 @@ class ConditionalSupport:
 
         Raises:
             ConditionUnsupported: none of them does.
-            BucketError: that could not be found out; BucketTimedOut, if not in time.
+            BucketError: that could not be found out. Its class says why, as that of `storage_errors`.
         """
         capabilities = self._capabilities if self._capabilities is not None else await self._shared_probe()
         if not any(conditional(operation, condition) in capabilities for operation in operations):
@@ -112,11 +112,13 @@ class ConditionalSupport:
 
     async def _find(self) -> Capabilities:
         try:
-            self._capabilities = await self._probe()
-        except TimedOut as error:
-            raise BucketTimedOut(f"which conditional writes there are was not found out in time: {error}") from error
+            with storage_errors(writes=True):
+                self._capabilities = await self._probe()
         except Exception as error:
-            raise BucketError(f"which conditional writes there are could not be found out: {error}") from error
+            kind = type(error) if isinstance(error, BucketError) else BucketError
+            # Whatever became of a write of the probe, that of the client has not begun.
+            kind = BucketUnreachable if kind is OutcomeUnknown else kind
+            raise kind(f"which conditional writes there are could not be found out: {error}") from error
         return self._capabilities
 
     def _tell(self, found: Capabilities | Failure) -> None:

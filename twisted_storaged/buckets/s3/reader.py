@@ -20,7 +20,7 @@ from twisted_storaged.buckets.s3.client import DataPlane
 from twisted_storaged.buckets.s3.read_ahead import FROM_SIZE, LEAD, SEGMENT, ReadAhead, SegmentBudget, SegmentLease
 from twisted_storaged.buckets.s3.response_body import BufferedBody, ResponseSequence, StreamedBody, VerifyingConsumer
 from twisted_storaged.buckets.s3.responses import RequestFailed, opened
-from twisted_storaged.errors import BucketError, BucketUnreachable, StorageError
+from twisted_storaged.errors import BucketFailed, BucketUnreachable, StorageError
 from twisted_storaged.interfaces import IObjectReader
 from twisted_storaged.model import ByteRange, ObjectInfo, Span
 from twisted_storaged.protocol.checksums import Verification
@@ -80,7 +80,7 @@ class S3Reader:
         """Verify the body, which must be the whole object; `on_mismatch` is called before the last bytes are sent.
 
         Raises:
-            BucketError: the body has been read already, and `on_mismatch` raised this.
+            BucketFailed: the body has been read already, and `on_mismatch` raised this.
         """
         self._verification, self._on_mismatch = verification, on_mismatch
         # Verified before the response to the client begins, so that a mismatch becomes an error response.
@@ -115,7 +115,7 @@ class S3Reader:
         except ConnectionFailed as error:
             raise BucketUnreachable(f"{self.info.key!r} broke off: {error}") from error
         except (RequestFailed, StorageError) as error:
-            raise BucketError(f"{self.info.key!r} broke off: {error}") from error
+            raise BucketFailed(f"{self.info.key!r} broke off: {error}") from error
         finally:
             sequence.close()
             self._portion.leave()
@@ -171,7 +171,7 @@ class S3Reader:
         try:
             info, _ = opened(response, self.info.key, ByteRange(start, end - 1))
             if (info.etag, info.size) != (self.info.etag, self.info.size):
-                raise BucketError("it was replaced meanwhile")
+                raise BucketFailed("it was replaced meanwhile")
         except BaseException:
             body.close()
             raise

@@ -32,12 +32,13 @@ from xml.etree import ElementTree
 from twisted.internet.task import deferLater
 
 from twisted_storaged.errors import (
-    BucketBusy,
-    BucketError,
+    BucketFailed,
+    BucketOverloaded,
     BucketTimedOut,
     BucketUnreachable,
     ObjectNotFound,
     OutcomeUnknown,
+    OutOfSpace,
     PreconditionFailed,
     StorageError,
     WriteConflict,
@@ -52,6 +53,7 @@ from twisted_storaged.protocol.http1 import (
     parse_length,
 )
 from twisted_storaged.protocol.metadata import WRITE_ID_NAME, metadata_of_response
+from twisted_storaged.runtime.files import disk_failure
 
 CHECKSUM: Final = "x-amz-checksum-crc32c"
 #: Seconds by which the clocks of one engine's hosts may differ.
@@ -70,6 +72,8 @@ _BUSY_CODES = {
     "Throttling",
     "ThrottlingException",
 }
+#: Codes of engines that have quotas, such as Ceph, or disks, such as MinIO.
+_FULL_CODES = {"QuotaExceeded", "XMinioStorageFull"}
 _TRY_AGAIN_CODES = {"PriorRequestNotComplete", "RequestTimeout", "RequestTimeoutException", *_BUSY_CODES}
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
@@ -175,14 +179,16 @@ class storage_errors(AbstractContextManager[None]):  # noqa: N801 (it is used as
     """Turns the errors of requests to S3 into errors of storage, for a call that `writes`, maybe on a condition.
 
     Raises:
-        ObjectNotFound: a read, and S3 has no such key. A missing bucket is a BucketError.
+        ObjectNotFound: a read, and S3 has no such key. A missing bucket is a BucketFailed.
         PreconditionFailed: the condition did not hold, or there was no object to compare with.
         WriteConflict: another write of the key was in progress.
         OutcomeUnknown: the reply was lost, and nothing proves whether the write was carried out.
         BucketTimedOut: there was no response in time.
         BucketUnreachable: there was no response.
-        BucketBusy: S3 asks for fewer requests.
-        BucketError: anything else.
+        BucketOverloaded: S3 asks for fewer requests.
+        OutOfSpace: S3 is full, or a quota is exhausted; or a disk of this host is.
+        BucketFailed: anything else that S3 has answered.
+        BucketError: a disk of this host failed, which has the journal.
     """
 
     def __init__(self, writes: bool = False, conditional: bool = False) -> None:
@@ -197,8 +203,10 @@ class storage_errors(AbstractContextManager[None]):  # noqa: N801 (it is used as
             raise BucketTimedOut(str(error)) from error
         if isinstance(error, AmbiguousFailure):
             raise OutcomeUnknown(str(error)) from error
-        if isinstance(error, (ConnectionFailed, OSError)):
+        if isinstance(error, ConnectionFailed):
             raise BucketUnreachable(f"{type(error).__name__}: {error}") from error
+        if isinstance(error, OSError):
+            raise disk_failure(error, "cannot write the upload journal") from error
 
 
 def _storage_error(error: Exception, response: Response, writes: bool, conditional: bool) -> StorageError:
@@ -209,24 +217,26 @@ def _storage_error(error: Exception, response: Response, writes: bool, condition
     if conditional and response.code == "ConditionalRequestConflict":
         return WriteConflict(str(error))
     if response.status in (429, 503) or response.code in _BUSY_CODES:
-        return BucketBusy(str(error))
-    return ObjectNotFound(str(error)) if missing and not writes else BucketError(str(error))
+        return BucketOverloaded(str(error))
+    if response.status == 507 or response.code in _FULL_CODES:
+        return OutOfSpace(str(error))
+    return ObjectNotFound(str(error)) if missing and not writes else BucketFailed(str(error))
 
 
 def etag_of(response: Response) -> str:
-    """The ETag, without quotes. Raises BucketError if there is none."""
+    """The ETag, without quotes. Raises BucketFailed if there is none."""
     etag = response.headers.get("etag", "").strip('"')
     if not etag:
-        raise BucketError("the engine gave no ETag")
+        raise BucketFailed("the engine gave no ETag")
     return etag
 
 
 def info_of(response: Response, key: str) -> ObjectInfo:
-    """The object that the head of a GetObject or HeadObject response describes. Raises BucketError if it does not."""
+    """The object that the head of a GetObject or HeadObject response describes. Raises BucketFailed if it does not."""
     try:
         size, modified = parse_length(response.headers["content-length"]), _http_date(response.headers["last-modified"])
     except (KeyError, ValueError, OverflowError) as error:
-        raise BucketError(f"the engine's answer does not say what {key!r} is: {error}") from error
+        raise BucketFailed(f"the engine's answer does not say what {key!r} is: {error}") from error
     return ObjectInfo(key, size, etag_of(response), modified, *metadata_of_response(response.headers))
 
 
@@ -235,7 +245,7 @@ def opened(response: Response, key: str, wanted: ByteRange | None) -> tuple[Obje
 
     Raises:
         RangeNotSatisfiable: the engine sends the whole object for a range that it has nothing of.
-        BucketError: the span is not what was wanted.
+        BucketFailed: the span is not what was wanted.
     """
     info = info_of(response, key)
     if wanted is None:
@@ -245,7 +255,7 @@ def opened(response: Response, key: str, wanted: ByteRange | None) -> tuple[Obje
     first, last, size = map(int, told.groups()) if told else (0, info.size - 1, info.size)
     span = wanted.within(size)
     if span != (first, last + 1) or info.size != last + 1 - first:
-        raise BucketError(f"the engine gave bytes {first}-{last}/{size} of {key!r} for {wanted}")
+        raise BucketFailed(f"the engine gave bytes {first}-{last}/{size} of {key!r} for {wanted}")
     return info._replace(size=size), span
 
 

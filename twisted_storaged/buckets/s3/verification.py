@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from twisted_storaged.buckets.s3.client import DataPlane, S3Request
 from twisted_storaged.buckets.s3.reader import S3Reader
 from twisted_storaged.buckets.s3.responses import RequestFailed
-from twisted_storaged.errors import DamagedObject, UnverifiableObject
+from twisted_storaged.errors import DamagedAnswer, UnverifiableObject
 from twisted_storaged.model import ObjectInfo
 from twisted_storaged.protocol.checksums import (
     CRC32C,
@@ -48,7 +48,7 @@ class Verifier:
 
         Raises:
             UnverifiableObject: there is nothing to verify it by, and verification is required.
-            DamagedObject: the body came with the head, and is wrong.
+            DamagedAnswer: the body came with the head, and is wrong.
         """
         info = reader.info
         # There are no bytes that could be wrong.
@@ -72,7 +72,7 @@ class Verifier:
                     raise UnverifiableObject(f"{info.key!r} ({info.etag}) cannot be verified: {why}")
                 _log.warn("{key!r} ({etag}) was not verified: {why}", key=info.key, etag=info.etag, why=why)
                 return
-        raise DamagedObject(f"{info.key!r} ({info.etag}) is damaged: {mismatch}")
+        raise DamagedAnswer(f"{info.key!r} ({info.etag}) is damaged: {mismatch}")
 
     async def _verification_of(self, response: Response, info: ObjectInfo, s3_key: str) -> Verification | None:
         for known in self._candidates(response, info):
