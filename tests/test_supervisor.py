@@ -559,7 +559,7 @@ class ReportTests:
         metrics = self.ask(running, third)
         assert metrics["requests"] == {(): 23}
         assert "connections" not in metrics
-        assert metrics["storaged_workers_ended"] == {("killed",): 1, ("failed",): 1}
+        assert metrics["storaged_workers_ended"] == {("stopped",): 0, ("killed",): 1, ("failed",): 1}
         assert metrics["storaged_workers"] == {(): len([one for one in running.processes if not one.has_ended])}
 
     def test_one_that_was_told_to_stop(self, running: Running) -> None:
@@ -569,7 +569,8 @@ class ReportTests:
         first.tell("STOPPING=1")
         running.reactor.turn()
         first.end(status=0)
-        assert self.ask(running, second)["storaged_workers_ended"] == {("stopped",): 1}
+        ended = self.ask(running, second)["storaged_workers_ended"]
+        assert ended == {("stopped",): 1, ("killed",): 0, ("failed",): 0}
 
     def test_files_are_closed(self, running: Running) -> None:
         """Nothing of a worker that has ended stays open, also if it could not be started."""

@@ -100,6 +100,9 @@ class SupervisorReports:
         watch_process(meters, reactor)
         #: By how they ended.
         self._ends = meters.counter("storaged_workers_ended", "Worker processes that have ended.", ("how",))
+        # From the start, as Prometheus does not see the increase with which a series begins.
+        for how in ("stopped", "killed", "failed"):
+            self._ends.add(0, how)
         self._reports = Reports(meters)
 
     def worker_ended(self, file: int, how: str) -> None:

@@ -384,8 +384,6 @@ class MetricsTests:
             assert connection.response().status == 404
         error = 'storaged_request_errors_total{operation="get",reason="ObjectNotFound"}'
         wait_until(lambda: [self.scrape(daemon).get(error) for _ in range(4)] == [1] * 4, 30)
-        os.kill(daemon.workers()[0], signal.SIGKILL)
-        wait_until(lambda: "storaged_workers_ended_total{" in self.text(daemon), 30)
         text = self.text(daemon)
         served = {
             (family.name + ("_total" if family.type == "counter" else ""), family.type): {

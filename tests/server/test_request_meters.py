@@ -9,6 +9,9 @@ from twisted_storaged.runtime.metering import Meters
 from twisted_storaged.server.ended_requests import EndedRequest
 from twisted_storaged.server.request_meters import RequestMeters
 
+#: The errors that alerts are about exist from the start.
+NO_ERRORS: dict[tuple[str, ...], int] = {("put", "NoFreeSlot"): 0, ("get", "DamagedObject"): 0}
+
 
 def counted(*ended: EndedRequest) -> Mapping[str, Mapping[tuple[str, ...], Any]]:
     """The metrics after these requests."""
@@ -29,13 +32,13 @@ def test_one() -> None:
     assert metrics["storaged_sent_bytes"] == {("put",): 7}
     assert metrics["storaged_request_seconds"]["put",][-1] == 2
     assert metrics["storaged_request_first_byte_seconds"]["put",][-1] == 1
-    assert metrics["storaged_request_errors"] == {}
+    assert metrics["storaged_request_errors"] == NO_ERRORS
 
 
 def test_failed() -> None:
     """A failure is counted by the name of its error."""
     refused = EndedRequest(0, None, operation="put", status=503, outcome="complete", reason="NoFreeSlot")
-    assert counted(refused, refused)["storaged_request_errors"] == {("put", "NoFreeSlot"): 2}
+    assert counted(refused, refused)["storaged_request_errors"] == NO_ERRORS | {("put", "NoFreeSlot"): 2}
 
 
 def test_broken_off() -> None:

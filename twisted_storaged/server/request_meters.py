@@ -17,6 +17,9 @@ class RequestMeters:
             "storaged_requests", "Requests that have ended.", ("operation", "status", "outcome")
         )
         self._errors = meters.counter("storaged_request_errors", "Requests that failed.", ("operation", "reason"))
+        # From the start, as Prometheus does not see the increase with which a series begins.
+        self._errors.add(0, "put", "NoFreeSlot")
+        self._errors.add(0, "get", "DamagedObject")
         self._seconds = meters.histogram(
             "storaged_request_seconds", "Time from the end of the head of a request to its end.", operation
         )
