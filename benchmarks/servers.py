@@ -13,6 +13,7 @@ from place import Place, make_certificate
 from processes import START_SECONDS, running
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
+TWISTD = (str(SCRIPTS / "twistd"),)
 
 
 @contextmanager
@@ -39,9 +40,9 @@ def storaged_with_tls(place: Place) -> Iterator[Server]:
 
 
 @contextmanager
-def storaged_embedded(place: Place) -> Iterator[Server]:
-    """Storaged on the embedded bucket in `place.folder / "data"`."""
-    with _ready(place, _command(place, embedded_options(place))) as pid:
+def storaged_embedded(place: Place, settings: str = "", twistd: Sequence[str] = TWISTD) -> Iterator[Server]:
+    """Storaged on the embedded bucket in `place.folder / "data"`, with more settings of its section `storaged`."""
+    with _ready(place, _command(place, embedded_options(place, settings), twistd=twistd)) as pid:
         yield Server(pid, place.port, storaged_path)
 
 
@@ -90,16 +91,23 @@ def _ready(place: Place, command: Sequence[str]) -> Iterator[int]:
             yield pid
 
 
-def _command(place: Place, options: Sequence[str], bind: str = "") -> list[str]:
+def _command(place: Place, options: Sequence[str], bind: str = "", twistd: Sequence[str] = TWISTD) -> list[str]:
     log = f"--logfile={place.folder / 'storaged.log'}"
-    twistd = [str(SCRIPTS / "twistd"), "--nodaemon", "--pidfile=", log, "storaged"]
-    return [*twistd, f"--bind={bind or f'127.0.0.1:{place.port}'}", *options]
+    return [
+        *twistd,
+        "--nodaemon",
+        "--pidfile=",
+        log,
+        "storaged",
+        f"--bind={bind or f'127.0.0.1:{place.port}'}",
+        *options,
+    ]
 
 
-def embedded_options(place: Place) -> list[str]:
+def embedded_options(place: Place, settings: str = "") -> list[str]:
     """Write the configuration of a storaged on the embedded bucket; returns the options for it."""
     config = place.folder / "storaged.toml"
-    config.write_text(_slots(place))
+    config.write_text(_slots(place) + settings)
     return [f"--config={config}", f"--data={place.folder / 'data'}"]
 
 
