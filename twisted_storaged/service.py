@@ -426,17 +426,18 @@ def assemble(  # noqa: PLR0913 (its parts)
     """
     if slots is None:
         slots = PutSlots(config.put_slots, config.retry_after)
+    if reports is None:
+        reports = Reports(Meters())
+        count_workers(reports.meters, lambda: 1)
+    meters = reports.meters
 
     def make_bucket(name: str, settings: BucketSettings) -> IBucket:
         if isinstance(settings, LocalSettings):
             lock = None if locks is None else locks[str(settings.path)]
             return LocalBucket(name, settings, reactor, slots.limit, config.upkeep.delivering, lock)
-        return S3Bucket(name, settings, reactor, slots.limit, config.upkeep)
+        return S3Bucket(name, settings, reactor, slots.limit, config.upkeep, meters)
 
     registry = Registry(make_bucket(name, settings) for name, settings in config.buckets.items())
-    if reports is None:
-        reports = Reports(Meters())
-        count_workers(reports.meters, lambda: 1)
     past = PastRequests()
     observers = [RequestMeters(reports.meters).add, past.add]
     if config.access_log:

@@ -40,14 +40,25 @@ class Address:
 
 
 class BlockingPool:
-    """Connections that threads take and give back. The ends of a deque may be used by several threads."""
+    """Connections that threads take and give back. Threads may use the ends of a deque, and a set, at once."""
 
     def __init__(self, address: Address, connect_timeout: float, read_timeout: float) -> None:
         self._address = address
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
         self._idle: deque[socket.socket] = deque()
+        self._used: set[socket.socket] = set()
         self._closed = False
+
+    @property
+    def open_count(self) -> int:
+        """Connections that are open, in use or idle."""
+        return len(self._used) + len(self._idle)
+
+    @property
+    def idle_count(self) -> int:
+        """Connections that wait for a request."""
+        return len(self._idle)
 
     def ask(self, head: bytes, body: Buffer, until: float = inf) -> Response:
         """Send a request and read its response, blocking, until a time of the monotonic clock.
@@ -57,11 +68,13 @@ class BlockingPool:
         """
         connection = self._take() or self._connect(min(self._connect_timeout, _left(until)))
         keep = False
+        self._used.add(connection)
         try:
             response, keep = _Exchange(connection, self._read_timeout, until).run(head, body)
         except OSError as error:
             raise ConnectionFailed(f"{type(error).__name__}: {error}") from error
         finally:
+            self._used.discard(connection)
             if keep and not self._closed:
                 self._idle.append(connection)
             else:

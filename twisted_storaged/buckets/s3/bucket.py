@@ -19,6 +19,7 @@ from zope.interface import implementer
 from twisted_storaged.buckets.s3.client import FIRST_READ_SIZE, MultipartUploads
 from twisted_storaged.buckets.s3.context import S3Context
 from twisted_storaged.buckets.s3.journal import Journal
+from twisted_storaged.buckets.s3.meters import S3Meters
 from twisted_storaged.buckets.s3.probe import CAPABILITIES_BY_SETTING, ConditionalSupport, Probe, new_probe_key
 from twisted_storaged.buckets.s3.reader import READS, Body, ReadSettings, S3Reader
 from twisted_storaged.buckets.s3.reaper import Reaper
@@ -51,6 +52,7 @@ from twisted_storaged.protocol.http1 import Response
 from twisted_storaged.protocol.s3_xml import list_parameters, parse_list, sorted_after
 from twisted_storaged.runtime.buffers import MIN_READ, BufferPool, FairShare, part_buffers
 from twisted_storaged.runtime.concurrency import Threads, deferred
+from twisted_storaged.runtime.metering import Meters
 
 #: The smallest part that S3 allows, in bytes, and the most parts of one upload.
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
@@ -73,11 +75,21 @@ class S3Bucket:
 
     _log = Logger()
 
-    def __init__(self, name: str, settings: S3Settings, reactor: Any, put_slots: int, upkeep: Upkeep) -> None:
+    def __init__(  # noqa: PLR0913 (what it shares with others)
+        self,
+        name: str,
+        settings: S3Settings,
+        reactor: Any,
+        put_slots: int,
+        upkeep: Upkeep,
+        meters: Meters | None = None,
+    ) -> None:
+        """Create the bucket, unopened. What it does is counted in `meters`; by default, in its own."""
         self.name = name
         self._settings = settings
         self._reactor = reactor
         self._upkeep = upkeep
+        self._meters = S3Meters(meters, name)
         self._journal = Journal(upkeep.state)
         self._threads = Threads(reactor, max(put_slots * WINDOW, WINDOW_ALONE) + SPARE_THREADS, f"bucket {name}")
         self._window = FairShare(put_slots * WINDOW, WINDOW, WINDOW_ALONE)
@@ -86,20 +98,22 @@ class S3Bucket:
 
     def start(self) -> None:
         try:
-            retries = Retries(self._reactor, self._upkeep.deadline)
+            retries = Retries(self._reactor, self._upkeep.deadline, self._meters)
             self._objects, where = connect(self._settings, self._threads.run, retries)
         except ValueError as error:
             raise StartError(f"bucket {self.name}: {error}") from error
         self._journal.open()
         uploads = MultipartUploads(self._objects)
-        self._context = S3Context(self._objects, uploads, self._threads.run, self._journal, where)
+        self._context = S3Context(self._objects, uploads, self._threads.run, self._journal, where, self._meters)
         self._reading = ReadSettings(
-            self._objects, self._upkeep.delivering, self._settings.get_resumes, self._upkeep.ahead
+            self._objects, self._upkeep.delivering, self._settings.get_resumes, self._upkeep.ahead, self._meters
         )
         self._log.info("bucket {name} is {where}/{prefix}", name=self.name, where=where, prefix=self._settings.prefix)
         verify = self._settings.verify_reads
         self._verifier = None if verify is False else Verifier(verify is True, self._objects)
         self._objects.start()
+        for pool in self._objects.pools:
+            self._meters.watch(pool)
         self._threads.start()
         self._reaper = Reaper(self._context, self._upkeep.abandoned_after)
         self._reaper.start(self._reactor, self._upkeep.reap_interval)

@@ -19,11 +19,13 @@ from twisted.internet.defer import Deferred
 
 from twisted_storaged.buckets.s3.blocking import BlockingPool
 from twisted_storaged.buckets.s3.connection_pool import READ_SIZE, ConnectionPool, ReadOptions
+from twisted_storaged.buckets.s3.meters import Connections
 from twisted_storaged.buckets.s3.response_body import BufferedBody, StreamedBody
 from twisted_storaged.buckets.s3.responses import (
     CHECKSUM,
     AttemptState,
     ConfirmApplied,
+    RequestFailed,
     Retries,
     children,
     is_own,
@@ -144,6 +146,7 @@ class DataPlane:
 
     Attributes:
         retries: repeats requests within their deadline.
+        pools: the connections on the reactor, and those of threads.
     """
 
     def __init__(
@@ -159,6 +162,7 @@ class DataPlane:
         self._credentials = credentials
         self._to = transports
         self.retries = retries
+        self.pools: tuple[Connections, ...] = (transports.pool, transports.blocking)
         self._clock = retries.clock
 
     async def put_object(self, key: str, body: Buffer, headers: Mapping[str, str] = _NONE) -> Response:
@@ -256,22 +260,21 @@ class DataPlane:
 
     async def look(self, key: str, ends: float) -> Response | None:
         """Look up an object, without retries, until `ends`; None if S3 gives no clear answer."""
-        head = await self._head(S3Request("HeadObject", key))
+        call = S3Request("HeadObject", key)
         try:
-            response = await self._to.pool.ask((head,), ReadOptions(head_request=True, until=ends))
+            return await self.retries.run(call.operation, lambda _: self._ask_once(call, READ_SIZE, ends), tries=1)
+        except RequestFailed as error:
+            return error.response if error.response.status == 404 else None
         except ConnectionFailed:
             return None
-        return response if response.status in (200, 404) else None
 
     async def ask(
         self, call: S3Request, read_size: int = READ_SIZE, confirm_applied: ConfirmApplied | None = None
     ) -> Response:
         """Make a request whose body and response are small."""
-
-        async def attempt(ends: float) -> Response:
-            return await self._ask_once(call, read_size, ends)
-
-        return await self.retries.run(call.operation, attempt, confirm_applied, call.decisive)
+        return await self.retries.run(
+            call.operation, lambda ends: self._ask_once(call, read_size, ends), confirm_applied, call.decisive
+        )
 
     def start(self) -> None:
         """Begin to check for silent connections."""

@@ -221,6 +221,16 @@ class ConnectionPool:
         self._looking.clock = reactor
         self._stopped = False
 
+    @property
+    def open_count(self) -> int:
+        """Connections that are open, in use or idle."""
+        return len(self._open)
+
+    @property
+    def idle_count(self) -> int:
+        """Connections that wait for a request."""
+        return len(self._idle)
+
     async def ask(self, request: Request, reading: ReadOptions = READ_WHOLE, once: bool = False) -> Response:
         """Send a request, and read the whole response; see `open`."""
         response, _ = await self.open(request, reading, once)

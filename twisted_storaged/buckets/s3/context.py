@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from twisted_storaged.buckets.s3.client import DataPlane, MultipartUploads
 from twisted_storaged.buckets.s3.journal import Journal
+from twisted_storaged.buckets.s3.meters import S3Meters
 from twisted_storaged.runtime.concurrency import Run
 
 
@@ -16,6 +17,7 @@ class S3Context:
     Attributes:
         run: makes blocking calls in a thread: hashing, and those of the journal.
         where: the URL of the bucket, which identifies it in the journal.
+        meters: count uploads.
     """
 
     objects: DataPlane
@@ -23,3 +25,4 @@ class S3Context:
     run: Run
     journal: Journal
     where: str
+    meters: S3Meters = field(default_factory=S3Meters)

@@ -7,7 +7,7 @@ ranges are fetched in parallel: see `read_ahead`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from twisted.internet.defer import Deferred
@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twisted_storaged.buckets.s3.client import DataPlane
+from twisted_storaged.buckets.s3.meters import S3Meters
 from twisted_storaged.buckets.s3.read_ahead import FROM_SIZE, LEAD, SEGMENT, ReadAhead, SegmentBudget, SegmentLease
 from twisted_storaged.buckets.s3.response_body import BufferedBody, ResponseSequence, StreamedBody, VerifyingConsumer
 from twisted_storaged.buckets.s3.responses import RequestFailed, opened
@@ -49,12 +50,14 @@ class ReadSettings:
         delivering: the memory for bytes on their way to clients.
         resumes: how often a GET is resumed after its response broke off.
         ahead: the memory for ranges that are read ahead.
+        meters: count resumes.
     """
 
     objects: DataPlane
     delivering: DeliveryBudget
     resumes: int
     ahead: SegmentBudget
+    meters: S3Meters = field(default_factory=S3Meters)
 
 
 @implementer(IObjectReader)
@@ -70,6 +73,7 @@ class S3Reader:
         self._delivering = settings.delivering
         self._portion: ReadReservation | None = None
         self._resumes = settings.resumes
+        self._meters = settings.meters
         self._budget = settings.ahead
         self._lease: SegmentLease | None = None
         self._ahead: ReadAhead | None = None
@@ -138,6 +142,7 @@ class S3Reader:
                 if not left:
                     raise
                 left -= 1
+                self._meters.resumed()
                 _log.warn(
                     "{key!r} broke off at byte {at}: {error}; resumed from there, at most {left} more times",
                     key=self.info.key,

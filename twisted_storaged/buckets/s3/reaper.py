@@ -92,6 +92,7 @@ class Reaper:
                 if error.response.status != 404:
                     raise
             else:
+                self._context.meters.reaped()
                 _log.info("aborted an orphaned upload of {entry.key!r}", entry=entry)
         # Until then, an upload that this entry caused may still become visible, or old enough to be aborted.
         over = orphans is not None and now > self._latest(entry) + self._abandoned_after

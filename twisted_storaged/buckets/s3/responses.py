@@ -21,7 +21,7 @@ from __future__ import annotations
 import random
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from email.utils import parsedate_to_datetime
 from enum import Enum
@@ -29,8 +29,10 @@ from functools import lru_cache
 from typing import Any, Final
 from xml.etree import ElementTree
 
+from twisted.internet.defer import CancelledError
 from twisted.internet.task import deferLater
 
+from twisted_storaged.buckets.s3.meters import Outcome, S3Meters
 from twisted_storaged.errors import (
     BucketFailed,
     BucketOverloaded,
@@ -76,6 +78,25 @@ _BUSY_CODES = {
 _FULL_CODES = {"QuotaExceeded", "XMinioStorageFull"}
 _TRY_AGAIN_CODES = {"PriorRequestNotComplete", "RequestTimeout", "RequestTimeoutException", *_BUSY_CODES}
 
+#: Outcomes by the status of a response, and by the kind of a failure without one: the first that fits.
+_OUTCOMES: Mapping[int, Outcome] = {
+    401: "denied",
+    403: "denied",
+    404: "not_found",
+    409: "conflict",
+    412: "precondition_failed",
+    416: "range_not_satisfiable",
+    429: "busy",
+    503: "busy",
+}
+_OUTCOMES_OF_FAILURES: Sequence[tuple[type[Exception], Outcome]] = (
+    (TimedOut, "timed_out"),
+    (AmbiguousFailure, "unknown"),
+    (UnexpectedResponse, "error"),
+    (ConnectionFailed, "unreachable"),
+    (CancelledError, "cancelled"),
+)
+
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 _UNSATISFIED = re.compile(r"bytes \*/([0-9]{1,18})")
 _ACTUAL_SIZE = re.compile(rb"<ActualObjectSize>([0-9]{1,18})</ActualObjectSize>")
@@ -115,11 +136,15 @@ class Retries:
 
     If an earlier attempt may have been carried out, and repeating it is not the same as doing it once, S3 is asked
     first. https://docs.aws.amazon.com/sdkref/latest/guide/feature-retry-behavior.html
+
+    Attributes:
+        meters: count requests and their retries.
     """
 
-    def __init__(self, clock: Any, deadline: float) -> None:
+    def __init__(self, clock: Any, deadline: float, meters: S3Meters | None = None) -> None:
         self.clock = clock
         self.deadline = deadline
+        self.meters = S3Meters() if meters is None else meters
 
     def ends(self) -> float:
         """The time by which a request that begins now must be over."""
@@ -143,30 +168,38 @@ class Retries:
             ConnectionFailed: there was no response; TimedOut, if not in time; AmbiguousFailure, if it is unknown
                 whether a decisive request was carried out.
         """
-        ends, again = self.ends(), False
-        for left in reversed(range(tries)):
-            failure: Exception
-            try:
-                response = await attempt(ends)
-            except ConnectionFailed as error:
-                again, passing, failure = again or error.sent, True, error
-            else:
-                response.again = again
-                if response.status < 300:
-                    return response
-                again = again or response.status in _MAYBE_DONE_STATUS
-                passing = response.status in _TRY_AGAIN_STATUS or response.code in _TRY_AGAIN_CODES
-                failure = RequestFailed(operation, response, again)
-            if self.clock.seconds() >= ends:
-                raise TimedOut(f"{operation}: not done in {self.deadline:.0f} s") from failure
-            found = AttemptState.UNKNOWN if confirm_applied is None or not again else await confirm_applied(ends)
-            if isinstance(found, Response):
-                return found
-            if not left or not passing:
-                known = not again or found is AttemptState.NOT_DONE
-                raise failure if known or not decisive else AmbiguousFailure(operation, failure)
-            await deferLater(self.clock, min(_pause(tries - left), max(0.0, ends - self.clock.seconds())))
-        raise AssertionError("the last attempt returns or raises")
+        began = self.clock.seconds()
+        ends, again = began + self.deadline, False
+        try:
+            for left in reversed(range(tries)):
+                failure: Exception
+                try:
+                    response = await attempt(ends)
+                except ConnectionFailed as error:
+                    again, passing, failure = again or error.sent, True, error
+                else:
+                    response.again = again
+                    if response.status < 300:
+                        break
+                    again = again or response.status in _MAYBE_DONE_STATUS
+                    passing = response.status in _TRY_AGAIN_STATUS or response.code in _TRY_AGAIN_CODES
+                    failure = RequestFailed(operation, response, again)
+                if self.clock.seconds() >= ends:
+                    raise TimedOut(f"{operation}: not done in {self.deadline:.0f} s") from failure
+                found = AttemptState.UNKNOWN if confirm_applied is None or not again else await confirm_applied(ends)
+                if isinstance(found, Response):
+                    response = found
+                    break
+                if not left or not passing:
+                    known = not again or found is AttemptState.NOT_DONE
+                    raise failure if known or not decisive else AmbiguousFailure(operation, failure)
+                self.meters.retried(operation, outcome_of(failure))
+                await deferLater(self.clock, min(_pause(tries - left), max(0.0, ends - self.clock.seconds())))
+        except Exception as error:
+            self.meters.ended(operation, outcome_of(error), self.clock.seconds() - began)
+            raise
+        self.meters.ended(operation, "ok", self.clock.seconds() - began)
+        return response
 
 
 def _pause(tries: int) -> float:
@@ -221,6 +254,16 @@ def _storage_error(error: Exception, response: Response, writes: bool, condition
     if response.status == 507 or response.code in _FULL_CODES:
         return OutOfSpace(str(error))
     return ObjectNotFound(str(error)) if missing and not writes else BucketFailed(str(error))
+
+
+def outcome_of(error: Exception) -> Outcome:
+    """What the failure of a request, or of one attempt, means, for metrics."""
+    if isinstance(error, RequestFailed):
+        if error.response.code in _BUSY_CODES:
+            return "busy"
+        # A missing bucket is no answer about an object.
+        return "error" if error.response.code == "NoSuchBucket" else _OUTCOMES.get(error.response.status, "error")
+    return next((outcome for kind, outcome in _OUTCOMES_OF_FAILURES if isinstance(error, kind)), "error")
 
 
 def etag_of(response: Response) -> str:

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from twisted_storaged.buckets.s3.client import Part, crc32c
 from twisted_storaged.buckets.s3.context import S3Context
 from twisted_storaged.buckets.s3.journal import JournalEntry
+from twisted_storaged.buckets.s3.meters import UploadEnd
 from twisted_storaged.buckets.s3.responses import AttemptState, RequestFailed, etag_of, is_own, new_write_id
 from twisted_storaged.buckets.s3.verification import noted_checksum
 from twisted_storaged.errors import ConditionUnsupported
@@ -132,11 +133,14 @@ class S3Upload:
     @deferred
     async def part(self, number: int, body: memoryview) -> None:
         checksum = crc32c(body)
+        self._context.meters.parts_in_flight += 1
         try:
             response = await self._context.objects.upload_part(self._s3_key, self._upload_id, number, body, checksum)
         except TimedOut:
             self._hangs = True
             raise
+        finally:
+            self._context.meters.parts_in_flight -= 1
         self._parts[number] = Part(number, response.headers.get("etag", ""), checksum)
         self._size += len(body)
 
@@ -156,7 +160,7 @@ class S3Upload:
         if not etag:
             # Ceph returns none. It is computed if possible, as the object may have been replaced by now.
             etag = combined_etag(parts) or etag_of(await self._context.objects.head_object(self._s3_key))
-        await self._ended()
+        await self._ended("completed")
         return ObjectInfo(self._key, self._size, etag.strip('"'), time.time())
 
     @deferred
@@ -166,14 +170,14 @@ class S3Upload:
             return
         if self._hangs or not self._upload_id:
             # S3 does not answer, or did not return the id of the upload, and the client should not wait for it.
-            self._context.journal.defer_to_reaper(self._entry)
+            self._leave(self._entry)
             return
         try:
             await self._abort()
         except BaseException:
-            self._context.journal.defer_to_reaper(self._entry)
+            self._leave(self._entry)
             raise
-        await self._ended()
+        await self._ended("aborted")
 
     def _require_capability(self, operation: str) -> None:
         if self._condition is not None and conditional(operation, self._condition) not in self._capabilities:
@@ -182,9 +186,14 @@ class S3Upload:
     async def _note(self) -> JournalEntry:
         return await self._context.run(self._context.journal.begin, self._context.where, self._s3_key)
 
-    async def _ended(self) -> None:
+    def _leave(self, entry: JournalEntry) -> None:
+        self._context.meters.upload_ended("left")
+        self._context.journal.defer_to_reaper(entry)
+
+    async def _ended(self, how: UploadEnd) -> None:
         entry, self._entry = self._entry, None
         if entry is not None:
+            self._context.meters.upload_ended(how)
             with suppress(OSError):  # the reaper will delete the entry, as there is no such upload
                 await self._context.run(entry.ended)
 
@@ -212,7 +221,7 @@ class S3Upload:
         if isinstance(found, Response):
             return etag_of(found)
         if not_completed:
-            await self._ended()
+            await self._ended("aborted")
             raise error.failure from error
         raise error
 
