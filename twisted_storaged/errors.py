@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 
 class StartError(SystemExit, Exception):
     """The daemon cannot start with this configuration or data; str() is one line for the operator."""
@@ -16,6 +19,27 @@ class WorkEnded(SystemExit, Exception):
 
 class StorageError(Exception):
     """Base class of the errors that a request can fail with."""
+
+
+def in_words(kind: type) -> str:
+    """The name of a class of errors in words, such as `bucket timed out`, which may be shown to anyone."""
+    return " ".join(re.findall(r"[A-Z][a-z0-9]*", kind.__name__)).lower()
+
+
+class UnknownPath(StorageError):
+    """Nothing has the path of the request."""
+
+
+class MethodNotAllowed(StorageError):
+    """The path of the request does not know its method.
+
+    Attributes:
+        allowed: the methods that it knows.
+    """
+
+    def __init__(self, allowed: Iterable[bytes]) -> None:
+        super().__init__("method not allowed")
+        self.allowed = tuple(allowed)
 
 
 class InvalidKey(StorageError):
@@ -126,7 +150,7 @@ class BucketUnreachable(BucketFailed):
 
 
 class BucketTimedOut(BucketFailed):
-    """The service behind a bucket did not answer within the time limit."""
+    """The storage behind a bucket did not answer within the time limit."""
 
 
 class BucketOverloaded(BucketFailed):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twisted_storaged.errors import in_words
 from twisted_storaged.routing import Registry
 from twisted_storaged.runtime.metering import Meters
 from twisted_storaged.status import BucketStatus
@@ -107,7 +107,7 @@ class Readiness:
         reason = cause = ""
         if result is not None:
             # The text of the error names hosts and folders.
-            reason = " ".join(re.findall(r"[A-Z][a-z0-9]*", type(result.value).__name__)).lower()
+            reason = in_words(type(result.value))
             cause = str(result.value)
         self._answers[name] = _Answer(self._reactor.seconds(), reason, cause)
 

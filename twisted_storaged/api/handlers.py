@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred
-from twisted.web import http
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
@@ -27,14 +26,14 @@ from twisted_storaged.api.preconditions import (
 )
 from twisted_storaged.api.responses import (
     send_empty,
+    send_error,
     send_failure,
     send_json,
     send_not_modified,
     send_stored,
-    send_text,
     start_object_response,
 )
-from twisted_storaged.errors import InvalidKey, InvalidRequest, PayloadTooLarge
+from twisted_storaged.errors import InvalidKey, InvalidRequest, MethodNotAllowed, PayloadTooLarge, UnknownPath
 from twisted_storaged.interfaces import IBucket, IObjectReader
 from twisted_storaged.model import NO_OPTIONS, ByteRange, PutOptions, Span, parse_key
 from twisted_storaged.protocol.http_fields import expected_digests, field, parameter, repr_digest, wanted_algorithm
@@ -236,7 +235,7 @@ class Branch(Resource):
         return Branch()
 
     def render(self, request: StreamingRequest) -> int:
-        send_text(request, http.NOT_FOUND, "not found")
+        send_error(request, UnknownPath())
         request.finish()
         return NOT_DONE_YET
 
@@ -256,8 +255,7 @@ class MethodResource(Branch):
     def render(self, request: StreamingRequest) -> int:
         operation = self._operations.get(request.method)
         if operation is None:
-            allow = [(b"Allow", b", ".join(self._operations))]
-            send_text(request, http.NOT_ALLOWED, "method not allowed", allow)
+            send_error(request, MethodNotAllowed(self._operations))
             request.finish()
         else:
             request.operation = operation.name

@@ -18,12 +18,12 @@ from twisted.web import http
 from twisted_storaged.api.responses import BY_ACCEPT, NOT_CACHED
 from twisted_storaged.errors import InvalidRequest
 from twisted_storaged.model import ListPage, ListQuery, parse_prefix
-from twisted_storaged.protocol.http_fields import count, field, parameter
+from twisted_storaged.protocol.http_fields import count, parameter, preference
 from twisted_storaged.runtime.concurrency import BackpressureGate, ConsumerGone
 from twisted_storaged.runtime.files import Spool
 
-#: The media type of NDJSON, which has one line for each entry. https://github.com/ndjson/ndjson-spec
-NDJSON = "application/x-ndjson"
+#: The forms of lists: one document, or one line for each entry. https://github.com/ndjson/ndjson-spec
+JSON, NDJSON = "application/json", "application/x-ndjson"
 
 #: Fetches the pages of a query.
 Pages = Callable[[ListQuery], AsyncGenerator[ListPage, None]]
@@ -76,7 +76,7 @@ class DocumentWriter:
     objects have been written: a second listing would cost as much again, and could find others.
     """
 
-    type = b"application/json"
+    type = JSON.encode("ascii")
 
     def __init__(self, query: ListQuery, spool: Spool) -> None:
         self._lead = b'{"prefix":%b,"objects":[' % _json.encode(query.prefix)
@@ -159,7 +159,7 @@ async def send_list(request: Any, query: ListQuery, pages: Pages, make_spool: Ca
         # The first page decides on the status.
         query = replace(query, page_limit=1, limit=1)
     limited = LimitedList(query, count(request, "limit"), pages)
-    ndjson = NDJSON in (field(request, "Accept") or "").lower()
+    ndjson = preference(request, (JSON, NDJSON)) == NDJSON
     writer = NdjsonWriter() if ndjson else DocumentWriter(query, make_spool())
     gate = BackpressureGate()
     request.registerProducer(gate, True)

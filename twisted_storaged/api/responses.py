@@ -18,8 +18,9 @@ from twisted.web import http
 from twisted.web.http import OK, PARTIAL_CONTENT, datetimeToString
 
 from twisted_storaged import errors
+from twisted_storaged.errors import in_words
 from twisted_storaged.model import ObjectInfo, Span
-from twisted_storaged.protocol.http_fields import content_range, repr_digest
+from twisted_storaged.protocol.http_fields import content_range, preference, repr_digest
 from twisted_storaged.protocol.metadata import metadata_headers
 from twisted_storaged.runtime.concurrency import ConsumerGone, forget_frames
 from twisted_storaged.server.request import StreamingRequest
@@ -29,7 +30,13 @@ RETRY_AFTER = 5
 
 Header = tuple[bytes, bytes]
 
+#: The forms of errors: one line, or a document. RFC 9457
+TEXT, PROBLEM = "text/plain", "application/problem+json"
+#: What the type of an error begins with, as a URN.
+PROBLEM_TYPE = "urn:storaged:error:"
+
 _TEXT = (b"Content-Type", b"text/plain; charset=utf-8")
+_PROBLEM = (b"Content-Type", PROBLEM.encode("ascii"))
 _JSON = (b"Content-Type", b"application/json")
 _RANGES = (b"Accept-Ranges", b"bytes")
 #: A response that must not be stored by caches: it says what was true for a moment. RFC 9111, 5.2.2.5
@@ -50,19 +57,40 @@ class _Stored(msgspec.Struct, gc=False):
     etag: str
 
 
-class ErrorResponse(NamedTuple):
-    """The response to an error. Without a message, the text of the error is sent.
+class Problem(msgspec.Struct, omit_defaults=True, gc=False):
+    """An error as a document, with its fields in the order of the wire contract. RFC 9457.
 
     Attributes:
+        type: a URN for the kind of the error.
+        title: the same in words.
+        detail: the line of the form in text.
+        retry_after: seconds after which the client may try again, as in Retry-After.
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    retry_after: int | None = None
+
+
+class ErrorResponse(NamedTuple):
+    """The response to an error.
+
+    Attributes:
+        line: what the client is told; empty for the text of the error itself.
         retry: whether Retry-After is sent.
     """
 
     status: int
-    message: str = ""
+    line: str = ""
     retry: bool = False
 
 
-ERROR_RESPONSES: Mapping[type[BaseException] | None, ErrorResponse] = {
+ERROR_RESPONSES: Mapping[type | None, ErrorResponse] = {
+    errors.UnknownPath: ErrorResponse(http.NOT_FOUND, "not found"),
+    errors.MethodNotAllowed: ErrorResponse(http.NOT_ALLOWED, "method not allowed"),
     errors.InvalidKey: ErrorResponse(http.BAD_REQUEST),
     errors.InvalidRequest: ErrorResponse(http.BAD_REQUEST),
     errors.DigestMismatch: ErrorResponse(http.BAD_REQUEST),
@@ -106,20 +134,34 @@ def send_failure(failure: Failure, request: StreamingRequest) -> None:
     if request.startedWriting:
         request.cut(f"S3 {name}" if failure.check(errors.BucketFailed) else name)
     elif not request.gone:
-        seconds = failure.value.retry_after if isinstance(failure.value, errors.NoFreeSlot) else RETRY_AFTER
-        headers = [(b"Retry-After", b"%d" % seconds)] if response.retry else []
-        # RFC 9110, 15.5.17: so the client learns the size.
-        if isinstance(failure.value, errors.RangeNotSatisfiable):
-            headers.append((b"Content-Range", b"bytes */%d" % failure.value.size))
-        send_text(request, response.status, response.message or str(failure.value), headers)
+        send_error(request, failure.value)
         request.finish()
     # Its frames refer to the request and its buffers, which would stay until the garbage collector runs.
     forget_frames(failure.value)
 
 
-def send_text(request: StreamingRequest, status: int, line: str, headers: Iterable[Header] = ()) -> None:
-    """Send a response of one line of text."""
-    _respond(request, status, [_TEXT, NOT_CACHED, *headers], line.encode("utf-8") + b"\n")
+def send_error(request: StreamingRequest, error: BaseException | None) -> None:
+    """Send the response to an error, in the form that the client accepts."""
+    response = ERROR_RESPONSES.get(type(error), INTERNAL_ERROR)
+    line = response.line or str(error)
+    headers = [NOT_CACHED, BY_ACCEPT]
+    retry_after = None
+    if response.retry:
+        retry_after = error.retry_after if isinstance(error, errors.NoFreeSlot) else RETRY_AFTER
+        headers.append((b"Retry-After", b"%d" % retry_after))
+    if isinstance(error, errors.RangeNotSatisfiable):
+        # RFC 9110, 15.5.17: so the client learns the size.
+        headers.append((b"Content-Range", b"bytes */%d" % error.size))
+    elif isinstance(error, errors.MethodNotAllowed):
+        headers.append((b"Allow", b", ".join(error.allowed)))
+    if preference(request, (TEXT, PROBLEM)) == TEXT:
+        _respond(request, response.status, [_TEXT, *headers], line.encode("utf-8") + b"\n")
+        return
+    words = "internal" if response is INTERNAL_ERROR else in_words(type(error))
+    problem = Problem(
+        PROBLEM_TYPE + words.replace(" ", "-"), words.capitalize(), response.status, line, request.id, retry_after
+    )
+    _respond(request, response.status, [_PROBLEM, *headers], _json.encode(problem))
 
 
 def send_json(request: StreamingRequest, document: object, status: int = OK, headers: Iterable[Header] = ()) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import binascii
 import re
 from base64 import b64decode, b64encode
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -37,6 +38,36 @@ def field(request: Any, name: str) -> str | None:
     if not _TEXT.fullmatch(values[0]):
         raise InvalidRequest(f"{name} is not ASCII")
     return values[0]
+
+
+#: A string in quotes, and the weight of a media range. RFC 9110, 5.6.4 and 12.4.2. The end of a string may be missing,
+#: as a search for one from each quote would take long.
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.?)*+"?')
+_WEIGHT = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
+
+
+def preference(request: Any, offered: Sequence[str]) -> str:
+    """Return which of the offered media types, in lower case, the client prefers. RFC 9110, 12.5.1.
+
+    The first is for clients that do not ask for another: that must be named in Accept, as most clients add `*/*`, and
+    with no lower weight than the first has there.
+    """
+    accept = ", ".join(request.fields.get("accept", ())).lower()
+    first, *others = offered
+    if not any(other in accept for other in others):
+        return first
+    weights: dict[str, float] = {}
+    for element in _QUOTED.sub("", accept).split(","):
+        name, *parameters = [part.strip(" \t") for part in element.split(";")]
+        text = next((one[2:] for one in parameters if one.startswith("q=")), "1")
+        if _WEIGHT.fullmatch(text):
+            weights[name] = max(weights.get(name, 0.0), float(text))
+    # The most specific range that there is counts.
+    ranges = (first, first.partition("/")[0] + "/*", "*/*")
+    least = next((weights[name] for name in ranges if name in weights), 0.0)
+    best = max(others, key=lambda other: weights.get(other, 0.0))
+    weight = weights.get(best, 0.0)
+    return best if weight > 0 and weight >= least else first
 
 
 def parameter(request: Any, name: str) -> bytes | None:

@@ -220,10 +220,10 @@ class WhichTests:
         assert tries.began == [0, 1, 3]
 
 
-def refused(status: int, code: str = "") -> RequestFailed:
+def refused(status: int, code: str = "", again: bool = False) -> RequestFailed:
     answer = Response(status, {})
     answer.body = f"<Error><Code>{code}</Code></Error>".encode() if code else b""
-    return RequestFailed("GetObject", answer, again=False)
+    return RequestFailed("GetObject", answer, again)
 
 
 class StorageErrorsTests:
@@ -244,6 +244,7 @@ class StorageErrorsTests:
             (refused(403, "QuotaExceeded"), OutOfSpace),
             (refused(507, "XMinioStorageFull"), OutOfSpace),
             (refused(507), OutOfSpace),
+            (refused(507, again=True), BucketFailed),
             (refused(404, "NoSuchKey"), ObjectNotFound),
             (ConnectionFailed("no connection to S3"), BucketUnreachable),
             (OSError(errno.EIO, "the journal's disk"), BucketError),

@@ -16,8 +16,8 @@ from prometheus_client.utils import floatToGoString
 from twisted.web.http import OK
 
 from twisted_storaged.api.handlers import MethodResource, Operation
-from twisted_storaged.api.responses import BY_ACCEPT, NOT_CACHED
-from twisted_storaged.protocol.http_fields import field
+from twisted_storaged.api.responses import BY_ACCEPT, NOT_CACHED, TEXT
+from twisted_storaged.protocol.http_fields import preference
 from twisted_storaged.reports import Reports
 from twisted_storaged.runtime.metering import Family, Labels, Snapshot, merge
 from twisted_storaged.server.request import StreamingRequest
@@ -61,7 +61,7 @@ def metrics_resource(reports: Reports) -> MethodResource:
     async def get(request: StreamingRequest) -> None:
         snapshot = merge(report.metrics for report in await reports.all())
         # The library's parser fails on some fields that clients may send, so that it gets one of ours.
-        accepts = OPENMETRICS in (field(request, "Accept") or "").lower()
+        accepts = preference(request, (TEXT, OPENMETRICS)) == OPENMETRICS
         encode, content_type = choose_encoder(f"{OPENMETRICS}; version=1.0.0" if accepts else "")
         body = encode(SnapshotCollector(snapshot))
         headers = [

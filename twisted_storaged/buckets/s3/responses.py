@@ -230,7 +230,7 @@ class storage_errors(AbstractContextManager[None]):  # noqa: N801 (it is used as
 
     def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, RequestFailed):
-            raise _storage_error(error, error.response, self._writes, self._conditional) from error
+            raise _storage_error(error, self._writes, self._conditional) from error
         # Before ConnectionFailed, of which this and AmbiguousFailure are kinds.
         if isinstance(error, TimedOut):
             raise BucketTimedOut(str(error)) from error
@@ -242,7 +242,8 @@ class storage_errors(AbstractContextManager[None]):  # noqa: N801 (it is used as
             raise disk_failure(error, "cannot write the upload journal") from error
 
 
-def _storage_error(error: Exception, response: Response, writes: bool, conditional: bool) -> StorageError:
+def _storage_error(error: RequestFailed, writes: bool, conditional: bool) -> StorageError:
+    response = error.response
     # The response to a HEAD has no body, and so no code.
     missing = response.status == 404 and response.code in ("NoSuchKey", "NotFound", "")
     if conditional and (missing or response.status == 412):
@@ -251,7 +252,8 @@ def _storage_error(error: Exception, response: Response, writes: bool, condition
         return WriteConflict(str(error))
     if response.status in (429, 503) or response.code in _BUSY_CODES:
         return BucketOverloaded(str(error))
-    if response.status == 507 or response.code in _FULL_CODES:
+    # Clients rely on it that nothing was changed.
+    if (response.status == 507 or response.code in _FULL_CODES) and not error.again:
         return OutOfSpace(str(error))
     return ObjectNotFound(str(error)) if missing and not writes else BucketFailed(str(error))
 
