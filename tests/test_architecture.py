@@ -22,7 +22,7 @@ FLOORS = (
     "api",
     "config_file",
     "config",
-    "check",
+    "check status_table",
     "service supervisor",
     "client conformance tap",
     "__main__",

@@ -30,11 +30,12 @@ class OptionsTests:
     @pytest.mark.parametrize(
         ("arguments", "error"),
         [
-            ([], "expected one of the commands: serve"),
+            ([], "expected one of the commands: serve, status"),
             (["store"], "Unknown command: store"),
             (["serve", "--unknown"], "option --unknown not recognized"),
             (["serve", "--repair-checksums"], "--repair-checksums goes with --scrub"),
             (["serve", "--scrub", "--backup", "x"], "--scrub and --backup are two commands: give one of them"),
+            (["status", "--scrub"], "--scrub and --status are two commands: give one of them"),
             (["serve", "extra"], "Wrong number of arguments."),
         ],
     )

@@ -119,6 +119,8 @@ class MakeServiceTests:
         seen: list[tuple[str, object]] = []
 
         class Registry:
+            buckets = ()
+
             def __init__(self, buckets: Any) -> None:
                 seen.extend(
                     (bucket.name, bucket._settings if hasattr(bucket, "_settings") else bucket._path)

@@ -37,7 +37,7 @@ def serve(options: tap.Options) -> int:
 
     Raises:
         StartError: the daemon cannot start with these options.
-        WorkEnded: the options ask for a scrub or a backup, which is done.
+        WorkEnded: the options ask for something else, such as a scrub, which is done.
     """
     application = Application("storaged")
     tap.makeService(options).setServiceParent(application)
@@ -51,8 +51,20 @@ def serve(options: tap.Options) -> int:
     return 0
 
 
+class StatusOptions(tap.Options):
+    """The options of `storaged status`: those of the daemon that is asked."""
+
+    longdesc = "Prints what is under way in the daemon that runs with the same configuration."
+
+    def postOptions(self) -> None:
+        """Ask for `--status`, so that no other command is accepted."""
+        self["status"] = 1
+        super().postOptions()
+
+
 COMMANDS = {
     "serve": Command(tap.Options, serve, "Run the daemon in the foreground, until SIGTERM or SIGINT."),
+    "status": Command(StatusOptions, serve, "Print what is under way in the daemon, as `serve --status` does."),
 }
 
 

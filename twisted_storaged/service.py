@@ -66,6 +66,7 @@ from twisted_storaged.runtime.systemd import (
 from twisted_storaged.server.ended_requests import AccessLog
 from twisted_storaged.server.request_meters import RequestMeters
 from twisted_storaged.server.site import StorageSite
+from twisted_storaged.status_table import ask_status, status_lines
 from twisted_storaged.under_way import PastRequests, StatusCollector, UnderWay
 
 #: Seconds between two attempts to reach the primary bucket, until the daemon is ready.
@@ -377,11 +378,15 @@ def make_service(
 
     Raises:
         ConfigError: the command line, the configuration or the secrets are invalid.
-        StartError: there is no bucket to scrub or to back up, the key to explain is not valid, or a socket of `sockets`
-            can be reached from other hosts.
-        WorkEnded: `--check` or `--explain` have printed what they found.
+        StartError: there is no bucket to scrub or to back up, the key to explain is not valid, no daemon answers, or a
+            socket of `sockets` can be reached from other hosts.
+        WorkEnded: `--check`, `--explain` or `--status` have printed what they found.
     """
     sources = sources_of(options)
+    if options["status"]:
+        # Without the secrets, which whoever asks need not be able to read.
+        endpoint = load_config(_overrides(sources), {}, environ).endpoint
+        _print_and_end(list(status_lines(ask_status(endpoint))), 0)
     config = load(sources, environ)
     if options["explain"] is not None:
         _print_and_end(explain(config, options["explain"]), 0)
@@ -514,8 +519,11 @@ def _data_folders(config: Config, option: str) -> Mapping[str, Path]:
 
 def load(sources: Sources, environ: Mapping[str, str]) -> Config:
     """Load the configuration and the secrets. Raises ConfigError."""
-    overrides = Overrides(_path(sources.config), _path(sources.data), sources.bind)
-    return load_config(overrides, read_secrets(_path(sources.secrets)), environ)
+    return load_config(_overrides(sources), read_secrets(_path(sources.secrets)), environ)
+
+
+def _overrides(sources: Sources) -> Overrides:
+    return Overrides(_path(sources.config), _path(sources.data), sources.bind)
 
 
 def _path(option: str | None) -> Path | None:

@@ -24,7 +24,7 @@ from twisted_storaged.runtime.systemd import ListenSocket, ServiceManager, liste
 from twisted_storaged.runtime.twisted_internals import install, warn_of_wall_clock
 
 #: The options that do something else than to run the daemon.
-ACTIONS = ("check", "explain", "scrub", "backup")
+ACTIONS = ("check", "explain", "scrub", "backup", "status")
 
 
 class Options(usage.Options):
@@ -43,6 +43,7 @@ class Options(usage.Options):
 
     optFlags: ClassVar = [
         ["check", None, "Print the effective configuration, ask each bucket, and end; with status 1 if one fails."],
+        ["status", None, "Print what is under way in the daemon that runs with the same configuration, and end."],
         ["scrub", None, "Read and verify all that embedded buckets hold, report, and end; with status 1 on damage."],
         ["repair-checksums", None, "With --scrub: give sound objects of older versions the checksums they lack."],
     ]
@@ -81,8 +82,8 @@ def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mappin
 
     Raises:
         ConfigError: the command line, the configuration or the secrets are invalid.
-        StartError: there is no bucket to scrub or to back up, or the key to explain is not valid.
-        WorkEnded: `--check` or `--explain` have printed what they found.
+        StartError: there is no bucket to scrub or to back up, the key to explain is not valid, or no daemon answers.
+        WorkEnded: `--check`, `--explain` or `--status` have printed what they found.
     """
     is_daemon = not any(is_given(options, command) for command in ACTIONS)
     signals = None
