@@ -320,6 +320,19 @@ path = "{tmp_path}/link/data"
         with pytest.raises(ConfigError, match=r"--bind is '0.0.0.0:1': .*allow_network = true"):
             load_config(Overrides(bind="0.0.0.0:1"), {}, ENVIRON)
 
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("", True),
+            ("status_page = false", False),
+            ("allow_network = true", False),
+            ("allow_network = true\nstatus_page = true", False),
+        ],
+    )
+    def test_status_page(self, tmp_path: Path, text: str, expected: bool) -> None:
+        """There is a page, unless it is turned off or other hosts may connect."""
+        assert load(tmp_path, f"[storaged]\n{text}").status_page is expected
+
     def test_a_network_address_that_is_allowed(self, tmp_path: Path) -> None:
         """`allow_network = true` allows such an address."""
         config = load(tmp_path, "[storaged]\nbind = '0.0.0.0:80'\nallow_network = true")

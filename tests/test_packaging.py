@@ -114,12 +114,12 @@ class WheelTests:
         assert not (ROOT / "twisted" / "__init__.py").exists()
         assert not (ROOT / "twisted" / "plugins" / "__init__.py").exists()
 
-    def test_has_every_module(self, distributions: Distributions) -> None:
-        """The wheel has all modules of the package, and py.typed."""
-        modules = {str(path.relative_to(ROOT)) for path in (ROOT / "twisted_storaged").rglob("*.py")}
-        assert modules | {"twisted_storaged/py.typed"} == {
-            name for name in distributions.wheel_names() if name.startswith("twisted_storaged/")
-        }
+    def test_has_every_file(self, distributions: Distributions) -> None:
+        """The wheel has all modules of the package, py.typed, and the files of the page."""
+        files = {path for path in (ROOT / "twisted_storaged").rglob("*") if path.is_file()}
+        expected = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
+        assert {"twisted_storaged/py.typed", "twisted_storaged/api/ops/page.html"} < expected
+        assert expected == {name for name in distributions.wheel_names() if name.startswith("twisted_storaged/")}
 
 
 class Environment:

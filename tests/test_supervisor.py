@@ -334,7 +334,8 @@ class StartTests:
             control=3,
             slots=6,
             report=7,
-            locks={"/data": 8},
+            page_key=8,
+            locks={"/data": 9},
         )
         assert {"NOTIFY_SOCKET", "WATCHDOG_USEC"} & set(process.environ) == set()
 

@@ -311,6 +311,17 @@ class IntervalTests:
         process.under_way.sample()
         assert [one.received for one in process.status.intervals] == [700]
 
+    def test_what_does_not_count(self) -> None:
+        """Bytes of what shows the status are none of the daemon's traffic, neither meanwhile nor at the end."""
+        process = Process()
+        process.server.connect().send(
+            request("GET", "/health") + request("PUT", "/health", "Content-Length: 9") + b"1234"
+        )
+        process.under_way.sample()
+        process.server.site.flush_log()
+        process.under_way.sample()
+        assert [(one.received, one.sent) for one in process.status.intervals] == [(0, 0)]
+
     def test_the_last_ten_minutes(self) -> None:
         """Older ones are dropped; the wall clock may be set."""
         process = Process()

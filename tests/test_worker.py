@@ -21,6 +21,7 @@ from tests.daemon import ROOT
 from tests.support import open_reports, result
 from tests.test_preparation import prepared, sources
 from twisted_storaged.admission import make_slots_file
+from twisted_storaged.api.ops.cross_site import make_key_file
 from twisted_storaged.preparation import WorkerSpec, with_copies
 from twisted_storaged.reports import Report, read_file, write_file
 from twisted_storaged.runtime.messages import receive, send, socket_pair
@@ -300,23 +301,28 @@ class ProgramTests:
     @pytest.fixture
     def worker(self, tmp_path: Path) -> Iterator[Process]:
         with prepared(sources(tmp_path)) as settings:
-            slots, report = make_slots_file(), make_report_file()
+            slots, report, page_key = make_slots_file(), make_report_file(), make_key_file()
             (lock,) = settings.locks.values()
 
             def spec(given: dict[str, int]) -> WorkerSpec:
                 copies = with_copies(settings.sources, settings.config, settings.secrets)
                 return WorkerSpec(
-                    sources=copies, control=given["control"], slots=slots, report=report, locks=settings.locks
+                    sources=copies,
+                    control=given["control"],
+                    slots=slots,
+                    report=report,
+                    page_key=page_key,
+                    locks=settings.locks,
                 )
 
-            worker = Process(spec, settings.config, settings.secrets, slots, report, lock)
+            worker = Process(spec, settings.config, settings.secrets, slots, report, page_key, lock)
             worker.report = report
             yield worker
             if worker.process.poll() is None:
                 worker.process.kill()
                 worker.end()
-            os.close(slots)
-            os.close(report)
+            for file in (slots, report, page_key):
+                os.close(file)
 
     def test_serves(self, worker: Process) -> None:
         """It tells that it is ready, serves what it is handed, tells of closed connections, and ends with status 0."""
@@ -355,7 +361,9 @@ class ProgramTests:
         where = sources(tmp_path, "[storaged]\nworkers = 'two'\n")
         slots = make_slots_file()
         worker = Process(
-            lambda given: WorkerSpec(sources=where, control=given["control"], slots=slots, report=slots, locks={}),
+            lambda given: WorkerSpec(
+                sources=where, control=given["control"], slots=slots, report=slots, page_key=slots, locks={}
+            ),
             slots,
         )
         worker.wait_for(f"X_STORAGED_FAILED={where.config}: [storaged] workers is 'two'")

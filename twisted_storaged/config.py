@@ -116,6 +116,12 @@ class StoragedSection(Struct, frozen=True, kw_only=True):
         Seconds, Meta(description="Time that requests under way have to complete after SIGTERM; then they are aborted.")
     ] = Duration(DEFAULT_DRAIN)
     access_log: Annotated[bool, Meta(description="Whether the log has a line for each request.")] = True
+    status_page: Annotated[
+        bool,
+        Meta(
+            description="Whether `GET /` is a page for browsers; never with allow_network, as it asks for no password."
+        ),
+    ] = True
 
 
 class S3Section(Struct, frozen=True, kw_only=True):
@@ -221,6 +227,7 @@ class Config:
         workers: how many processes serve requests.
         allow_network: whether other hosts may reach the endpoint.
         access_log: whether requests are logged.
+        status_page: whether there is a page for browsers.
     """
 
     endpoint: str
@@ -233,6 +240,7 @@ class Config:
     workers: int = 1
     allow_network: bool = False
     access_log: bool = True
+    status_page: bool = True
 
     @property
     def primary_kind(self) -> str:
@@ -290,6 +298,7 @@ def load_config(overrides: Overrides, secrets: Mapping[str, Credentials], enviro
         workers=len(os.sched_getaffinity(0)) if storaged.workers == "auto" else storaged.workers,
         allow_network=storaged.allow_network,
         access_log=storaged.access_log,
+        status_page=storaged.status_page and not storaged.allow_network,
     )
 
 

@@ -94,6 +94,14 @@ class RangeNotSatisfiable(StorageError):
         self.size = size
 
 
+class CrossSiteRequest(StorageError):
+    """The request may be one that another web site has made a browser send; str() says why."""
+
+
+class TooManyPages(StorageError):
+    """As many pages are kept up to date as can be."""
+
+
 class BodyLost(StorageError):
     """The peer disconnected before its body was complete."""
 

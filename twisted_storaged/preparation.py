@@ -60,6 +60,7 @@ class WorkerSpec(Struct, frozen=True, kw_only=True):
         control: the socket to the supervisor.
         slots: the file of the put slots.
         report: the file for its report.
+        page_key: the file with the key of the page's tokens.
         locks: the locks of the folders of embedded buckets, by the paths of these.
     """
 
@@ -67,6 +68,7 @@ class WorkerSpec(Struct, frozen=True, kw_only=True):
     control: int
     slots: int
     report: int
+    page_key: int
     locks: dict[str, int]
 
 

@@ -25,12 +25,15 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.resource import Resource
 
 import twisted
 from twisted_storaged import __version__
 from twisted_storaged.admission import PutSlots
 from twisted_storaged.api.handlers import make_tree
+from twisted_storaged.api.ops.cross_site import Tokens, make_key
 from twisted_storaged.api.ops.metrics import metrics_resource
+from twisted_storaged.api.ops.page import Page
 from twisted_storaged.api.ops.status import ready_resource, status_resource
 from twisted_storaged.buckets.local.backup import back_up
 from twisted_storaged.buckets.local.bucket import LocalBucket, LocalSettings
@@ -423,11 +426,12 @@ def assemble(  # noqa: PLR0913 (its parts)
     locks: Mapping[str, int] | None = None,
     replacement: Replacement | None = None,
     reports: Reports | None = None,
+    page_key: bytes | None = None,
 ) -> StorageService:
     """Make the daemon's service from its configuration: buckets, namespace, resources and put slots.
 
-    A worker has `slots` that it shares with others, the `locks` of the folders of embedded buckets, by their paths, and
-    `reports` with those of other processes.
+    A worker has `slots` that it shares with others, the `locks` of the folders of embedded buckets, by their paths,
+    `reports` with those of other processes, and their `page_key`.
     """
     if slots is None:
         slots = PutSlots(config.put_slots, config.retry_after)
@@ -450,12 +454,16 @@ def assemble(  # noqa: PLR0913 (its parts)
     kinds = {name: kind_of(settings) for name, settings in config.buckets.items()}
     readiness = Readiness(registry, kinds, reports.meters, reactor)
     collector = StatusCollector(reports, slots, config.policy, readiness.buckets)
-    ops = {
+    namespace = Namespace(config.policy, registry)
+    ops: dict[bytes, Resource] = {
         b"metrics": metrics_resource(reports),
         b"status.json": status_resource(collector),
         b"ready": ready_resource(readiness),
     }
-    tree = make_tree(Namespace(config.policy, registry), slots, ops=ops)
+    if config.status_page:
+        tokens = Tokens(page_key or make_key(), reactor.seconds)
+        ops |= Page(collector.collect, namespace, slots, sorted(config.buckets), tokens, reactor).resources()
+    tree = make_tree(namespace, slots, ops=ops)
     site = StorageSite(tree, reactor, observers=observers)
     _watch(reports.meters, site, slots)
     under_way = UnderWay(site, slots, past, kinds, reactor)

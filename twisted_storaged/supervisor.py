@@ -28,6 +28,7 @@ from twisted.python.failure import Failure
 
 from twisted_storaged import __version__
 from twisted_storaged.admission import make_slots_file
+from twisted_storaged.api.ops.cross_site import make_key_file
 from twisted_storaged.errors import StartError
 from twisted_storaged.listening import OWN_SOCKET, Acceptor, bind_paused
 from twisted_storaged.preparation import (
@@ -107,17 +108,18 @@ class Worker(ProcessProtocol):
         report: the descriptor of the file with its report.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (its parts)
         self,
         settings: Settings,
         slots: int,
+        page_key: int,
         changed: Callable[[Worker], None],
         asks: Callable[[Worker], None],
         reactor: Any,
     ) -> None:
         """Prepare a worker; `changed` is called when its attributes change, and at last when `gone` is true.
 
-        `asks` is called when it wants the reports of the others.
+        It inherits the files `slots` and `page_key`. `asks` is called when it wants the reports of the others.
         """
         self.settings = settings
         self.started = self.heard = reactor.seconds()
@@ -128,6 +130,7 @@ class Worker(ProcessProtocol):
         self.signal: int | None = None
         self.status: int | None = None
         self._slots_file = slots
+        self._page_key = page_key
         self._changed = changed
         self._asks = asks
         self._reactor = reactor
@@ -145,9 +148,11 @@ class Worker(ProcessProtocol):
         self.report = make_report_file()
         self._control = MessageSocket(ours, self._received, self._lost, self._reactor)
         # The numbers in the worker: 0 to 2 are its standard streams.
-        given = [theirs.fileno(), self.settings.config, self.settings.secrets, self._slots_file, self.report]
+        files = [self.settings.config, self.settings.secrets, self._slots_file, self.report, self._page_key]
+        given = [theirs.fileno(), *files]
         locks = {name: number for number, name in enumerate(self.settings.locks, 3 + len(given))}
-        spec = WorkerSpec(sources=with_copies(self.settings.sources, 4, 5), control=3, slots=6, report=7, locks=locks)
+        sources = with_copies(self.settings.sources, 4, 5)
+        spec = WorkerSpec(sources=sources, control=3, slots=6, report=7, page_key=8, locks=locks)
         descriptors = dict(enumerate([*given, *self.settings.locks.values()], 3))
         try:
             with theirs, open(os.devnull, "rb") as nothing:
@@ -309,6 +314,7 @@ class Supervisor(Service):
         self._hang_seconds = HANG_SECONDS if watchdog is None else max(watchdog / 3, STALE_SECONDS)
         self._interval = EVERY if watchdog is None else min(watchdog / 4, EVERY)
         self._slots_file = make_slots_file()
+        self._page_key = make_key_file()
         self._threads = threads or Threads(reactor, 1, "supervisor")
         self._reports = SupervisorReports(lambda: sum(1 for _ in self._workers()), reactor)
         self._looking = LoopingCall(self._look)
@@ -467,7 +473,9 @@ class Supervisor(Service):
     def _fill(self, generation: Generation) -> None:
         """Start the workers that a generation lacks."""
         while not generation.stopping and len(generation.workers) < generation.settings.found.workers:
-            worker = Worker(generation.settings, self._slots_file, self._on_change, self._show, self._reactor)
+            worker = Worker(
+                generation.settings, self._slots_file, self._page_key, self._on_change, self._show, self._reactor
+            )
             try:
                 worker.spawn()
             except OSError as error:

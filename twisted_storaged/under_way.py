@@ -50,6 +50,9 @@ _BUCKETS = {"s3": "S3", "local": "disk"}
 #: Errors that say how an object is, and nothing about the daemon. They would displace all others.
 _ORDINARY = frozenset(error.__name__ for error in (ObjectNotFound, PreconditionFailed, RangeNotSatisfiable))
 
+#: Operations whose bytes are counted. Those of a page that is open would show as traffic of a daemon that is idle.
+_COUNTED = frozenset({"put", "get", "list"})
+
 _log = Logger()
 
 
@@ -57,7 +60,7 @@ class PastRequests:
     """What is kept of requests that have ended.
 
     Attributes:
-        received, sent: the bytes of all their bodies.
+        received, sent: the bytes of the bodies of all that were puts, gets or lists.
         refused: the last that were refused or failed, the latest last.
     """
 
@@ -68,8 +71,9 @@ class PastRequests:
     def add(self, ended: Sequence[EndedRequest]) -> None:
         """Count requests that have ended."""
         for request in ended:
-            self.received += request.received
-            self.sent += request.sent
+            if request.operation in _COUNTED:
+                self.received += request.received
+                self.sent += request.sent
             reason = _reason(request)
             if reason and reason not in _ORDINARY:
                 self.refused.append(request)
@@ -142,8 +146,9 @@ class UnderWay:
         received, sent = self._past.received, self._past.sent
         for channel in self._site.channels:
             for request in channel.requests:
-                received += request.body.received_bytes
-                sent += request.sentLength
+                if request.operation in _COUNTED:
+                    received += request.body.received_bytes
+                    sent += request.sentLength
                 # Small requests end sooner.
                 if request.dispatched and now - request.began >= SAMPLE_INTERVAL:
                     self._samples[request] = self._sample_of(request, now)

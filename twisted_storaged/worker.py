@@ -24,6 +24,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_storaged.admission import SharedPutSlots
+from twisted_storaged.api.ops.cross_site import read_key
 from twisted_storaged.buckets.local.bucket import LocalSettings
 from twisted_storaged.buckets.local.start import prepare
 from twisted_storaged.config_file import DEFAULT_SECRETS, ConfigError
@@ -212,7 +213,8 @@ def serve(spec: WorkerSpec) -> int:
         slots = SharedPutSlots(spec.slots, config.put_slots, config.retry_after)
         listener = HandedListener(link, signals, config.endpoint, reactor)
         reports = Reports(Meters(), link)
-        service = assemble(config, reactor, listener, link, slots, spec.locks, reports=reports)
+        page_key = read_key(spec.page_key)
+        service = assemble(config, reactor, listener, link, slots, spec.locks, reports=reports, page_key=page_key)
         signals.service = service
         service.startService()
     except StartError as error:

@@ -94,6 +94,7 @@ ERROR_RESPONSES: Mapping[type | None, ErrorResponse] = {
     errors.InvalidKey: ErrorResponse(http.BAD_REQUEST),
     errors.InvalidRequest: ErrorResponse(http.BAD_REQUEST),
     errors.DigestMismatch: ErrorResponse(http.BAD_REQUEST),
+    errors.CrossSiteRequest: ErrorResponse(http.FORBIDDEN),
     errors.UnknownBucket: ErrorResponse(http.NOT_FOUND, "no such bucket"),
     errors.ObjectNotFound: ErrorResponse(http.NOT_FOUND, "not found"),
     errors.BodyStalled: ErrorResponse(http.REQUEST_TIMEOUT, "body stalled"),
@@ -113,6 +114,7 @@ ERROR_RESPONSES: Mapping[type | None, ErrorResponse] = {
     # Without Retry-After, since the object must be read before a retry.
     errors.OutcomeUnknown: ErrorResponse(http.GATEWAY_TIMEOUT, "outcome unknown: read the object before trying again"),
     errors.OutOfSpace: ErrorResponse(http.INSUFFICIENT_STORAGE_SPACE, "out of space"),
+    errors.TooManyPages: ErrorResponse(http.SERVICE_UNAVAILABLE, "too many pages are open", retry=True),
     errors.NoFreeSlot: ErrorResponse(http.SERVICE_UNAVAILABLE, "storaged: put concurrency cap reached", retry=True),
 }
 INTERNAL_ERROR = ErrorResponse(http.INTERNAL_SERVER_ERROR, "internal")

@@ -71,10 +71,15 @@ def preference(request: Any, offered: Sequence[str]) -> str:
 
 
 def parameter(request: Any, name: str) -> bytes | None:
-    """Return the first value of a query parameter, percent-decoded, with `+` for a space; None if it is missing."""
+    """Return the first value of a query parameter, decoded; None if it is missing."""
+    return query_value(request.uri.partition(b"?")[2], name)
+
+
+def query_value(query: bytes, name: str) -> bytes | None:
+    """Return the first value of a name in a query or form, percent-decoded, with `+` for a space; None if missing."""
     wanted = name.encode("ascii")
     # Some clients separate parameters by semicolons, as HTML 4 recommended.
-    for pair in re.split(b"[&;]", request.uri.partition(b"?")[2]):
+    for pair in re.split(b"[&;]", query):
         found, equals, value = pair.replace(b"+", b" ").partition(b"=")
         if equals and unquote_to_bytes(found) == wanted:
             return unquote_to_bytes(value)

@@ -49,8 +49,8 @@ class ChannelOwner(Protocol):
     def requestFactory(self, channel: Any, /) -> StreamingRequest:
         """Make the request that a channel has begun to receive."""
 
-    def common_headers(self) -> bytes:
-        """Return the header fields that every response has."""
+    def common_headers(self, is_inert: bool = True) -> bytes:
+        """Return the header fields that every response has; with `is_inert`, the policy for stored objects, too."""
 
     def log(self, request: StreamingRequest) -> None:
         """Log that a request has ended."""
@@ -314,7 +314,7 @@ class StreamingChannel(ChannelInternals, ReusedTimeout, HTTPChannel):
     ) -> None:
         """Write the head of a response; `ends` is whether a client can tell where its body ends."""
         request_id = self.requests[0].id.encode("ascii")
-        common = self.site.common_headers()
+        common = self.site.common_headers(self.requests[0].is_inert)
         lines = [b"HTTP/1.1 %d %s\r\n%sX-Request-Id: %s\r\n" % (status, REASONS[status], common, request_id)]
         lines += [b"%s: %s\r\n" % header for header in headers]
         if chunked:

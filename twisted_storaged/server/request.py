@@ -275,6 +275,7 @@ class StreamingRequest(Request):
         operation: what is asked for, such as `put`, as the resource tree has found.
         bucket: the name of the bucket that it is for, and `key`, the object's; empty if it never came to that.
         reason: the name of the error that it failed with, if any.
+        is_inert: whether browsers are to run nothing of the response, as with stored objects.
         began: when its head was complete, and `first_byte`, when the response began, by the reactor's clock.
         announced: the bytes of body that the head of the response has announced; None if it has not.
     """
@@ -283,6 +284,7 @@ class StreamingRequest(Request):
     fields: Fields
     prepath: list[bytes]
     postpath: list[bytes]
+    is_inert = True
 
     def __init__(self, channel: RequestChannel, *args: Any, **kwargs: Any) -> None:
         super().__init__(channel, *args, **kwargs)  # type: ignore[arg-type]

@@ -90,7 +90,7 @@ class StorageSite(Site):
         self._flush: IDelayedCall | None = None
         self._wall_clock = wall_clock
         self._second = -1
-        self._common = b""
+        self._common = self._inert = b""
 
     def log(self, request: StreamingRequest) -> None:  # type: ignore[override]
         """Log and count a request that has ended."""
@@ -139,13 +139,17 @@ class StorageSite(Site):
             for observe in self._observers:
                 observe(ended)
 
-    def common_headers(self) -> bytes:
-        """Return the header fields of all responses, made once a second. RFC 9110, 6.6.1 and 10.2.4."""
+    def common_headers(self, is_inert: bool = True) -> bytes:
+        """Return the header fields of all responses, made once a second. RFC 9110, 6.6.1 and 10.2.4.
+
+        Without `is_inert`, the policy for stored objects is not among them.
+        """
         second = int(self._wall_clock())
         if second != self._second:
             self._second = second
-            self._common = b"Server: %s\r\nDate: %s\r\n%s" % (SERVER, datetimeToString(second), _INERT)
-        return self._common
+            self._common = b"Server: %s\r\nDate: %s\r\n" % (SERVER, datetimeToString(second))
+            self._inert = self._common + _INERT
+        return self._inert if is_inert else self._common
 
     def acceptableProtocols(self) -> list[bytes]:
         """Offer HTTP/1.1 only: in Twisted's HTTP/2, one paused body stalls its whole connection."""

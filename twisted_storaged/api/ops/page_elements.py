@@ -1,0 +1,250 @@
+"""The templates of the page: what the server fills in at each GET, so that it works without JavaScript.
+
+twisted.web.template escapes all texts and attributes. https://docs.twisted.org/en/stable/web/howto/twisted-templates.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from msgspec import Struct
+from twisted.python.filepath import FilePath
+from twisted.web.template import Element, Tag, XMLFile, renderer, tags
+
+from twisted_storaged.api.ops.page_view import COLUMNS, Cell, Row, View, moment, shown, size
+from twisted_storaged.model import ObjectInfo
+
+#: An object, or a common prefix.
+Entry = ObjectInfo | str
+
+_FOLDER = FilePath(__file__).parent()
+
+
+class Listing(Struct, frozen=True):
+    """What the browser of keys shows.
+
+    Attributes:
+        buckets: the names of all buckets.
+        bucket: the one that is listed; empty for all as one.
+        prefix: what the keys begin with.
+        entries: objects, and common prefixes, in one order.
+        next_after: the last of them, if there are more.
+        error: why there is no list.
+    """
+
+    buckets: Sequence[str]
+    bucket: str = ""
+    prefix: str = ""
+    entries: Sequence[Entry] = ()
+    next_after: str | None = None
+    error: str = ""
+
+    @property
+    def folder(self) -> str:
+        """The prefix up to its last slash."""
+        return folder_of(self.prefix)
+
+
+def name_of(entry: Entry) -> str:
+    """The key of an object, or the common prefix."""
+    return entry if isinstance(entry, str) else entry.key
+
+
+def folder_of(key: str) -> str:
+    """The part of a key up to its last slash."""
+    return key[: key.rfind("/") + 1]
+
+
+def object_url(key: str, bucket: str) -> str:
+    """The URL of an object, for a browser; without a bucket, the policy finds it."""
+    # A browser resolves the segments "." of a path, also where they are escaped.
+    safe = "" if "." in key.split("/") else "/"
+    return (f"/buckets/{quote(bucket, safe='')}/objects/" if bucket else "/objects/") + quote(key, safe=safe)
+
+
+def page_url(path: str, anchor: str = "", **parameters: str) -> str:
+    """A URL of the page; empty parameters are left out."""
+    query = urlencode({name: value for name, value in parameters.items() if value}, quote_via=quote)
+    return path + (f"?{query}" if query else "") + anchor
+
+
+def list_url(bucket: str, prefix: str, after: str = "") -> str:
+    """The URL of the list of a prefix."""
+    return page_url("/", "#objects", bucket=bucket, prefix=prefix, after=after)
+
+
+class PageElement(Element):
+    """The page."""
+
+    loader = XMLFile(_FOLDER.child("page.html"))
+
+    def __init__(self, view: View, listing: Listing) -> None:
+        super().__init__()
+        self._view = view
+        self._listing = listing
+
+    @renderer
+    def token(self, _: object, tag: Tag) -> Tag:
+        """Set the content of the element with the token."""
+        return tag(content=self._view.token)
+
+    @renderer
+    def cell(self, _: object, tag: Tag) -> Tag:
+        """Fill the element with the text of its id."""
+        return _filled(tag, self._view.cells[_id_of(tag)])
+
+    @renderer
+    def line(self, _: object, tag: Tag) -> Tag:
+        """Set the path of its id."""
+        return tag(d=self._view.lines[_id_of(tag)])
+
+    @renderer
+    def table(self, _: object, tag: Tag) -> Tag:
+        """Add the head and the rows of the table of its id."""
+        return _table(tag, COLUMNS[_id_of(tag)], self._view.tables[_id_of(tag)])
+
+    @renderer
+    def bucket_options(self, _: object, tag: Tag) -> Tag:
+        """Add an option for each bucket."""
+        for name in ("", *self._listing.buckets):
+            chosen = {"selected": "selected"} if name == self._listing.bucket else {}
+            tag(tags.option(name or "all, by the policies", value=name, **chosen))
+        return tag
+
+    @renderer
+    def prefix(self, _: object, tag: Tag) -> Tag:
+        """Set the prefix that is listed."""
+        return tag(value=self._listing.prefix)
+
+    @renderer
+    def crumbs(self, _: object, tag: Tag) -> Tag:
+        """Add a link for each folder above what is listed."""
+        listing = self._listing
+        parts = listing.folder.split("/")[:-1]
+        for number, name in enumerate(["all keys", *parts]):
+            prefix = "".join(f"{part}/" for part in parts[:number])
+            current = {"aria-current": "page"} if prefix == listing.prefix else {}
+            tag(tags.li(tags.a(shown(name) or "/", href=list_url(listing.bucket, prefix), **current)))
+        return tag
+
+    @renderer
+    def entries(self, _: object, tag: Tag) -> Any:
+        """Add a row for each entry of the list."""
+        for entry in self._listing.entries:
+            tag(self._entry(entry))
+        if not self._listing.entries:
+            text = self._listing.error or "There is no such key."
+            tag(_row([Cell(text, "bad" if self._listing.error else "quiet", span=4)], ("",)))
+        return tag
+
+    def _entry(self, entry: Entry) -> Tag:
+        bucket = self._listing.bucket
+        if isinstance(entry, str):
+            link = tags.a(self._short(entry), href=list_url(bucket, entry), class_="folder")
+            return tags.tr(tags.th(link, scope="row", colspan="4", role="rowheader"), role="row")
+        url = object_url(entry.key, bucket)
+        name = shown(entry.key.rpartition("/")[2]) or "object"
+        delete = page_url("/page/delete", bucket=bucket, key=entry.key)
+        return tags.tr(
+            tags.th(tags.a(self._short(entry.key), href=url, download=name), scope="row", role="rowheader"),
+            _cell(Cell(size(entry.size), hint=f"{entry.size} bytes"), "Size"),
+            _cell(Cell(moment(entry.last_modified)), "Changed"),
+            tags.td(tags.a("Delete", tags.span(" ", shown(entry.key), class_="unseen"), href=delete), role="cell"),
+            role="row",
+        )
+
+    def _short(self, key: str) -> str:
+        return shown(key[len(self._listing.folder) :] or key)
+
+    @renderer
+    def next_page(self, _: object, tag: Tag) -> Tag | str:
+        """Link to the rest of the list, if there is more."""
+        if self._listing.next_after is None:
+            return ""
+        return tag(href=list_url(self._listing.bucket, self._listing.prefix, self._listing.next_after))
+
+    @renderer
+    def upload(self, _: object, tag: Tag) -> Tag:
+        """Say where uploads go."""
+        return tag(**{"data-bucket": self._listing.bucket})
+
+    @renderer
+    def folder(self, _: object, tag: Tag) -> Tag:
+        """Set the folder that is listed."""
+        return tag(value=self._listing.folder)
+
+
+class ConfirmElement(Element):
+    """The question whether an object is to be deleted."""
+
+    loader = XMLFile(_FOLDER.child("confirm.html"))
+
+    def __init__(self, info: ObjectInfo, bucket: str, named: str, token: str) -> None:
+        """Ask for an object in `bucket`; `named` is the bucket that was asked for, empty if the policy found it."""
+        super().__init__()
+        self._info = info
+        self._bucket = bucket
+        self._named = named
+        self._token = token
+
+    @renderer
+    def facts(self, _: object, tag: Tag) -> Tag:
+        """Fill the slots with what is known of the object."""
+        return tag.fillSlots(
+            key=shown(self._info.key),
+            bucket=self._bucket,
+            size=f"{size(self._info.size)} ({self._info.size} bytes)",
+            changed=moment(self._info.last_modified),
+        )
+
+    @renderer
+    def form(self, _: object, tag: Tag) -> Tag:
+        """Add the fields of the form."""
+        for name, value in (("token", self._token), ("bucket", self._named), ("key", self._info.key)):
+            tag(tags.input(type="hidden", name=name, value=value))
+        return tag
+
+    @renderer
+    def back(self, _: object, tag: Tag) -> Tag:
+        """Link to the list that has the object."""
+        return tag(href=list_url(self._named, folder_of(self._info.key)))
+
+
+def _id_of(tag: Tag) -> str:
+    return str(tag.attributes["id"])
+
+
+def _filled(tag: Tag, cell: Cell) -> Tag:
+    """Add what page.js shows of a cell in the same way."""
+    if cell.tone:
+        tag(**{"data-tone": cell.tone})
+    if cell.hint:
+        tag(title=cell.hint)
+    if cell.done is not None:
+        tag(tags.progress(max="1", value=f"{cell.done:.4f}", **{"aria-hidden": "true"}))
+    return tag(tags.span(cell.text))
+
+
+def _cell(cell: Cell, label: str, is_header: bool = False) -> Tag:
+    tag = tags.th(scope="row", role="rowheader") if is_header else tags.td(role="cell")
+    if cell.span > 1:
+        tag(colspan=str(cell.span))
+    return _filled(tag(**{"data-label": label}), cell)
+
+
+def _row(row: Row, columns: Sequence[str]) -> Tag:
+    return tags.tr(
+        [
+            _cell(cell, label, not index and cell.span == 1)
+            for index, (cell, label) in enumerate(zip(row, columns, strict=False))
+        ],
+        role="row",
+    )
+
+
+def _table(tag: Tag, columns: Sequence[str], rows: Sequence[Row]) -> Tag:
+    heads = [tags.th(name, scope="col", role="columnheader") for name in columns]
+    tag(tags.thead(tags.tr(heads, role="row"), role="rowgroup"))
+    return tag(tags.tbody([_row(row, columns) for row in rows], role="rowgroup"), role="table")
