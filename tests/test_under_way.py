@@ -7,11 +7,11 @@ from typing import Any
 
 from msgspec.structs import asdict
 from twisted.internet.address import IPv6Address, UNIXAddress
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 
 from tests.server.wire import Connection, Server, chunk, chunked_put, put, request
 from tests.support import Consumer, MemoryBucket, result
-from twisted_storaged.errors import BucketTimedOut
+from twisted_storaged.errors import BucketTimedOut, SupervisorSilent
 from twisted_storaged.model import NO_OPTIONS, ObjectInfo, PutOptions
 from twisted_storaged.reports import Report, Reports
 from twisted_storaged.routing import Policy, Rule
@@ -360,6 +360,13 @@ class Others:
         return collected
 
 
+class Silent:
+    """A supervisor that does not answer."""
+
+    def collect(self) -> Deferred[list[Report]]:
+        return fail(SupervisorSilent())
+
+
 class StatusTests:
     """The status of all processes."""
 
@@ -387,6 +394,15 @@ class StatusTests:
         assert [(one.slots_taken, one.transfers, one.refusals, one.intervals) for one in status.workers] == [
             (1, [], [], [])
         ] * 2
+
+    def test_silent(self) -> None:
+        """If the supervisor does not answer, the status is that of this process."""
+        process = Process()
+        process.trickle()
+        reports = Reports(Meters(), Silent())
+        reports.status = process.under_way.status
+        status = result(StatusCollector(reports, process.server.slots, Policy(), list).collect())
+        assert (len(status.transfers), len(status.workers)) == (1, 1)
 
     def test_draining(self) -> None:
         """A process that stops says so."""

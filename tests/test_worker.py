@@ -22,6 +22,7 @@ from tests.support import open_reports, result
 from tests.test_preparation import prepared, sources
 from twisted_storaged.admission import make_slots_file
 from twisted_storaged.api.ops.cross_site import make_key_file
+from twisted_storaged.errors import SupervisorSilent
 from twisted_storaged.preparation import WorkerSpec, with_copies
 from twisted_storaged.reports import Report, read_file, write_file
 from twisted_storaged.runtime.messages import receive, send, socket_pair
@@ -132,15 +133,16 @@ class SupervisorLinkTests:
         os.close(empty)
 
     def test_reports_that_do_not_come(self, linked: Linked) -> None:
-        """Without an answer, there are no reports after a second; the answer is asked for again."""
+        """Without an answer, nothing is known of the others after a second; the answer is asked for again."""
         linked.start()
         first = linked.link.collect()
         linked.reactor.advance(REPORTS_SECONDS / 2)
         second = linked.link.collect()
         with logged(LogLevel.warn) as lines:
             linked.reactor.advance(REPORTS_SECONDS / 2)
-        assert lines == ["metrics are of this worker alone: the supervisor does not answer"]
-        assert result(first) == []
+        assert lines == ["nothing is known of the other workers: the supervisor does not answer"]
+        with pytest.raises(SupervisorSilent):
+            result(first)
         assert linked.told() == ["X_STORAGED_ASKS=1"] * 2
         send(linked.supervisor, b"reports")
         linked.read()

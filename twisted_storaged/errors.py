@@ -98,6 +98,10 @@ class CrossSiteRequest(StorageError):
     """The request may be one that another web site has made a browser send; str() says why."""
 
 
+class SupervisorSilent(StorageError):
+    """The supervisor does not answer, so that nothing is known of the other workers."""
+
+
 class TooManyPages(StorageError):
     """As many pages are kept up to date as can be."""
 

@@ -46,7 +46,7 @@ class OtherReports(Protocol):
     """A way to the reports of the other processes of the daemon."""
 
     def collect(self) -> Deferred[list[Report]]:
-        """Return their latest reports. It does not fail, but may lack some."""
+        """Return their latest reports. Fails with SupervisorSilent."""
 
 
 def count_workers(meters: Meters, alive: Callable[[], int]) -> None:
@@ -63,24 +63,42 @@ class Reports:
     """
 
     def __init__(
-        self, meters: Meters, others: OtherReports | None = None, wall_clock: Callable[[], float] = time.time
+        self,
+        meters: Meters,
+        others: OtherReports | None = None,
+        wall_clock: Callable[[], float] = time.time,
+        file: int | None = None,
     ) -> None:
-        """Report what `meters` have. Without `others`, there is no other process."""
+        """Report what `meters` have, to other processes in `file`. Without `others`, there is no other process."""
         self.meters = meters
         self.status: Callable[[], ProcessStatus] | None = None
         self._others = others
         self._wall_clock = wall_clock
+        self._writer = None if file is None else ReportWriter(file)
 
     def own(self) -> Report:
         """Make the report of this process."""
         status = None if self.status is None else self.status()
         return Report(os.getpid(), self._wall_clock(), self.meters.snapshot(), status)
 
+    def write(self) -> Report:
+        """Make the report of this process, and write it to its file, if it has one."""
+        report = self.own()
+        if self._writer is not None:
+            write_file(self._writer, report)
+        return report
+
     @deferred
     async def all(self) -> list[Report]:
-        """Make the report of this process, and collect those of the others, which are about a second old."""
+        """Make the report of this process, and collect those of the others, which are about a second old.
+
+        Raises:
+            SupervisorSilent: the others cannot be collected.
+        """
         others = [] if self._others is None else await self._others.collect()
-        return [self.own(), *others]
+        # Whatever was shown is in the file: if this process is killed, its counters must not go back. Prometheus would
+        # take that for a restart from 0.
+        return [self.write(), *others]
 
 
 class SupervisorReports:

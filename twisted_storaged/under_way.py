@@ -21,7 +21,7 @@ from twisted.logger import Logger
 import twisted
 from twisted_storaged import __version__
 from twisted_storaged.admission import PutSlots
-from twisted_storaged.errors import ObjectNotFound, PreconditionFailed, RangeNotSatisfiable
+from twisted_storaged.errors import ObjectNotFound, PreconditionFailed, RangeNotSatisfiable, SupervisorSilent
 from twisted_storaged.reports import Reports
 from twisted_storaged.routing import Policy
 from twisted_storaged.runtime.concurrency import deferred
@@ -237,8 +237,12 @@ class StatusCollector:
 
     @deferred
     async def collect(self) -> Status:
-        """Return the status; what it has of other processes is about a second old. It does not fail."""
-        processes = [report.status for report in await self._reports.all() if report.status is not None]
+        """Return the status; what it has of other processes is about a second old. May lack them; does not fail."""
+        try:
+            reports = await self._reports.all()
+        except SupervisorSilent:
+            reports = [self._reports.own()]
+        processes = [report.status for report in reports if report.status is not None]
         return merged(processes, self._wall_clock(), self._slots.limit, self._buckets(), self._rules)
 
 

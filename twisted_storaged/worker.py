@@ -12,7 +12,7 @@ import stat
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from msgspec.json import decode, encode
 from twisted.internet.defer import Deferred
@@ -28,15 +28,14 @@ from twisted_storaged.api.ops.cross_site import read_key
 from twisted_storaged.buckets.local.bucket import LocalSettings
 from twisted_storaged.buckets.local.start import prepare
 from twisted_storaged.config_file import DEFAULT_SECRETS, ConfigError
-from twisted_storaged.errors import StartError
+from twisted_storaged.errors import StartError, SupervisorSilent
 from twisted_storaged.listening import adopt, served_factory
 from twisted_storaged.preparation import Prepared, Sources, WorkerSpec, with_copies
-from twisted_storaged.reports import Report, Reports, read_file, write_file
+from twisted_storaged.reports import Report, Reports, read_file
 from twisted_storaged.runtime.log_pipe import begin_logging
 from twisted_storaged.runtime.messages import MessageSocket, send
 from twisted_storaged.runtime.metering import Meters
 from twisted_storaged.runtime.process import StopSignals, disable_core_dumps, raise_file_limit
-from twisted_storaged.runtime.report_file import ReportWriter
 from twisted_storaged.runtime.systemd import ListenSocket, ServiceManager, log_failure
 from twisted_storaged.runtime.twisted_internals import install
 from twisted_storaged.server.site import StorageSite
@@ -88,22 +87,22 @@ class SupervisorLink(ServiceManager):
         self._messages.send("\n".join(assignments).encode("utf-8", "replace"))
 
     def collect(self) -> Deferred[list[Report]]:
-        """Return the latest reports of the other processes; none if the supervisor does not answer in time."""
+        """Return the latest reports of the other processes. Fails with SupervisorSilent if it takes too long."""
         reports: Deferred[list[Report]] = Deferred()
         self._asking.append(reports)
         if len(self._asking) == 1:
             self.notify(f"{ASKS}=1")
 
-        def without(failure: Failure) -> list[Report]:
+        def give_up(failure: Failure) -> NoReturn:
             failure.trap(DeferredTimeout)
             self._asking.remove(reports)
             if self._asking:
                 # The answer that they wait for was lost, too.
                 self.notify(f"{ASKS}=1")
-            _log.warn("metrics are of this worker alone: the supervisor does not answer")
-            return []
+            _log.warn("nothing is known of the other workers: the supervisor does not answer")
+            raise SupervisorSilent
 
-        return reports.addTimeout(REPORTS_SECONDS, self._reactor).addErrback(without)
+        return reports.addTimeout(REPORTS_SECONDS, self._reactor).addErrback(give_up)
 
     def _show(self, files: list[int]) -> None:
         reports = [report for file in files if (report := read_file(file)) is not None]
@@ -212,7 +211,7 @@ def serve(spec: WorkerSpec) -> int:
         config = load(spec.sources, os.environ)
         slots = SharedPutSlots(spec.slots, config.put_slots, config.retry_after)
         listener = HandedListener(link, signals, config.endpoint, reactor)
-        reports = Reports(Meters(), link)
+        reports = Reports(Meters(), link, file=spec.report)
         page_key = read_key(spec.page_key)
         service = assemble(config, reactor, listener, link, slots, spec.locks, reports=reports, page_key=page_key)
         signals.service = service
@@ -221,15 +220,10 @@ def serve(spec: WorkerSpec) -> int:
         link.notify(f"{FAILED}={error}")
         return 1
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
-    writer = ReportWriter(spec.report)
-
-    def report() -> None:
-        write_file(writer, reports.own())
-
-    reactor.callWhenRunning(lambda: LoopingCall(report).start(EVERY).addErrback(log_failure))
+    reactor.callWhenRunning(lambda: LoopingCall(reports.write).start(EVERY).addErrback(log_failure))
     reactor.run()
     # What was counted since the last time is not lost with this process.
-    report()
+    reports.write()
     return 0
 
 

@@ -114,6 +114,7 @@ ERROR_RESPONSES: Mapping[type | None, ErrorResponse] = {
     # Without Retry-After, since the object must be read before a retry.
     errors.OutcomeUnknown: ErrorResponse(http.GATEWAY_TIMEOUT, "outcome unknown: read the object before trying again"),
     errors.OutOfSpace: ErrorResponse(http.INSUFFICIENT_STORAGE_SPACE, "out of space"),
+    errors.SupervisorSilent: ErrorResponse(http.SERVICE_UNAVAILABLE, "the other workers cannot be asked", retry=True),
     errors.TooManyPages: ErrorResponse(http.SERVICE_UNAVAILABLE, "too many pages are open", retry=True),
     errors.NoFreeSlot: ErrorResponse(http.SERVICE_UNAVAILABLE, "storaged: put concurrency cap reached", retry=True),
 }

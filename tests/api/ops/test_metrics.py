@@ -7,12 +7,13 @@ from collections.abc import Mapping
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.web.resource import Resource
 
 from tests.server.wire import Response, Server, request
 from twisted_storaged.api.ops.metrics import metrics_resource
-from twisted_storaged.reports import Report, Reports
+from twisted_storaged.errors import SupervisorSilent
+from twisted_storaged.reports import OtherReports, Report, Reports
 from twisted_storaged.runtime.metering import Meters
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -34,11 +35,21 @@ class Others:
         return succeed([Report(1, 2.0, example(2).snapshot())])
 
 
-def scrape(method: str = "GET", accept: str = "*/*") -> Response:
+OTHERS = Others()
+
+
+class Silent:
+    """A supervisor that does not answer."""
+
+    def collect(self) -> Deferred[list[Report]]:
+        return fail(SupervisorSilent())
+
+
+def scrape(method: str = "GET", accept: str = "*/*", others: OtherReports = OTHERS) -> Response:
     """The response to a scrape."""
     server = Server()
     root: Resource = server.site.resource
-    root.putChild(b"metrics", metrics_resource(Reports(example(1), Others())))
+    root.putChild(b"metrics", metrics_resource(Reports(example(1), others)))
     return server.ask(request(method, "/metrics", f"Accept: {accept}"))
 
 
@@ -92,3 +103,8 @@ def test_head() -> None:
     response = scrape("HEAD")
     assert response.headers["content-length"] == scrape().headers["content-length"]
     assert response.body == b""
+
+
+def test_others_that_are_not_known() -> None:
+    """Without the reports of the other processes, a scrape fails: else counters would go back."""
+    assert scrape(others=Silent()).status == 503
