@@ -90,7 +90,7 @@ class Running:
         self.service.startService()
         # The other hooks change the process.
         for call, *_ in self.reactor.whenRunningHooks:
-            if call == self.service._announce:
+            if call in (self.service._announce, self.under_way.start, self.readiness.start):
                 call()
 
     def another(self, listener: Any, **options: Any) -> StorageService:
@@ -218,7 +218,8 @@ class ServiceManagerTests:
             running.reactor.advance(READY_INTERVAL)
         status = "STATUS=the primary bucket does not answer: BucketUnreachable"
         assert manager.told == [status, MORE_TIME, status, MORE_TIME]
-        assert lines == ["not ready: the primary bucket does not answer: no route"] * 2
+        told = [line for line in lines if "the primary bucket" in line]
+        assert told == ["not ready: the primary bucket does not answer: no route"] * 2
         running.bucket.failing = None
         running.reactor.advance(READY_INTERVAL)
         assert "READY=1" in manager.told
@@ -250,6 +251,36 @@ class ServiceManagerTests:
         del manager.told[:]
         running.reactor.advance(60)
         assert manager.told == []
+
+
+class ObservedTests:
+    """What is known of a daemon while it runs, and while it stops."""
+
+    def test_ready(self) -> None:
+        """The buckets are asked from the start on; from the begin of a stop, the daemon is not ready."""
+        running = Running()
+        assert running.readiness.buckets()[0].ready
+        connection = running.connect()
+        connection.send(put("a", length=5))
+        stopped = running.service.stopService()
+        assert running.readiness.stopping
+        connection.lose()
+        result(stopped)
+
+    def test_measured(self) -> None:
+        """What is under way is measured until the last request has ended."""
+        running = Running()
+        connection = running.connect()
+        connection.send(put("a", length=500))
+        stopped = running.service.stopService()
+        connection.send(bytes(100))
+        running.reactor.advance(1)
+        running.reactor.advance(1)
+        assert running.under_way.status().intervals[-1].received == 100
+        assert running.under_way.status().draining
+        connection.lose()
+        result(stopped)
+        assert running.reactor.getDelayedCalls() == []
 
 
 SOURCES = Sources(config="storaged.toml", secrets=None, data=None, bind=None)

@@ -24,8 +24,11 @@ from twisted_storaged.under_way import SAMPLE_INTERVAL, StatusCollector, UnderWa
 class Process:
     """A process with a bucket in memory."""
 
-    def __init__(self, kind: str = "s3", bucket: MemoryBucket | None = None, put_slots: int = 4) -> None:
+    def __init__(
+        self, kind: str = "s3", bucket: MemoryBucket | None = None, put_slots: int = 4, started: float = 0.0
+    ) -> None:
         self.server = Server(bucket, put_slots=put_slots)
+        self.server.now = started
         self.under_way = UnderWay(
             self.server.site,
             self.server.slots,
@@ -82,7 +85,7 @@ class TransferTests:
 
     def test_a_put(self) -> None:
         """A PUT that trickles holds a slot, and waits for its client."""
-        process = Process()
+        process = Process(started=7.0)
         process.trickle("a/%C3%BC", 250, 1000)
         process.advance(5)
         status = process.status
@@ -102,7 +105,7 @@ class TransferTests:
             "worker": os.getpid(),
         }
         assert (status.slots_taken, status.connections, status.requests_under_way) == (1, 1, 1)
-        assert (status.pid, status.started, status.draining) == (os.getpid(), 0.0, False)
+        assert (status.pid, status.started, status.draining) == (os.getpid(), 7.0, False)
 
     def test_a_get(self) -> None:
         """A GET that its client does not read waits for that; what it has written counts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +90,19 @@ def test_a_put_that_trickles(tmp_path: Path, workers: int) -> None:
             assert row.split()[:4] == ["slow-1", transfer.client, "put", "primary"]
             assert row.split()[-3:] == ["client", str(transfer.worker), r"slow/\u202e"]
         wait_until(lambda: [bucket.ready for bucket in ask(daemon).buckets] == [True])
+
+
+def test_a_get_that_is_not_read(tmp_path: Path) -> None:
+    """A GET whose client does not read waits for it, with a part of its bytes sent."""
+    size = 64 << 20
+    with Daemon(tmp_path) as daemon, daemon.connect() as client:
+        put = urllib.request.Request(f"{daemon.url}/objects/k", bytes(size), method="PUT")
+        assert urllib.request.urlopen(put, timeout=60).status == 200
+        client.sendall(b"GET /objects/k HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_until(lambda: [one.waits_for for one in ask(daemon).transfers] == ["client"])
+        (transfer,) = ask(daemon).transfers
+        assert (transfer.operation, transfer.holds_slot, transfer.size) == ("get", False, size)
+        assert 0 < transfer.done < size
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
