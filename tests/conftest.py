@@ -28,7 +28,7 @@ ALL_ENGINES = [*ENGINES, "swift-3"]
 #: Engines that need more than the extra `test`.
 EXTERNAL = {*ALL_ENGINES} - {"moto"}
 #: Modules that import packages of the extra `integration`.
-IMPORT_MORE = {("integration", "test_data_tools.py"), ("integration", "test_docs.py")}
+IMPORT_MORE = {("integration", "test_data_tools.py"), ("integration", "test_docs.py"), ("integration", "test_page.py")}
 #: The files of the core that take longest, in this order.
 LONGEST = [
     "test_s3_faults.py",

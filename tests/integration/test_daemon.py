@@ -79,6 +79,15 @@ class LifeTests:
         assert len(lines) == access_log
         assert all(" complete id=" in line and ' key="k" received=5 ' in line for line in lines)
 
+    def test_status_page(self, daemon: Daemon, tmp_path: Path) -> None:
+        """`GET /` is a page, unless it is turned off."""
+        status, body = ask(daemon, "GET", "/")
+        assert (status, body[:15]) == (200, b"<!DOCTYPE html>")
+        (tmp_path / "off").mkdir()
+        with Daemon(tmp_path / "off", config="[storaged]\nstatus_page = false\n") as off:
+            for path in ("/", "/page/page.js", "/page/events", "/page/delete?key=k"):
+                assert ask(off, "GET", path) == (404, b"not found\n")
+
     def test_a_second_sigterm_ends_it_at_once(self, daemon: Daemon) -> None:
         """A second SIGTERM ends the daemon with status 0, despite an idle connection and a PUT under way."""
         idle, busy = daemon.connect(), daemon.connect()
