@@ -195,11 +195,11 @@ class SourcesTests:
 
     def test_of_a_command_line(self) -> None:
         """They are options of the command line."""
-        options = {"config": "a", "secrets": "b", "data": "c", "bind": "d", "check": 0}
+        options = {"config": "a", "secrets": "b", "data": "c", "bind": "d", "log_format": "json", "check": 0}
         found = sources_of(options)
-        assert found == Sources(config="a", secrets="b", data="c", bind="d")
+        assert found == Sources(config="a", secrets="b", data="c", bind="d", log_format="json")
         assert with_copies(found, 7, 8) == Sources(
-            config="/proc/self/fd/7", secrets="/proc/self/fd/8", data="c", bind="d"
+            config="/proc/self/fd/7", secrets="/proc/self/fd/8", data="c", bind="d", log_format="json"
         )
         assert b'"config":"a"' in encode(found)
 

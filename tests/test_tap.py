@@ -56,6 +56,23 @@ class OptionsTests:
         assert ended.value.code == 0
         assert capsys.readouterr().out == f"storaged {__version__}\n"
 
+    @pytest.mark.parametrize(
+        ("content", "expected"),
+        [
+            ('[storaged]\nlog_format = "json"', "json"),
+            ('[storaged]\nlog_format = "text"', "text"),
+            ("[storaged]", "text"),
+            ("storaged = 5", "text"),
+            ("[storaged]\nlog_format = ['json']", "text"),
+            ("no TOML", "text"),
+        ],
+    )
+    def test_log_format(self, tmp_path: Path, content: str, expected: str) -> None:
+        """The log is opened before the settings are read: a file that is wrong, which is told later, gives text."""
+        config = tmp_path / "storaged.toml"
+        config.write_text(content)
+        assert options("--config", str(config))["log_format"] == expected
+
     def test_an_argument_too_many(self) -> None:
         """A word that is no option is a usage error."""
         with pytest.raises(UsageError):

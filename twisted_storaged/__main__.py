@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from twisted.application.app import startApplication
 from twisted.application.service import Application
-from twisted.logger import globalLogBeginner, textFileLogObserver
+from twisted.logger import globalLogBeginner
 from twisted.python import usage
 
 from twisted_storaged import tap
-from twisted_storaged.runtime.log_pipe import standard_output
+from twisted_storaged.runtime.log_pipe import open_standard_output
 
 
 class Command(NamedTuple):
@@ -44,7 +45,7 @@ def serve(options: tap.Options) -> int:
     from twisted.internet import reactor  # noqa: PLC0415 (makeService has installed it)
 
     # stderr is not redirected, so that a StartError prints its one line there.
-    globalLogBeginner.beginLoggingTo([textFileLogObserver(standard_output())], redirectStandardIO=False)
+    globalLogBeginner.beginLoggingTo([open_standard_output(options["log"], os.environ)], redirectStandardIO=False)
     # If `save` were true, Twisted would write the application to a file when it stops.
     startApplication(application, save=False)
     reactor.run()

@@ -54,6 +54,7 @@ def effective_config(config: Config) -> Iterator[str]:
         "abandoned_after": int(upkeep.abandoned_after),
         "s3_deadline": int(upkeep.deadline),
         "drain": int(config.drain),
+        "log_format": config.log_format,
         "access_log": config.access_log,
     }
     yield from _section("[storaged]", storaged)

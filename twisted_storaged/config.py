@@ -46,6 +46,7 @@ from twisted_storaged.config_file import (
     shown_value,
 )
 from twisted_storaged.routing import DEFAULT_MAX_PUT, PRIMARY, VECTORS_MAX_PUT, VECTORS_PREFIX, Policy, Rule
+from twisted_storaged.runtime.log_format import LogFormat
 
 BucketSettings = S3Settings | LocalSettings
 
@@ -115,6 +116,10 @@ class StoragedSection(Struct, frozen=True, kw_only=True):
     drain: Annotated[
         Seconds, Meta(description="Time that requests under way have to complete after SIGTERM; then they are aborted.")
     ] = Duration(DEFAULT_DRAIN)
+    log_format: Annotated[
+        LogFormat,
+        Meta(description="Whether each line of the log is text, or an object of JSON."),
+    ] = "text"
     access_log: Annotated[bool, Meta(description="Whether the log has a line for each request.")] = True
     status_page: Annotated[
         bool,
@@ -226,6 +231,7 @@ class Config:
         drain: seconds that requests under way have to complete when the daemon stops.
         workers: how many processes serve requests.
         allow_network: whether other hosts may reach the endpoint.
+        log_format: of the lines of the log.
         access_log: whether requests are logged.
         status_page: whether there is a page for browsers.
     """
@@ -239,6 +245,7 @@ class Config:
     drain: float = DEFAULT_DRAIN
     workers: int = 1
     allow_network: bool = False
+    log_format: LogFormat = "text"
     access_log: bool = True
     status_page: bool = True
 
@@ -260,6 +267,7 @@ class Overrides:
     config: Path | None = None
     data: Path | None = None
     bind: str | None = None
+    log_format: LogFormat | None = None
 
 
 def load_config(overrides: Overrides, secrets: Mapping[str, Credentials], environ: Mapping[str, str]) -> Config:
@@ -297,6 +305,7 @@ def load_config(overrides: Overrides, secrets: Mapping[str, Credentials], enviro
         drain=storaged.drain,
         workers=len(os.sched_getaffinity(0)) if storaged.workers == "auto" else storaged.workers,
         allow_network=storaged.allow_network,
+        log_format=overrides.log_format or storaged.log_format,
         access_log=storaged.access_log,
         status_page=storaged.status_page and not storaged.allow_network,
     )

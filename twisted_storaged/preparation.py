@@ -16,9 +16,11 @@ from typing import Any
 
 from msgspec import MsgspecError, Struct
 from msgspec.json import decode, encode
+from msgspec.structs import replace
 from twisted.logger import Logger
 
 from twisted_storaged.errors import StartError
+from twisted_storaged.runtime.log_format import LogFormat
 from twisted_storaged.runtime.log_pipe import log_again
 from twisted_storaged.runtime.messages import receive, socket_pair
 from twisted_storaged.runtime.systemd import ListenSocket, check_local
@@ -39,17 +41,19 @@ class Sources(Struct, frozen=True, kw_only=True):
         secrets: the secrets file.
         data: the folder of the embedded bucket.
         bind: the endpoint, which overrides that of the configuration.
+        log_format: that of the log of the process that was started, which it keeps; None for the configuration's.
     """
 
     config: str | None
     secrets: str | None
     data: str | None
     bind: str | None
+    log_format: LogFormat | None = None
 
 
 def sources_of(options: Mapping[str, Any]) -> Sources:
     """Return where the settings are, by a parsed command line."""
-    return Sources(**{name: options[name] for name in ("config", "secrets", "data", "bind")})
+    return Sources(**{name: options[name] for name in ("config", "secrets", "data", "bind", "log_format")})
 
 
 class WorkerSpec(Struct, frozen=True, kw_only=True):
@@ -134,9 +138,7 @@ class Settings:
 
 def with_copies(sources: Sources, config: int, secrets: int) -> Sources:
     """Return `sources` with descriptors of copies in place of the files, for a process that inherits these."""
-    return Sources(
-        config=f"/proc/self/fd/{config}", secrets=f"/proc/self/fd/{secrets}", data=sources.data, bind=sources.bind
-    )
+    return replace(sources, config=f"/proc/self/fd/{config}", secrets=f"/proc/self/fd/{secrets}")
 
 
 def prepare(sources: Sources, inherited: Sequence[int] = (), held: Sequence[str] = ()) -> Settings:

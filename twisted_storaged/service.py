@@ -48,9 +48,10 @@ from twisted_storaged.listening import EndpointListener, IListener, SocketListen
 from twisted_storaged.model import ListQuery
 from twisted_storaged.preparation import Settings, Sources, check_replacement, prepare, sources_of
 from twisted_storaged.readiness import Readiness
-from twisted_storaged.reports import Reports, count_workers
+from twisted_storaged.reports import Reports, count_dropped, count_workers
 from twisted_storaged.routing import PRIMARY, Namespace, Registry
 from twisted_storaged.runtime.concurrency import Threads, deferred
+from twisted_storaged.runtime.log_pipe import LogWriter
 from twisted_storaged.runtime.metering import Meters
 from twisted_storaged.runtime.process import HeapTrimmer, run_again_at_exit
 from twisted_storaged.runtime.process_meters import watch_process
@@ -407,7 +408,7 @@ def make_service(
             check_local(sockets)
         listener = SocketListener(sockets, config.endpoint, reactor)
     replacement = Replacement(sources, config, reactor)
-    return assemble(config, reactor, listener, ServiceManager(environ), replacement=replacement)
+    return assemble(config, reactor, listener, ServiceManager(environ), replacement=replacement, log=options["log"])
 
 
 def _print_and_end(lines: Sequence[str], status: int) -> NoReturn:
@@ -427,11 +428,12 @@ def assemble(  # noqa: PLR0913 (its parts)
     replacement: Replacement | None = None,
     reports: Reports | None = None,
     page_key: bytes | None = None,
+    log: LogWriter | None = None,
 ) -> StorageService:
     """Make the daemon's service from its configuration: buckets, namespace, resources and put slots.
 
     A worker has `slots` that it shares with others, the `locks` of the folders of embedded buckets, by their paths,
-    `reports` with those of other processes, and their `page_key`.
+    `reports` with those of other processes, and their `page_key`. What `log` drops is counted.
     """
     if slots is None:
         slots = PutSlots(config.put_slots, config.retry_after)
@@ -450,7 +452,7 @@ def assemble(  # noqa: PLR0913 (its parts)
     past = PastRequests()
     observers = [RequestMeters(reports.meters).add, past.add]
     if config.access_log:
-        observers.append(AccessLog().add)
+        observers.append(AccessLog(config.log_format).add)
     kinds = {name: kind_of(settings) for name, settings in config.buckets.items()}
     readiness = Readiness(registry, kinds, reports.meters, reactor)
     collector = StatusCollector(reports, slots, config.policy, readiness.buckets)
@@ -472,6 +474,8 @@ def assemble(  # noqa: PLR0913 (its parts)
         listener, site, registry, slots, reactor, under_way, readiness, config.drain, manager, replacement
     )
     watch_process(reports.meters, reactor)
+    if log is not None:
+        count_dropped(reports.meters, log)
     _watch_end(reports.meters, service, certificate_expiry(config.endpoint))
     return service
 
@@ -531,7 +535,7 @@ def load(sources: Sources, environ: Mapping[str, str]) -> Config:
 
 
 def _overrides(sources: Sources) -> Overrides:
-    return Overrides(_path(sources.config), _path(sources.data), sources.bind)
+    return Overrides(_path(sources.config), _path(sources.data), sources.bind, sources.log_format)
 
 
 def _path(option: str | None) -> Path | None:

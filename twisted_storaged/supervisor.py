@@ -44,7 +44,7 @@ from twisted_storaged.preparation import (
 )
 from twisted_storaged.reports import SupervisorReports
 from twisted_storaged.runtime.concurrency import Threads, deferred
-from twisted_storaged.runtime.log_pipe import log_again
+from twisted_storaged.runtime.log_pipe import LogWriter, log_again
 from twisted_storaged.runtime.messages import MOST_DESCRIPTORS, MessageSocket, socket_pair
 from twisted_storaged.runtime.report_file import make_report_file
 from twisted_storaged.runtime.systemd import (
@@ -302,8 +302,12 @@ class Supervisor(Service):
         end: Callable[[int], object] = os._exit,
         prepare: Callable[..., Settings] = prepare,
         threads: Threads | None = None,
+        log: LogWriter | None = None,
     ) -> None:
-        """Accept from `sockets`, or, if there are none, bind the endpoint. `end` ends the process with a status."""
+        """Accept from `sockets`, or, if there are none, bind the endpoint. `end` ends the process with a status.
+
+        What `log` drops is counted.
+        """
         self._sources = sources
         self._sockets = sockets
         self._manager = manager
@@ -316,7 +320,7 @@ class Supervisor(Service):
         self._slots_file = make_slots_file()
         self._page_key = make_key_file()
         self._threads = threads or Threads(reactor, 1, "supervisor")
-        self._reports = SupervisorReports(lambda: sum(1 for _ in self._workers()), reactor)
+        self._reports = SupervisorReports(lambda: sum(1 for _ in self._workers()), reactor, log)
         self._looking = LoopingCall(self._look)
         self._looking.clock = reactor
         self._acceptors: list[Acceptor] = []

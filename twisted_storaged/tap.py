@@ -19,6 +19,8 @@ from twisted_storaged import __version__
 from twisted_storaged.config_file import DEFAULT_SECRETS, ConfigError, read_toml
 from twisted_storaged.preparation import sources_of
 from twisted_storaged.runtime.log_file import bound_log_file
+from twisted_storaged.runtime.log_format import FORMATS
+from twisted_storaged.runtime.log_pipe import LogWriter
 from twisted_storaged.runtime.process import StopSignals, disable_core_dumps, raise_file_limit
 from twisted_storaged.runtime.systemd import ListenSocket, ServiceManager, listen_sockets
 from twisted_storaged.runtime.twisted_internals import install, warn_of_wall_clock
@@ -58,15 +60,17 @@ class Options(usage.Options):
         sys.exit(0)
 
     def postOptions(self) -> None:
-        """Refuse options that do not go together, and bound the log file of twistd."""
+        """Refuse options that do not go together, and decide how to log: as `log_format` and `log`."""
         given = [f"--{command}" for command in ACTIONS if is_given(self, command)]
         if len(given) > 1:
             raise usage.UsageError(f"{' and '.join(given)} are two commands: give one of them")
         if self["repair-checksums"] and not self["scrub"]:
             raise usage.UsageError("--repair-checksums goes with --scrub")
+        self["log_format"] = "json" if as_written(self["config"], "log_format") == "json" else "text"
+        self["log"] = LogWriter(FORMATS[self["log_format"]])
         # Only twistd has this option; the parent may also be the command line of `storaged`.
         if self.parent is not None and "logger" in self.parent:
-            bound_log_file(self.parent)
+            bound_log_file(self.parent, self["log"])
 
 
 def is_given(options: Mapping[str, Any], name: str) -> bool:
@@ -102,10 +106,10 @@ def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mappin
             disable_core_dumps()
             raise_file_limit()
     service: Any
-    if is_daemon and wanted_workers(options["config"]) != 1:
+    if is_daemon and as_written(options["config"], "workers") not in (None, 1):
         from twisted_storaged.supervisor import Supervisor  # noqa: PLC0415 (only a daemon with workers needs it)
 
-        service = Supervisor(sources_of(options), sockets, ServiceManager(environ), reactor)
+        service = Supervisor(sources_of(options), sockets, ServiceManager(environ), reactor, log=options["log"])
     else:
         from twisted_storaged.service import make_service  # noqa: PLC0415 (see the docstring of this module)
 
@@ -117,10 +121,13 @@ def makeService(options: Mapping[str, Any], reactor: Any = None, environ: Mappin
     return made
 
 
-def wanted_workers(config: str | None) -> object:
-    """Return `workers` as it stands in a configuration file; 1 if it cannot be read, which is an error later on."""
+def as_written(config: str | None, key: str) -> object:
+    """Return a key of `[storaged]` as it stands in a configuration file; None if that has none, or cannot be read.
+
+    If it is wrong, that is an error later on.
+    """
     try:
         section = read_toml(Path(config)).get("storaged") if config else None
     except ConfigError:
         section = None
-    return section.get("workers", 1) if isinstance(section, dict) else 1
+    return section.get(key) if isinstance(section, dict) else None

@@ -199,7 +199,7 @@ class HandedListener:
 
 def serve(spec: WorkerSpec) -> int:
     """Run a worker until it is told to stop; returns the exit status."""
-    begin_logging(1)
+    log = begin_logging(1)
     install()
     from twisted.internet import reactor  # noqa: PLC0415 (an import at module level would install another one)
 
@@ -213,7 +213,9 @@ def serve(spec: WorkerSpec) -> int:
         listener = HandedListener(link, signals, config.endpoint, reactor)
         reports = Reports(Meters(), link, file=spec.report)
         page_key = read_key(spec.page_key)
-        service = assemble(config, reactor, listener, link, slots, spec.locks, reports=reports, page_key=page_key)
+        service = assemble(
+            config, reactor, listener, link, slots, spec.locks, reports=reports, page_key=page_key, log=log
+        )
         signals.service = service
         service.startService()
     except StartError as error:

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import re
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address
 
+from tests.daemon import ROOT
+from twisted_storaged.runtime.log_format import LogFormat
 from twisted_storaged.server.ended_requests import LONGEST_FIELD, AccessLog, EndedRequest, redacted
 
 CLIENT = IPv4Address("TCP", "10.0.0.7", 4711)
 #: A secret that does not look like one.
 SECRET = "hunter2"
+#: What the tables of fields begin with in the page on logs.
+TABLES = ["| field of each object |", "| field | in text |"]
 
 
-def line(**values: object) -> str:
+def line(log_format: LogFormat = "text", **values: object) -> str:
     """The line of a request with these values."""
     defaults = {"at": 0.0, "client": CLIENT, "method": b"PUT", "uri": b"/objects/a", "version": b"HTTP/1.1"}
-    return AccessLog().line(EndedRequest(**{**defaults, **values}))  # type: ignore[arg-type]
+    return AccessLog(log_format).line(EndedRequest(**{**defaults, **values}))  # type: ignore[arg-type]
+
+
+def fields(**values: object) -> dict[str, Any]:
+    """The fields of the line in JSON of a request with these values."""
+    found: dict[str, Any] = json.loads(line("json", **values))
+    return found
 
 
 class LineTests:
@@ -60,6 +73,7 @@ class LineTests:
         """What is cut off of a user agent does not hide that the rest is a password."""
         agent = f"{'x' * (LONGEST_FIELD - 20)}//user:{SECRET}@host"
         assert SECRET[:3] not in line(fields={"user-agent": [agent]})
+        assert SECRET[:3] not in line("json", fields={"user-agent": [agent]})
 
     @given(text=st.text(), data=st.binary())
     def test_nothing_can_be_forged(self, text: str, data: bytes) -> None:
@@ -73,6 +87,89 @@ class LineTests:
     def test_characters_that_change_a_terminal(self, character: str) -> None:
         """Line breaks, control sequences and changes of direction are escaped."""
         assert character not in line(key=character, fields={"user-agent": [character]}, outcome=character)
+
+
+class JsonTests:
+    """What a line in JSON has."""
+
+    def test_whole(self) -> None:
+        """A line has each field by its name and type, and those that all lines of the log have."""
+        assert fields(
+            at=1.25,
+            operation="put",
+            bucket="primary",
+            key="a b",
+            status=503,
+            outcome="complete",
+            reason="NoFreeSlot",
+            received=3,
+            sent=9,
+            seconds=0.25,
+            first_byte=0.125,
+            fields={"user-agent": ["curl/8"]},
+            id="abc",
+        ) == {
+            "time": "1970-01-01T00:00:01.250000Z",
+            "level": "info",
+            "namespace": "storaged.access",
+            "message": "PUT /objects/a HTTP/1.1",
+            "client": "10.0.0.7",
+            "method": "PUT",
+            "target": "/objects/a",
+            "version": "HTTP/1.1",
+            "status": 503,
+            "sent": 9,
+            "outcome": "complete",
+            "id": "abc",
+            "operation": "put",
+            "bucket": "primary",
+            "key": "a b",
+            "received": 3,
+            "seconds": 0.25,
+            "first_byte": 0.125,
+            "reason": "NoFreeSlot",
+            "agent": "curl/8",
+        }
+
+    def test_empty(self) -> None:
+        """What is not known is null; the same fields are there."""
+        found = fields(method=b"-", uri=b"", version=b"", client=None, outcome="cut: no request")
+        assert found.keys() == fields().keys()
+        unknown = {name for name, value in found.items() if value is None}
+        texts = {"client", "method", "target", "version", "id", "bucket", "key", "reason", "agent"}
+        assert unknown == texts | {"status", "first_byte"}
+        assert found["message"] == found["outcome"] == "cut: no request"
+
+    def test_is_documented(self) -> None:
+        """The page on logs has each field, in its order."""
+        page = (ROOT / "docs" / "logs.md").read_text("utf-8")
+        tables = [re.findall(r"^\| (`.*?) \|", page.partition(begin)[2].partition("\n\n")[0], re.M) for begin in TABLES]
+        documented = [name for table in tables for names in table for name in re.findall(r"`(\w+)`", names)]
+        assert documented == [*list(fields())[:4], "traceback", *list(fields())[4:]]
+
+    @given(st.floats(0, 4e9))
+    def test_time(self, at: float) -> None:
+        """The time is that of the request, to a microsecond."""
+        read = datetime.strptime(fields(at=at)["time"], "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
+        assert abs(read.timestamp() - at) <= 2e-6
+
+    @given(text=st.text(min_size=1), data=st.binary(min_size=1))
+    def test_nothing_can_be_forged(self, text: str, data: bytes) -> None:
+        """Whatever a client sends, the line is one, printable, has the same fields, and can be read again."""
+        values: dict[str, Any] = {"uri": b"/" + data, "key": text, "outcome": text, "fields": {"user-agent": [text]}}
+        assert line("json", **values).isprintable()
+        found = fields(**values)
+        assert found.keys() == fields().keys()
+        assert (found["key"], found["outcome"]) == (redacted(text), text)
+        assert found["agent"] == redacted(text)[:LONGEST_FIELD]
+        assert found["message"] == f"PUT {found['target']} HTTP/1.1"
+        assert (found["method"], found["version"], found["id"]) == ("PUT", "HTTP/1.1", None)
+
+    @given(st.binary(min_size=1).filter(lambda data: b" " not in data))
+    def test_method(self, data: bytes) -> None:
+        """A method that is none of HTTP is escaped."""
+        found = fields(method=data)
+        assert (found["target"], found["version"]) == ("/objects/a", "HTTP/1.1")
 
 
 class RedactedTests:
@@ -94,9 +191,13 @@ class RedactedTests:
     )
     def test_target(self, target: str) -> None:
         """A password or a signature in a URL, also in one that became a key, is not in the line."""
-        written = line(uri=target.encode(), key=target, fields={"authorization": [SECRET], "user-agent": [target]})
+        sent = {"authorization": [SECRET], "user-agent": [target]}
+        written = line(uri=target.encode(), key=target, fields=sent)
         assert SECRET not in written
         assert written.count("[redacted]") == 3
+        found = fields(uri=target.encode(), key=target, fields=sent)
+        assert SECRET not in str(found)
+        assert all("[redacted]" in found[name] for name in ("message", "target", "key", "agent"))
 
     @pytest.mark.parametrize(
         "target", ["/objects/day=2024-01-01/a", "/storage/list?prefix=a&limit=5", "/a@b", "/objects/a?x", "/?x=1&y="]

@@ -15,7 +15,7 @@ from msgspec import Struct
 from twisted.logger import Logger
 from twisted.web.http import datetimeToLogString
 
-from twisted_storaged.runtime.log_format import quoted
+from twisted_storaged.runtime.log_format import LogFormat, quoted, rfc3339
 
 #: Characters of a header field that a line has at most.
 LONGEST_FIELD = 256
@@ -88,34 +88,40 @@ def _redact_value(match: re.Match[str]) -> str:
     return f"{start}{name}{equals}{shown}"
 
 
+def _shown(data: bytes) -> str:
+    """Bytes of a request line, as a text that is printable and has no quotes."""
+    # The repr of bytes has no control characters, and its quotes are not ours.
+    return redacted(repr(data)[2:-1].replace('"', "%22"))
+
+
 class AccessLog:
-    """Logs a line for each request: in the Common Log Format, how the request ended, and fields of the form NAME=VALUE.
+    """Logs a line for each request.
+
+    In text, it is in the Common Log Format, followed by how the request ended, and by fields of the form NAME=VALUE.
+    Without a response, the status is `-`, and so is every field that is empty. In JSON, these are null.
+    https://httpd.apache.org/docs/current/logs.html#common
 
     `complete`: the whole response was handed to the kernel. `client gone`: the client closed the connection before
-    that. `cut: REASON`: storaged closed it. Without a response, the status is `-`, and so is every field that is empty.
-    https://httpd.apache.org/docs/current/logs.html#common
+    that. `cut: REASON`: storaged closed it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log_format: LogFormat = "text") -> None:
+        self._is_json = log_format == "json"
+        self.line = self._as_json if self._is_json else self._as_text
         self._second = -1
         self._time = ""
 
     def add(self, ended: Sequence[EndedRequest]) -> None:
         """Log requests that have ended."""
         # In one log event: an event for each line would cost more than a small GET.
-        _log.info("{lines}", lines="\n".join(map(self.line, ended)))
+        _log.info("{lines}", lines="\n".join(map(self.line, ended)), is_json=self._is_json)
 
-    def line(self, request: EndedRequest) -> str:
-        """The line of a request."""
+    def _as_text(self, request: EndedRequest) -> str:
         second = int(request.at)
         if second != self._second:
             self._second = second
             self._time = datetimeToLogString(second)
-        what = "-"
-        if request.uri:
-            # The repr of bytes has no control characters, and its quotes are not ours.
-            what = repr(b" ".join((request.method, request.uri, request.version)))[2:-1].replace('"', "%22")
-            what = redacted(what)
+        what = _shown(b" ".join((request.method, request.uri, request.version))) if request.uri else "-"
         status = "-" if request.status is None else request.status
         client = getattr(request.client, "host", "-")
         key = quoted(redacted(request.key)) if request.key else "-"
@@ -126,4 +132,30 @@ class AccessLog:
             f" id={request.id or '-'} operation={request.operation} bucket={request.bucket or '-'} key={key}"
             f" received={request.received} seconds={request.seconds:.6f} first_byte={first_byte}"
             f" reason={request.reason or '-'} agent={quoted(redacted(agent[0])[:LONGEST_FIELD]) if agent else '-'}"
+        )
+
+    def _as_json(self, request: EndedRequest) -> str:
+        second = int(request.at)
+        if second != self._second:
+            self._second = second
+            self._time = rfc3339(second)[: len("2026-11-30T01:08:00")]
+        what, method, target, version = quoted(request.outcome)[1:-1], "null", "null", "null"
+        if request.uri:
+            what = quoted(_shown(b" ".join((request.method, request.uri, request.version))))[1:-1]
+            method, _, rest = what.partition(" ")
+            target, _, version = rest.rpartition(" ")
+            method, target, version = f'"{method}"', f'"{target}"', f'"{version}"'
+        client = getattr(request.client, "host", None)
+        agent = request.fields.get("user-agent")
+        return (
+            f'{{"time":"{self._time}.{int((request.at - second) * 1e6):06}Z","level":"info","namespace":'
+            f'"storaged.access","message":"{what}","client":{quoted(client) if client else "null"},"method":{method},'
+            f'"target":{target},"version":{version},"status":{request.status or "null"},"sent":{request.sent},'
+            f'"outcome":{quoted(request.outcome)},"id":{quoted(request.id) if request.id else "null"},'
+            f'"operation":"{request.operation}","bucket":{quoted(request.bucket) if request.bucket else "null"},'
+            f'"key":{quoted(redacted(request.key)) if request.key else "null"},"received":{request.received},'
+            f'"seconds":{request.seconds:.6f},'
+            f'"first_byte":{"null" if request.first_byte is None else f"{request.first_byte:.6f}"},'
+            f'"reason":{quoted(request.reason) if request.reason else "null"},'
+            f'"agent":{quoted(redacted(agent[0])[:LONGEST_FIELD]) if agent else "null"}}}'
         )
