@@ -109,7 +109,10 @@ class PromtoolTests:
 
 
 class Scraped:
-    """A daemon with two workers, TLS, and buckets of both kinds, that has something to do, and a Prometheus for it."""
+    """A daemon that has something to do, and its Prometheus. It has two workers, TLS, and buckets of both kinds.
+
+    One of the buckets is not there.
+    """
 
     def __init__(self, daemon: Daemon, prometheus: str) -> None:
         self._prometheus = prometheus
@@ -140,9 +143,10 @@ class Scraped:
                 self.ask("PUT", f"/objects/{bucket}k", b"x" * 100_000)
                 self.ask("GET", f"/objects/{bucket}k")
                 self.ask("HEAD", f"/objects/{bucket}k")
-                self.ask("GET", f"/storage/list?prefix={bucket}")
-            with pytest.raises(HTTPError):
-                self.ask("GET", "/objects/none")
+                self.ask("GET", f"/storage/list?prefix={bucket}k")
+            for key in ("none", "gone/k"):
+                with pytest.raises(HTTPError):
+                    self.ask("GET", f"/objects/{key}")
             with socket.create_connection(self.address) as raw, TLS.wrap_socket(raw) as client:
                 client.sendall(b"PUT /objects/k HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx")
 
@@ -157,6 +161,8 @@ def scraped(all_engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> I
     config = (
         f'[storaged]\nworkers = 2\n{engine.toml(engine.new_bucket())}[buckets.fast]\nkind = "local"\n'
         f'path = "{folder}/fast"\n[[policy]]\nprefix = "fast/"\nbucket = "fast"\n'
+        f'[buckets.gone]\nbucket = "gone"\nendpoint = "http://127.0.0.1:9"\nregion = "x"\n'
+        'access_key_id = "x"\nsecret_access_key = "x"\n[[policy]]\nprefix = "gone/"\nbucket = "gone"\n'
     )
     bind = f"ssl:0:interface=127.0.0.1:privateKey={pem}"
     with Daemon(folder, "--bind", bind, config=config) as daemon, prometheus(folder, daemon.port) as url:
@@ -230,6 +236,7 @@ class ScrapedTests:
         finally:
             assert without == []
 
-    def test_no_alert(self, scraped: Scraped) -> None:
-        """A daemon that is well raises no alert."""
-        assert scraped.query('ALERTS{alertstate="firing"}') == []
+    def test_alert(self, scraped: Scraped) -> None:
+        """The bucket that is not there, and no other, is to raise an alert."""
+        wait_until(lambda: scraped.query('ALERTS{alertname="StoragedBucketNotReady", bucket="gone"}') == [1])
+        assert scraped.query('ALERTS{alertname="StoragedBucketNotReady", bucket!="gone"}') == []
