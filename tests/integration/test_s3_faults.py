@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import Engines
 from tests.daemon import Daemon
@@ -68,6 +69,14 @@ class Behind:
         """The files of the journal, of this run and of earlier ones."""
         return [path for path in (self.daemon.folder / "state" / "uploads").rglob("*") if path.is_file()]
 
+    def metric(self, name: str, operation: str | None = None, outcome: str | None = None) -> float:
+        """The value of a metric of the bucket; 0 if there is none."""
+        wanted = {"bucket": "primary", "operation": operation, "outcome": outcome}
+        wanted = {label: value for label, value in wanted.items() if value is not None}
+        families = text_string_to_metric_families(ask(self.daemon, "GET", "/metrics")[1].decode())
+        samples = (sample for family in families for sample in family.samples)
+        return next((one.value for one in samples if one.name == f"storaged_s3_{name}" and one.labels == wanted), 0.0)
+
     def put(self, key: str, data: bytes) -> tuple[int, bytes]:
         return ask(self.daemon, "PUT", f"/storage/put/{key}", data)
 
@@ -98,7 +107,7 @@ class TruncatedTests:
         behind = made()
         behind.store("k", DATA)
         for tenth in range(10):
-            behind.proxy.cut(b"GET ", len(DATA) * tenth // 10)
+            behind.proxy.cut(b"/k ", len(DATA) * tenth // 10)
             assert behind.get("k") == (200, DATA)
         assert behind.daemon.log.count("broke off at byte") == 9  # the first cut is before any byte
 
@@ -107,7 +116,7 @@ class TruncatedTests:
         """A GET that cannot be resumed breaks off for the client too."""
         behind = made(f"get_resumes = {resumes}")
         behind.store("k", DATA)
-        behind.proxy.cut(b"GET ", 5 * MiB, cuts)
+        behind.proxy.cut(b"/k ", 5 * MiB, cuts)
         with pytest.raises(BROKEN):
             behind.get("k")
         assert behind.get("k") == (200, DATA)
@@ -116,7 +125,7 @@ class TruncatedTests:
         """A GET that S3 breaks off is not resumed with the bytes of an object that replaced the old one."""
         behind = made()
         behind.store("k", DATA)
-        behind.proxy.cut(b"GET ", 5 * MiB)
+        behind.proxy.cut(b"/k ", 5 * MiB)
         with behind.daemon.connect() as client:
             client.sendall(b"GET /storage/get/k HTTP/1.1\r\nHost: x\r\n\r\n")
             received = len(client.recv(1000))
@@ -135,7 +144,7 @@ class FlippedTests:
         """A GET with a wrong byte breaks off before its last byte, and the log names the object and the checksum."""
         behind = made("verify_reads = true")
         assert behind.put("k", DATA[:size])[0] == 200
-        behind.proxy.flip(b"GET ", 2 * MiB)
+        behind.proxy.flip(b"/k ", 2 * MiB)
         with pytest.raises(BROKEN):
             behind.get("k")
         assert "'k' (" in behind.daemon.log
@@ -147,7 +156,7 @@ class FlippedTests:
         for settings, headers, expected in (("", {"Range": "bytes=1-"}, 206), ("verify_reads = false", {}, 200)):
             behind = made(settings)
             assert behind.put("k", DATA[: 3 * MiB])[0] == 200
-            behind.proxy.flip(b"GET ", 2 * MiB)
+            behind.proxy.flip(b"/k ", 2 * MiB)
             connection = http.client.HTTPConnection("127.0.0.1", behind.daemon.port)
             connection.request("GET", "/storage/get/k", headers=headers)
             response = connection.getresponse()
@@ -374,6 +383,44 @@ class KillTests:
         wait_for(lambda: not left() and not behind.uploads())
 
 
+class MetricsTests:
+    """What /metrics shows of an S3 that fails."""
+
+    def test_reads(self, made: Made) -> None:
+        """A read that is resumed, one that is repeated, and one that fails while S3 is away are told apart."""
+        behind = made()
+        behind.store("k", DATA)
+        behind.proxy.cut(b"/k ", 5 * MiB)
+        assert behind.get("k") == (200, DATA)
+        assert behind.metric("resumes_total") == 1
+        assert behind.metric("requests_total", "GetObject", "ok") == 2
+        # Twice, as a connection that was used before is replaced without counting.
+        behind.proxy.cut(b"/k ", times=2)
+        assert behind.get("k") == (200, DATA)
+        assert behind.metric("retries_total", "GetObject", "unreachable") in (1, 2)
+        behind.proxy.refuse()
+        behind.proxy.reset()
+        assert behind.get("k")[0] == 502
+        assert behind.metric("requests_total", "GetObject", "unreachable") == 1
+        assert behind.metric("requests_total", "GetObject", "ok") == 3
+        wait_for(lambda: behind.metric("connections") == 0)
+
+    def test_uploads(self, made: Made) -> None:
+        """Parts that hang are in flight; when time is up, the upload is left to the reaper, which aborts it later."""
+        behind = made(deadline=DEADLINE, reap_interval=1)
+        behind.proxy.hang(b"PUT ")
+        with ThreadPoolExecutor(1) as clients:
+            put = clients.submit(behind.put, "k", MULTIPART)
+            wait_for(lambda: behind.metric("parts_in_flight") == 3)
+            assert behind.metric("connections") - behind.metric("connections_idle") == 3
+            assert put.result()[0] == 504
+        assert behind.metric("parts_in_flight") == 0
+        assert behind.metric("requests_total", "UploadPart", "timed_out") == 3
+        assert behind.metric("uploads_total", outcome="left") == 1
+        behind.proxy.heal()
+        wait_for(lambda: behind.metric("uploads_reaped_total") == 1)
+
+
 class CredentialsTests:
     """Engines that refuse the credentials."""
 
@@ -403,7 +450,8 @@ class CredentialsTests:
                 assert ask(daemon, "PUT", "/storage/put/k", SMALL) == (502, b"bucket failed\n")
                 assert code in daemon.log
                 assert "hunter2" not in daemon.log
-        assert endpoint.names() == ["PutObject"]
+        # Whether the bucket is ready is asked by lists.
+        assert [name for name in endpoint.names() if name != "ListObjectsV2"] == ["PutObject"]
 
 
 class AnswersTests:

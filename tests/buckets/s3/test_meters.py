@@ -185,6 +185,21 @@ class RequestTests:
         assert made.value("retries", "PutObject", "unreachable") is None
         assert made.value("requests", "HeadObject", "ok") == 1
 
+    def test_unknown(self) -> None:
+        """A decisive write whose replies were all lost is one whose outcome is unknown."""
+        clock, meters = Clock(), Meters()
+
+        async def attempt(_: float) -> Response:
+            raise ConnectionFailed("lost")
+
+        running = Retries(clock, 100, S3Meters(meters, "b")).run("PutObject", attempt, decisive=True)
+        done = Deferred.fromCoroutine(running)
+        clock.pump([1] * 10)
+        with pytest.raises(AmbiguousFailure):
+            result(done)
+        assert value(meters, "storaged_s3_requests", "b", "PutObject", "unknown") == 1
+        assert value(meters, "storaged_s3_retries", "b", "PutObject", "unreachable") == 2
+
     def test_seconds(self) -> None:
         """The duration of a request is that of all its attempts, of the last one if it is cancelled meanwhile."""
         clock, meters = Clock(), Meters()
