@@ -445,7 +445,7 @@ def assemble(  # noqa: PLR0913 (its parts)
     def make_bucket(name: str, settings: BucketSettings) -> IBucket:
         if isinstance(settings, LocalSettings):
             lock = None if locks is None else locks[str(settings.path)]
-            return LocalBucket(name, settings, reactor, slots.limit, config.upkeep.delivering, lock)
+            return LocalBucket(name, settings, reactor, slots.limit, config.upkeep.delivering, lock, meters)
         return S3Bucket(name, settings, reactor, slots.limit, config.upkeep, meters)
 
     registry = Registry(make_bucket(name, settings) for name, settings in config.buckets.items())

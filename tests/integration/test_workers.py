@@ -32,7 +32,7 @@ MiB = 1 << 20
 BLOCK = "import signal, time\nsignal.signal(signal.SIGUSR1, lambda *_: time.sleep(600))\n"
 WRITERS, RACES = 12, 100
 #: The sections of the page on metrics that are about one kind of bucket.
-SECTIONS = {"moto": "Buckets in S3"}
+SECTIONS = {"moto": "Buckets in S3", "local": "Embedded buckets"}
 
 
 def place_of(kind: str, workers: int, all_engines: Engines) -> Iterator[Place]:

@@ -80,6 +80,7 @@ class MigrationTests:
             bucket = make(folder)
             bucket.start()
             assert [info.key for info in (await bucket.list(ListQuery())).objects] == list(BODIES)
+            assert bucket._index.totals() == (len(BODIES), sum(map(len, BODIES.values())))
             for key, body in BODIES.items():
                 assert await read(bucket, key) == body
             if not is_old:

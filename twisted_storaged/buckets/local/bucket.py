@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from zope.interface import implementer
 from twisted_storaged.buckets.local.files import RecentNames
 from twisted_storaged.buckets.local.index_reads import Entry
 from twisted_storaged.buckets.local.index_writes import Change, Outcome
+from twisted_storaged.buckets.local.meters import LocalMeters
 from twisted_storaged.buckets.local.reader import (
     FileReader,
     FileSource,
@@ -55,6 +57,7 @@ from twisted_storaged.model import NO_OPTIONS, ByteRange, Condition, ListPage, L
 from twisted_storaged.runtime.batching import Batcher
 from twisted_storaged.runtime.buffers import KEEP_FOR_READS, DeliveryBudget, FairShare, part_buffers
 from twisted_storaged.runtime.concurrency import Threads, deferred
+from twisted_storaged.runtime.metering import Meters
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -97,13 +100,17 @@ class LocalBucket:
         put_slots: int,
         delivering: DeliveryBudget | None = None,
         lock: int | None = None,
+        meters: Meters | None = None,
     ) -> None:
         """Create the bucket, unopened. `delivering` is shared by all buckets; by default the bucket has its own.
 
         With `lock`, a descriptor that `prepare` has returned in a process that started this one, the bucket is opened
         as one of several processes. The bucket closes it.
+
+        What it does is counted in `meters`; by default, in its own.
         """
         self.name = name
+        self._meters = LocalMeters(meters, name)
         self._path = settings.path
         self._lock = lock
         self._threads = Threads(reactor, put_slots * WINDOW + READERS + COMMITTERS, f"bucket {name}")
@@ -117,7 +124,7 @@ class LocalBucket:
         self._clock = clock = IReactorTime(reactor)
         # Calls that arrive together share a commit, or a call in a thread.
         self._commits: Batcher[Change, str | None] = Batcher(
-            clock, lambda changes: self._run(self._commit_and_note, changes)
+            clock, lambda changes: self._run(self._commit_and_note, changes).addCallback(self._meters.committed)
         )
         self._heads: Batcher[str, ObjectInfo | None] = Batcher(
             clock, lambda keys: self._run(_each, self._index.head, [(key,) for key in keys])
@@ -166,7 +173,11 @@ class LocalBucket:
 
     async def put(self, key: str, body: IRequestBody, max_length: int, options: PutOptions = NO_OPTIONS) -> ObjectInfo:
         upload = LocalUpload(key, self._directory, self._run)
-        stored = await self._uploader.store(body, upload, BodyDigests(options, self._run))
+        try:
+            stored = await self._uploader.store(body, upload, BodyDigests(options, self._run))
+        except BaseException:
+            self._meters.aborted()
+            raise
         entry = upload.entry(stored._replace(metadata=options.metadata) if options.metadata else stored)
         try:
             await self._commit(Change(key, entry, options.condition))
@@ -195,13 +206,11 @@ class LocalBucket:
 
     def _check(self) -> None:
         try:
-            self._writes.check()
-            self._index.check()
-            space = self._directory.free_space()
+            self._meters.found = found = self._folder.check()
         finally:
             self._is_checking = False
-        if space < MIN_SPACE:
-            raise OutOfSpace(f"{self._path} has {space} bytes of free space, less than {MIN_SPACE}")
+        if found.space < MIN_SPACE:
+            raise OutOfSpace(f"{self._path} has {found.space} bytes of free space, less than {MIN_SPACE}")
 
     def _sweep_abandoned(self) -> None:
         removed = sweep_abandoned(self._directory, self._index, self._writes.check)
@@ -220,13 +229,16 @@ class LocalBucket:
         if replaced is not None:
             self._remove_later(replaced)
 
-    def _commit_and_note(self, changes: Sequence[Change]) -> Sequence[Outcome]:
+    def _commit_and_note(self, changes: Sequence[Change]) -> tuple[float, Sequence[Outcome]]:
+        """Commit changes; returns the seconds that it took, and the outcomes."""
+        began = time.monotonic()
         outcomes = self._writes.commit(changes)
+        seconds = time.monotonic() - began
         for change, outcome in zip(changes, outcomes, strict=True):
             if change.entry is not None and change.entry.content is None and not isinstance(outcome, StorageError):
                 # In the same call, so that it is gone before the client is told: a sweep removes contents with a note.
                 self._directory.drop_note(change.entry.info.etag)
-        return outcomes
+        return seconds, outcomes
 
     @deferred
     async def _run(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:

@@ -18,6 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from twisted_storaged.errors import StartError
@@ -26,6 +27,8 @@ from twisted_storaged.runtime.files import make_folder, sync_folder, tighten, to
 
 #: Free pieces of memory that are kept for the next reads.
 KEEP = 32
+#: The most files in `lost/` that are counted, so that this takes no more than some milliseconds.
+MAX_LOST = 1000
 #: How often, and at which interval in seconds, the lock of a folder is tried.
 LOCK_TRIES = 5
 LOCK_PAUSE = 0.02
@@ -163,6 +166,14 @@ class DataFolder(ContentFiles):
         self.drop_note(self._add_note())
         found = os.statvfs(self.objects_path)
         return found.f_bavail * found.f_frsize
+
+    def lost(self) -> int:
+        """Count the files in `lost/`, up to MAX_LOST. Raises OSError."""
+        try:
+            with os.scandir(self.lost_path) as entries:
+                return sum(1 for _ in islice(entries, MAX_LOST))
+        except FileNotFoundError:
+            return 0
 
     def is_of_this_boot(self, note: Path) -> bool:
         """Whether a note was written since the kernel booted."""

@@ -46,6 +46,12 @@ SELECT {_LISTED} FROM objects WHERE key >= CAST(? AS TEXT) AND key < CAST(? AS T
 """  # noqa: S608
 # In the order of the names of files, with which they are merged: see `ContentFiles.unnamed`.
 _FILES = f"SELECT {_LISTED} FROM objects WHERE row IS NULL ORDER BY etag"  # noqa: S608
+# In one statement, so that no commit comes in between. A start of an earlier version counts, but keeps no totals.
+_COMPARE_TOTALS = """
+SELECT totals.objects, bytes, counted.objects, CAST(counted.size AS INTEGER)
+FROM totals, (SELECT count(*) AS objects, total(size) AS size FROM objects) AS counted
+WHERE starts = (SELECT starts FROM origin)
+"""
 # For a scrub: keys as bytes, since a damaged key may not be UTF-8, and the types of the columns.
 _WALK = """
 SELECT CAST(key AS BLOB), typeof(key) || typeof(size) || typeof(etag) || typeof(last_modified), size,
@@ -67,6 +73,16 @@ class Entry(NamedTuple):
     content: bytes | None = None
     checksum: int | None = None
     blocks: bytes | None = None
+
+
+class Totals(NamedTuple):
+    """How many objects an index has, and their bytes."""
+
+    objects: int
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.objects} objects with {self.bytes} bytes"
 
 
 class VerifiedRow(NamedTuple):
@@ -140,10 +156,29 @@ class IndexReader:
         except sqlite3.OperationalError:  # no version with this table has written the index yet
             return set()
 
-    def check(self) -> None:
-        """Read the first key. Raises sqlite3.Error."""
-        with self._reading:
-            self._reader.execute("SELECT key FROM objects LIMIT 1").fetchone()
+    def totals(self) -> Totals | None:
+        """Read how much is kept, which nobody has to count; None if that is unknown until the next start.
+
+        Raises:
+            sqlite3.Error: the index cannot be read.
+        """
+        try:
+            with self._reading:
+                found = self._reader.execute("SELECT objects, bytes FROM totals").fetchone()
+        except sqlite3.DatabaseError as error:
+            # Objects whose rows are intact can still be read.
+            if not is_corrupt(error):
+                raise
+            return None
+        return found and Totals(*found)
+
+    def compare_totals(self) -> tuple[Totals, Totals] | None:
+        """Return the totals that are kept, and those that are counted now; None if none are kept."""
+        try:
+            found = self._reader.execute(_COMPARE_TOTALS).fetchone()
+        except sqlite3.OperationalError:  # no version with this table has written the index yet
+            return None
+        return found and (Totals(*found[:2]), Totals(*found[2:]))
 
     def faults(self) -> Iterator[str]:
         """Yield the errors that SQLite's PRAGMA integrity_check finds."""

@@ -69,6 +69,12 @@ _BLOCKS = _Table("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?)", "DELETE FROM 
 
 # The files that commits have replaced, until they are removed.
 _CREATE_REPLACED = "CREATE TABLE IF NOT EXISTS replaced (name TEXT PRIMARY KEY) WITHOUT ROWID"
+# One row, or none while the numbers are unknown. They are right if `starts` is the number of the last start: versions
+# without this table change objects, too.
+_CREATE_TOTALS = "CREATE TABLE IF NOT EXISTS totals (objects INTEGER, bytes INTEGER, starts INTEGER)"
+_CHANGE_TOTALS = "UPDATE totals SET objects = objects + ?, bytes = bytes + ?"
+# Not `sum`, which fails where a damaged size is too large.
+_COUNT = "INSERT INTO totals SELECT count(*), CAST(total(size) AS INTEGER), ? FROM objects"
 
 
 class IndexWriter(IndexReader):
@@ -89,7 +95,13 @@ class IndexWriter(IndexReader):
         else:
             prepare(self._writer)
             self._writer.execute(_CREATE_REPLACED)
+            self._writer.execute(_CREATE_TOTALS)
         self._removed: deque[str] = deque()
+        # By how much the transaction under way changes the totals, unless that is unknown.
+        self._more_objects = self._more_bytes = 0
+        self._is_counted = True
+        # Until the totals turn out to be damaged.
+        self._keeps_totals = True
         super().__init__(_connect(path, mode))
 
     def commit(self, changes: Sequence[Change]) -> Sequence[Outcome]:
@@ -121,6 +133,8 @@ class IndexWriter(IndexReader):
     def _commit_together(self, changes: Sequence[Change]) -> list[Outcome]:
         # A copy: other threads add to it during the transaction.
         gone = list(self._removed)
+        self._more_objects = self._more_bytes = 0
+        self._is_counted = True
         with transaction(self._writer):
             outcomes = [self._change(*change) for change in changes]
             # After a kill before a replaced file is removed, the next start removes it.
@@ -132,10 +146,24 @@ class IndexWriter(IndexReader):
             ]
             self._writer.executemany("INSERT OR IGNORE INTO replaced VALUES (?)", replaced)
             self._writer.executemany("DELETE FROM replaced WHERE name = ?", [(name,) for name in gone])
+            if self._keeps_totals:
+                self._change_totals()
         # Not before the commit: if that fails, the next one has to note them.
         for _ in gone:
             self._removed.popleft()
         return outcomes
+
+    def _change_totals(self) -> None:
+        try:
+            if not self._is_counted:
+                # The next start counts.
+                self._writer.execute("DELETE FROM totals")
+            elif self._more_objects or self._more_bytes:
+                self._writer.execute(_CHANGE_TOTALS, (self._more_objects, self._more_bytes))
+        except sqlite3.DatabaseError as error:
+            # The changes are made again without them.
+            self._keeps_totals = not is_corrupt(error)
+            raise
 
     def forget_replaced(self) -> None:
         """Note that all replaced files were removed."""
@@ -161,7 +189,10 @@ class IndexWriter(IndexReader):
         return found or ("", 0)
 
     def count_start(self) -> tuple[str, int]:
-        """Count a start durably, and assign a generation at the first one; returns the new identity."""
+        """Count a start durably, and assign a generation at the first one; returns the new identity.
+
+        The totals are counted if the last start was one of a version that does not keep them.
+        """
         generation, starts = self.identity()
         origin = (generation or os.urandom(16).hex(), starts + 1)
         with transaction(self._writer):
@@ -170,7 +201,21 @@ class IndexWriter(IndexReader):
             )
             self._writer.execute("DELETE FROM origin")
             self._writer.execute("INSERT INTO origin VALUES (?, ?)", origin)
+        try:
+            # After a kill before this, the next start counts.
+            with transaction(self._writer):
+                self._start_totals(starts)
+        except sqlite3.DatabaseError as error:
+            # The bucket starts all the same.
+            if not is_corrupt(error):
+                raise
         return origin
+
+    def _start_totals(self, last: int) -> None:
+        kept = self._writer.execute("UPDATE totals SET starts = starts + 1 WHERE starts = ?", (last,))
+        if kept.rowcount != 1:
+            self._writer.execute("DELETE FROM totals")
+            self._writer.execute(_COUNT, (last + 1,))
 
     def is_empty(self) -> bool:
         """Whether there is no object."""
@@ -194,6 +239,9 @@ class IndexWriter(IndexReader):
         etag, row = (found.info.etag, found.row) if found else (None, _NO_ROW)
         if condition is not None and condition.etag != etag:
             return PreconditionFailed(f"{key!r} is {etag or 'not there'}, and was to be {condition.etag or 'new'}")
+        if found is not None:
+            self._more_objects -= 1
+            self._more_bytes -= found.info.size
         if entry is None:
             self._store(_CONTENTS, row.row, None)
             self._store(_DETAILS, row.details, None)
@@ -201,6 +249,8 @@ class IndexWriter(IndexReader):
             self._writer.execute("DELETE FROM objects WHERE key = ?", (key,))
         else:
             self._store_object(entry, row)
+            self._more_objects += 1
+            self._more_bytes += entry.info.size
         return etag if row.row is None else None
 
     def _find(self, key: str, condition: Condition | None) -> VerifiedRow | None:
@@ -215,6 +265,7 @@ class IndexWriter(IndexReader):
             if condition is not None:
                 raise
             # It may be replaced. But what it refers to may belong to others, and its file is left for the next start.
+            self._is_counted = False
             return None
 
     def _store_object(self, entry: Entry, old: Row) -> None:

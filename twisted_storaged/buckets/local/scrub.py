@@ -105,7 +105,7 @@ class Scrub:
             self._in_use = self._contents.is_in_use()
             self._check_generation()
             with closing(open_index_reader(self._contents.index_path)) as index:
-                for check in (self._check_index, self._check_objects, self._check_files):
+                for check in (self._check_index, self._check_objects, self._check_totals, self._check_files):
                     self._run_check(check, index)
         except (OSError, sqlite3.Error) as error:
             if not is_corrupt(error):
@@ -147,6 +147,12 @@ class Scrub:
                     self._damage(f"{key!r} is damaged: its row in the index does not match its checksum")
             if repair:
                 self.report.repaired = repair.finish()
+
+    def _check_totals(self, index: IndexReader) -> None:
+        totals = index.compare_totals()
+        # A damaged row may have another size than the one that was added.
+        if totals is not None and totals[0] != totals[1] and not self.report.damaged:
+            self._damage(f"the index: its totals are {totals[0]}, but it has {totals[1]}")
 
     def _check_files(self, index: IndexReader) -> None:
         try:

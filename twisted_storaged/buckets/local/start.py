@@ -18,6 +18,7 @@ from twisted_storaged.buckets.local.files import DataFolder
 from twisted_storaged.buckets.local.generation import Generation
 from twisted_storaged.buckets.local.index_reads import is_corrupt
 from twisted_storaged.buckets.local.index_writes import IndexWriter
+from twisted_storaged.buckets.local.meters import FolderState
 from twisted_storaged.buckets.local.sweep import sweep
 from twisted_storaged.buckets.local.writer import CommitLock, Commits, OnlyProcess
 from twisted_storaged.errors import DamagedObject, StartError
@@ -67,6 +68,24 @@ class OpenFolder:
                 opened.pop_all()
         except (OSError, sqlite3.Error) as error:
             raise StartError(f"bucket {name}: {path} cannot be used: {error}") from error
+
+    def check(self) -> FolderState:
+        """Check that objects can be read and written now; returns what was found.
+
+        Raises:
+            WritesSuspended: as for `Commits.check`.
+            OSError: no file can be created.
+            sqlite3.Error: the index cannot be read.
+        """
+        self.writes.check()
+        index = self.directory.index_path
+        return FolderState(
+            space=self.directory.free_space(),
+            totals=self.index.totals(),
+            lost=self.directory.lost(),
+            index_bytes=index.stat().st_size,
+            log_bytes=index.with_name(f"{index.name}-wal").stat().st_size,
+        )
 
     def close(self, *, keep_log: bool = False) -> None:
         """Close the index, and the folder. The log of the index is removed unless it is needed, or `keep_log` is true.
