@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import atexit
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 from twisted.internet.defer import Deferred, execute, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogLevel
 
 from tests.buckets.local.embedded import flip, logged
+from tests.daemon import ROOT
 from tests.server.wire import Connection, Server, put
 from tests.support import UPKEEP, MemoryBucket, result
 from tests.test_check import NOW, certificate, config_of
@@ -33,6 +37,8 @@ from twisted_storaged.reports import Reports
 from twisted_storaged.routing import Policy, Registry
 from twisted_storaged.runtime.metering import Meters
 from twisted_storaged.runtime.systemd import MORE_TIME, NO_MANAGER, ListenSocket, ServiceManager
+from twisted_storaged.server import tracing
+from twisted_storaged.server.tracing import RequestSpans
 from twisted_storaged.service import (
     CLOSE_SECONDS,
     READY_INTERVAL,
@@ -598,6 +604,28 @@ class AssembleTests:
         assert values() == [expiry, 0]
         service.stopping = True
         assert values() == [expiry, 1]
+
+    @pytest.mark.parametrize("provider", [None, TracerProvider(shutdown_on_exit=False)])
+    def test_spans(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: TracerProvider | None) -> None:
+        """Spans are made of requests if an SDK is configured, and only then."""
+        monkeypatch.setattr(tracing, "configured_provider", lambda: provider)
+        config, reactor = config_of({"primary": LocalSettings(tmp_path / "data")}), MemoryReactorClock()
+        service = assemble(config, reactor, EndpointListener(config.endpoint, reactor))
+        assert (service._site.begin_span is None) == (provider is None)
+        assert (RequestSpans.add in [getattr(one, "__func__", None) for one in service._site._observers]) == (
+            provider is not None
+        )
+
+    def test_without_the_api_of_opentelemetry(self, tmp_path: Path) -> None:
+        """The daemon works without OpenTelemetry, of which nothing is imported then."""
+        program = (
+            "import sys; sys.modules['opentelemetry'] = None\n"
+            "import importlib.util; importlib.util.find_spec = lambda name: None\n"
+            "from twisted.internet.testing import MemoryReactorClock\n"
+            "from twisted_storaged.service import _request_spans\n"
+            "assert _request_spans() is None"
+        )
+        subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 class MaintenanceTests:

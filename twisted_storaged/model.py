@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from twisted_storaged.errors import InvalidKey, RangeNotSatisfiable
 
@@ -195,3 +196,38 @@ class ListPage:
         objects = [info for info in self.objects if info.key.encode("utf-8") <= end]
         prefixes = tuple(prefix for prefix in self.prefixes if prefix.encode("utf-8") <= end)
         return ListPage(objects, None, prefixes, self.ordered)
+
+
+class TraceContext(NamedTuple):
+    """The place of a request in a trace through several services.
+
+    https://www.w3.org/TR/trace-context/
+
+    Attributes:
+        parent: the value of traceparent.
+        state: the value of tracestate; may be empty.
+    """
+
+    parent: str
+    state: str = ""
+
+    @property
+    def trace_id(self) -> str:
+        """The id of the trace."""
+        return self.parent[3:35]
+
+
+class Origin(Protocol):
+    """The request of a client for which a bucket is called.
+
+    Attributes:
+        id: its id, of printable ASCII without spaces and parentheses.
+        trace: its place in a trace, if it is part of one.
+    """
+
+    id: str
+    trace: TraceContext | None
+
+
+#: The request that the running code works for, for what the bucket tells its own service; None if it is for no client.
+ORIGIN: ContextVar[Origin | None] = ContextVar("ORIGIN", default=None)

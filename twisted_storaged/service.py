@@ -14,10 +14,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from platform import python_version
 from time import monotonic_ns
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
@@ -72,6 +73,9 @@ from twisted_storaged.server.request_meters import RequestMeters
 from twisted_storaged.server.site import StorageSite
 from twisted_storaged.status_table import ask_status, status_lines
 from twisted_storaged.under_way import PastRequests, StatusCollector, UnderWay
+
+if TYPE_CHECKING:
+    from twisted_storaged.server.tracing import RequestSpans
 
 #: Seconds between two attempts to reach the primary bucket, until the daemon is ready.
 READY_INTERVAL = 1.0
@@ -466,7 +470,10 @@ def assemble(  # noqa: PLR0913 (its parts)
         tokens = Tokens(page_key or make_key(), reactor.seconds)
         ops |= Page(collector.collect, namespace, slots, sorted(config.buckets), tokens, reactor).resources()
     tree = make_tree(namespace, slots, ops=ops)
-    site = StorageSite(tree, reactor, observers=observers)
+    spans = _request_spans()
+    if spans is not None:
+        observers.append(spans.add)
+    site = StorageSite(tree, reactor, observers=observers, begin_span=None if spans is None else spans.begin)
     _watch(reports.meters, site, slots)
     under_way = UnderWay(site, slots, past, kinds, reactor)
     reports.status = under_way.status
@@ -478,6 +485,16 @@ def assemble(  # noqa: PLR0913 (its parts)
         count_dropped(reports.meters, log)
     _watch_end(reports.meters, service, certificate_expiry(config.endpoint))
     return service
+
+
+def _request_spans() -> RequestSpans | None:
+    """What makes spans of requests, if an SDK of OpenTelemetry is configured. Without its API, nothing is imported."""
+    if find_spec("opentelemetry") is None:
+        return None
+    from twisted_storaged.server.tracing import RequestSpans, configured_provider  # noqa: PLC0415 (it is an extra)
+
+    provider = configured_provider()
+    return None if provider is None else RequestSpans(provider)
 
 
 def _watch(meters: Meters, site: StorageSite, slots: PutSlots) -> None:

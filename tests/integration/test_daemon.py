@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,6 +17,7 @@ from signal import SIGINT, SIGTERM
 import pytest
 
 from tests.daemon import ROOT, STOP_SECONDS, TWISTD, Daemon
+from tests.engines.scripted import scripted
 
 
 @pytest.fixture
@@ -335,3 +337,29 @@ class AdmissionTests:
             wait_for(lambda: ask(daemon, "PUT", "/storage/put/b", b"x" * 100_000)[0] == 200)
         wait_for(lambda: len(list((daemon.data / "objects").glob("*/*"))) == 1)
         assert ask(daemon, "GET", "/storage/get/a")[0] == 404
+
+
+class OriginTests:
+    """What S3 and the log say of one request."""
+
+    def test_request_and_trace(self, tmp_path: Path) -> None:
+        """The ids of a request and of its trace are in the calls of S3 that it causes, and in its line of the log."""
+        trace = "0af7651916cd43dd8448eb211c80319c"
+        parent = f"00-{trace}-b7ad6b7169203331-01"
+        with scripted() as (endpoint, engine), Daemon(tmp_path, config=engine.toml("bucket")) as daemon:
+            endpoint.objects["k"] = b"hello", "etag"
+            url = f"{daemon.url}/objects/k"
+            traced = urllib.request.Request(
+                url, headers={"X-Request-Id": "mine", "traceparent": parent, "If-Match": '"etag"'}
+            )
+            with urllib.request.urlopen(traced) as response:
+                assert (response.read(), response.headers["X-Request-Id"]) == (b"hello", "mine")
+            # A condition makes it two calls, between which the daemon does other work, such as to see if S3 is there.
+            told = {
+                call.name: (call.headers["user-agent"].partition(" ")[2], call.headers.get("traceparent"))
+                for call in endpoint.calls
+            }
+            assert told.pop("ListObjectsV2") == ("", None)
+            assert told == dict.fromkeys(["HeadObject", "GetObject"], ("(request mine)", parent))
+            daemon.settle()
+            assert f" trace={trace} " in next(line for line in daemon.log.splitlines() if " id=mine " in line)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from contextvars import ContextVar
+
 import pytest
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
@@ -111,6 +114,27 @@ class RunTests:
         run_coroutine(work(), end, failures.append)
         (failure,) = failures
         assert failure.check(ValueError)
+
+    def test_each_has_its_own_context(self) -> None:
+        """What one sets in its context is there whenever it goes on, and is not there for others."""
+        variable: ContextVar[str] = ContextVar("variable", default="outside")
+        awaited = {name: [Deferred[None](), Deferred[None]()] for name in "ab"}
+        seen: list[tuple[str, str]] = []
+
+        async def work(name: str) -> None:
+            variable.set(name)
+            for one in awaited[name]:
+                with suppress(ValueError):
+                    await one
+                seen.append((name, variable.get()))
+
+        for name in "ab":
+            run_coroutine(work(name), lambda: seen.append(("end", variable.get())), never)
+        for name, number in [("b", 0), ("a", 0), ("a", 1)]:
+            awaited[name][number].callback(None)
+        awaited["b"][1].errback(ValueError())
+        assert seen == [("b", "b"), ("a", "a"), ("a", "a"), ("end", "outside"), ("b", "b"), ("end", "outside")]
+        assert variable.get() == "outside"
 
     def test_a_chain_of_deferreds(self) -> None:
         """One that has fired, and waits for another."""

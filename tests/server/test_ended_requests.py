@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address
 
 from tests.daemon import ROOT
+from twisted_storaged.model import TraceContext
 from twisted_storaged.runtime.log_format import LogFormat
 from twisted_storaged.server.ended_requests import LONGEST_FIELD, AccessLog, EndedRequest, redacted
 
@@ -53,16 +54,19 @@ class LineTests:
             first_byte=0.125,
             fields={"user-agent": ["curl/8"]},
             id="abc",
+            trace=TraceContext(f"00-{'4b' * 16}-{'0a' * 8}-01"),
         )
         assert whole == (
             '10.0.0.7 - - [01/Jan/1970:00:00:00 +0000] "PUT /objects/a HTTP/1.1" 503 9 complete id=abc operation=put '
-            'bucket=primary key="a b" received=3 seconds=0.250000 first_byte=0.125000 reason=NoFreeSlot agent="curl/8"'
+            'bucket=primary key="a b" received=3 seconds=0.250000 first_byte=0.125000 reason=NoFreeSlot '
+            f'trace={"4b" * 16} agent="curl/8"'
         )
 
     def test_empty(self) -> None:
         """What is not known is a hyphen."""
         assert line(method=b"-", uri=b"", version=b"", client=None).endswith(
-            '"-" - -  id=- operation=none bucket=- key=- received=0 seconds=0.000000 first_byte=- reason=- agent=-'
+            '"-" - -  id=- operation=none bucket=- key=- received=0 seconds=0.000000 first_byte=- reason=-'
+            " trace=- agent=-"
         )
 
     def test_long_user_agent(self) -> None:
@@ -108,6 +112,7 @@ class JsonTests:
             first_byte=0.125,
             fields={"user-agent": ["curl/8"]},
             id="abc",
+            trace=TraceContext(f"00-{'4b' * 16}-{'0a' * 8}-01"),
         ) == {
             "time": "1970-01-01T00:00:01.250000Z",
             "level": "info",
@@ -128,6 +133,7 @@ class JsonTests:
             "seconds": 0.25,
             "first_byte": 0.125,
             "reason": "NoFreeSlot",
+            "trace": "4b" * 16,
             "agent": "curl/8",
         }
 
@@ -136,7 +142,7 @@ class JsonTests:
         found = fields(method=b"-", uri=b"", version=b"", client=None, outcome="cut: no request")
         assert found.keys() == fields().keys()
         unknown = {name for name, value in found.items() if value is None}
-        texts = {"client", "method", "target", "version", "id", "bucket", "key", "reason", "agent"}
+        texts = {"client", "method", "target", "version", "id", "bucket", "key", "reason", "trace", "agent"}
         assert unknown == texts | {"status", "first_byte"}
         assert found["message"] == found["outcome"] == "cut: no request"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Coroutine, Mapping
+from contextvars import copy_context
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ from twisted_storaged.api.responses import (
 )
 from twisted_storaged.errors import InvalidKey, InvalidRequest, MethodNotAllowed, PayloadTooLarge, UnknownPath
 from twisted_storaged.interfaces import IBucket, IObjectReader
-from twisted_storaged.model import NO_OPTIONS, ByteRange, PutOptions, Span, parse_key
+from twisted_storaged.model import NO_OPTIONS, ORIGIN, ByteRange, PutOptions, Span, parse_key
 from twisted_storaged.protocol.http_fields import expected_digests, field, parameter, repr_digest, wanted_algorithm
 from twisted_storaged.protocol.metadata import metadata_of_request
 from twisted_storaged.routing import Namespace
@@ -259,7 +260,9 @@ class MethodResource(Branch):
             request.finish()
         else:
             request.operation = operation.name
-            run_coroutine(operation.handler(request), request.finish, partial(send_failure, request=request))
+            context = copy_context()
+            context.run(ORIGIN.set, request)
+            run_coroutine(operation.handler(request), request.finish, partial(send_failure, request=request), context)
         return NOT_DONE_YET
 
 

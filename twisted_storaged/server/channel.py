@@ -36,6 +36,7 @@ class ChannelOwner(Protocol):
         channels: the channels that are open.
         draining: whether each connection is to close after its next response, or when it is idle.
         request_ids: makes the ids of requests.
+        begin_span: called with each request that is dispatched, if spans are made of them.
     """
 
     reactor: Any
@@ -45,6 +46,7 @@ class ChannelOwner(Protocol):
     channels: set[Any]
     draining: bool
     request_ids: Any
+    begin_span: Callable[[Any], object] | None
 
     def requestFactory(self, channel: Any, /) -> StreamingRequest:
         """Make the request that a channel has begun to receive."""

@@ -15,6 +15,7 @@ from msgspec import Struct
 from twisted.logger import Logger
 from twisted.web.http import datetimeToLogString
 
+from twisted_storaged.model import TraceContext
 from twisted_storaged.runtime.log_format import LogFormat, quoted, rfc3339
 
 #: Characters of a header field that a line has at most.
@@ -46,6 +47,7 @@ class EndedRequest(Struct, gc=False):
         seconds: from the end of its head to its end; `first_byte`: to the beginning of the response, if any.
         fields: the header fields of the request.
         id: the id of the request, as in its response.
+        trace: its place in a trace, if it is part of one, and `span`, the span that is made of it, if any.
     """
 
     at: float
@@ -65,6 +67,8 @@ class EndedRequest(Struct, gc=False):
     first_byte: float | None = None
     fields: Mapping[str, Sequence[str]] = {}
     id: str = ""
+    trace: TraceContext | None = None
+    span: Any = None
 
 
 def redacted(text: str) -> str:
@@ -131,7 +135,8 @@ class AccessLog:
             f'{client} - - {self._time} "{what}" {status} {request.sent or "-"} {quoted(request.outcome)[1:-1]}'
             f" id={request.id or '-'} operation={request.operation} bucket={request.bucket or '-'} key={key}"
             f" received={request.received} seconds={request.seconds:.6f} first_byte={first_byte}"
-            f" reason={request.reason or '-'} agent={quoted(redacted(agent[0])[:LONGEST_FIELD]) if agent else '-'}"
+            f" reason={request.reason or '-'} trace={request.trace.trace_id if request.trace else '-'}"
+            f" agent={quoted(redacted(agent[0])[:LONGEST_FIELD]) if agent else '-'}"
         )
 
     def _as_json(self, request: EndedRequest) -> str:
@@ -157,5 +162,6 @@ class AccessLog:
             f'"seconds":{request.seconds:.6f},'
             f'"first_byte":{"null" if request.first_byte is None else f"{request.first_byte:.6f}"},'
             f'"reason":{quoted(request.reason) if request.reason else "null"},'
+            f'"trace":{quoted(request.trace.trace_id) if request.trace else "null"},'
             f'"agent":{quoted(redacted(agent[0])[:LONGEST_FIELD]) if agent else "null"}}}'
         )

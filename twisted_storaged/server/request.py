@@ -19,7 +19,9 @@ from zope.interface import implementer
 
 from twisted_storaged.errors import BodyLost, PayloadTooLarge
 from twisted_storaged.interfaces import IBufferConsumer, IRequestBody, ISpliceConsumer
+from twisted_storaged.model import TraceContext
 from twisted_storaged.protocol.http_fields import Fields
+from twisted_storaged.protocol.trace_context import trace_context
 
 
 class RequestChannel(Protocol):
@@ -275,6 +277,8 @@ class StreamingRequest(Request):
         operation: what is asked for, such as `put`, as the resource tree has found.
         bucket: the name of the bucket that it is for, and `key`, the object's; empty if it never came to that.
         reason: the name of the error that it failed with, if any.
+        trace: its place in a trace, if it is part of one.
+        span: the span of OpenTelemetry that is made of it, if any.
         is_inert: whether browsers are to run nothing of the response, as with stored objects.
         began: when its head was complete, and `first_byte`, when the response began, by the reactor's clock.
         announced: the bytes of body that the head of the response has announced; None if it has not.
@@ -282,6 +286,8 @@ class StreamingRequest(Request):
 
     channel: RequestChannel  # type: ignore[assignment]
     fields: Fields
+    trace: TraceContext | None = None
+    span: Any = None
     prepath: list[bytes]
     postpath: list[bytes]
     is_inert = True
@@ -307,6 +313,10 @@ class StreamingRequest(Request):
         self.id = site.request_ids.of(self.fields)
         self.method, self.uri, self.clientproto = command, path, version
         self.path = path.partition(b"?")[0]
+        if "traceparent" in self.fields:
+            self.trace = trace_context(self.fields)
+        if site.begin_span is not None:
+            site.begin_span(self)
         segments = self.path[1:].split(b"/")
         self.prepath, self.postpath = [], [unquote_to_bytes(one) if b"%" in one else one for one in segments]
         getChildForRequest(site.resource, self).render(self)

@@ -66,24 +66,26 @@ class StorageSite(Site):
     #: Called when a connection has closed.
     on_closed: Callable[[], object] | None = None
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (what it depends on)
         self,
         resource: IResource,
         reactor: IReactorTime,
         wall_clock: Callable[[], float] = time.time,
         observers: Sequence[Callable[[Sequence[EndedRequest]], object]] | None = None,
         request_ids: RequestIds | None = None,
+        begin_span: Callable[[StreamingRequest], object] | None = None,
     ) -> None:
         """`wall_clock` is for dates, and `reactor` for all timeouts and durations: its clock is monotonic.
 
         Each of the `observers` is called with the requests that have ended since the last time; by default there is an
-        AccessLog.
+        AccessLog. `begin_span` is called with each request that begins, if spans are made of them.
         """
         super().__init__(resource, timeout=IDLE_SECONDS, reactor=reactor)
         self.flush_queue = FlushQueue(reactor)
         self.channels: set[StreamingChannel] = set()
         self.draining = False
         self.request_ids = request_ids or RequestIds()
+        self.begin_span = begin_span
         self._drained: Deferred[None] = Deferred()
         self._observers = (AccessLog().add,) if observers is None else observers
         self._ended: list[EndedRequest] = []
@@ -114,6 +116,8 @@ class StorageSite(Site):
                 None if request.first_byte is None else request.first_byte - began,
                 request.fields,
                 request.id,
+                request.trace,
+                request.span,
             )
         )
 

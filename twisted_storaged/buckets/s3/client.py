@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 from awscrt import checksums
 from twisted.internet.defer import Deferred
 
+from twisted_storaged import __version__
 from twisted_storaged.buckets.s3.blocking import BlockingPool
 from twisted_storaged.buckets.s3.connection_pool import READ_SIZE, ConnectionPool, ReadOptions
 from twisted_storaged.buckets.s3.meters import Connections
@@ -35,6 +36,7 @@ from twisted_storaged.buckets.s3.responses import (
     was_there_before,
     xml_root,
 )
+from twisted_storaged.model import ORIGIN
 from twisted_storaged.protocol.http1 import ConnectionFailed, Response, TimedOut, request_head
 from twisted_storaged.protocol.sigv4 import Credentials, Signer
 from twisted_storaged.runtime.buffers import Buffer
@@ -63,6 +65,8 @@ _METHODS = {
 #: The operation that cannot be repeated, as it ends the upload.
 _ENDS = "CompleteMultipartUpload"
 _NONE: Mapping[str, str] = MappingProxyType({})
+AGENT = f"storaged/{__version__}"
+_AGENT_HEADER: Mapping[str, str] = MappingProxyType({"user-agent": AGENT})
 
 
 class S3Request(NamedTuple):
@@ -316,7 +320,23 @@ class DataPlane:
         headers = self._signer.sign(method, path, query, signed, await self._credentials.get())
         if method in ("PUT", "POST"):
             headers["content-length"] = str(len(call.body))
+        headers.update(_origin_headers())
         return request_head(method, f"{path}?{query}" if query else path, headers)
+
+
+def _origin_headers() -> Mapping[str, str]:
+    """The headers by which a request is found in the logs and traces of S3. Not signed: proxies may change them."""
+    origin = ORIGIN.get()
+    if origin is None:
+        return _AGENT_HEADER
+    # Of all headers, engines log the user agent.
+    # https://docs.aws.amazon.com/AmazonS3/latest/userguide/LogFormat.html
+    headers = {"user-agent": f"{AGENT} (request {origin.id})"}
+    if origin.trace is not None:
+        headers["traceparent"] = origin.trace.parent
+        if origin.trace.state:
+            headers["tracestate"] = origin.trace.state
+    return headers
 
 
 def _list_request(query: Mapping[str, str]) -> S3Request:

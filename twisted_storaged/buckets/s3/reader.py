@@ -23,7 +23,7 @@ from twisted_storaged.buckets.s3.response_body import BufferedBody, ResponseSequ
 from twisted_storaged.buckets.s3.responses import RequestFailed, opened
 from twisted_storaged.errors import BucketFailed, BucketUnreachable, StorageError
 from twisted_storaged.interfaces import IObjectReader
-from twisted_storaged.model import ByteRange, ObjectInfo, Span
+from twisted_storaged.model import ORIGIN, ByteRange, ObjectInfo, Span
 from twisted_storaged.protocol.checksums import Verification
 from twisted_storaged.protocol.http1 import ConnectionFailed
 from twisted_storaged.runtime.buffers import MIN_READ, DeliveryBudget, ReadReservation
@@ -68,6 +68,7 @@ class S3Reader:
         self.info = info
         self.span = span
         self._s3_key = s3_key
+        self._origin = ORIGIN.get()
         self._body: Body | None = body
         self._objects = settings.objects
         self._delivering = settings.delivering
@@ -217,6 +218,8 @@ class S3Reader:
             self._ahead.close()
 
     async def _fetch(self, start: int, end: int) -> bytes:
+        # It begins when there is memory for ranges, so maybe while another request is worked for.
+        ORIGIN.set(self._origin)
         response = await self._objects.read_object(self._s3_key, self._range(start, end))
         if len(response.body) != end - start:
             raise ConnectionFailed(f"{len(response.body)} bytes came for a range of {end - start}")
