@@ -266,6 +266,9 @@ class DeleteTests:
         response = self._post(server, key=key)
         assert (response.status, response.headers["location"]) == (303, "/?prefix=a%20b%2F#objects")
         assert list(server.bucket.objects) == ["kept"]
+        # A browser can tell where it ends, so that the connection is used again.
+        assert response.headers["content-length"] == "0"
+        assert response.headers["cache-control"] == "no-store"
 
     def test_in_a_bucket(self, server: PageServer) -> None:
         """With a bucket, the object of this bucket is deleted."""

@@ -35,7 +35,7 @@ from twisted_storaged.api.ops.page_elements import (
 )
 from twisted_storaged.api.ops.page_events import EventStreams
 from twisted_storaged.api.ops.page_view import view
-from twisted_storaged.api.responses import NOT_CACHED, send_empty
+from twisted_storaged.api.responses import NOT_CACHED
 from twisted_storaged.errors import BucketError, InvalidKey, PayloadTooLarge, StorageError, in_words
 from twisted_storaged.model import ListQuery, parse_key, parse_prefix
 from twisted_storaged.protocol.http_fields import field, parameter, query_value
@@ -147,7 +147,8 @@ class Page:
         bucket = self._namespace.bucket_for(key, named or None)
         request.bucket = bucket.name
         await bucket.delete(key)
-        send_empty(request, SEE_OTHER, [(b"Location", list_url(named, folder_of(key)).encode("ascii"))])
+        location = list_url(named, folder_of(key)).encode("ascii")
+        request.start_response(SEE_OTHER, [(b"Location", location), NOT_CACHED], 0)
 
     async def upload(self, request: StreamingRequest) -> None:
         """Store the body, as a PUT of the object does."""
