@@ -144,12 +144,24 @@ class SupervisorLinkTests:
         with pytest.raises(SupervisorSilent):
             result(first)
         assert linked.told() == ["X_STORAGED_ASKS=1"] * 2
-        send(linked.supervisor, b"reports")
+        file = make_report_file()
+        send(linked.supervisor, b"reports", [file])
         linked.read()
         assert result(second) == []
         # One that comes too late.
+        send(linked.supervisor, b"reports", [file])
+        linked.read()
+        os.close(file)
+
+    def test_reports_that_are_lost(self, linked: Linked) -> None:
+        """Without their files, which the kernel drops if no more can be open, nothing is known of the others."""
+        linked.start()
+        reports = linked.link.collect()
         send(linked.supervisor, b"reports")
         linked.read()
+        linked.reactor.advance(REPORTS_SECONDS)
+        with pytest.raises(SupervisorSilent):
+            result(reports)
 
     def test_connections(self, linked: Linked) -> None:
         """A connection that is handed over is served."""

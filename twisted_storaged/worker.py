@@ -105,6 +105,9 @@ class SupervisorLink(ServiceManager):
         return reports.addTimeout(REPORTS_SECONDS, self._reactor).addErrback(give_up)
 
     def _show(self, files: list[int]) -> None:
+        if not files:
+            # They are lost, as no more files can be open here; that of the supervisor is always there.
+            return
         reports = [report for file in files if (report := read_file(file)) is not None]
         for file in files:
             os.close(file)

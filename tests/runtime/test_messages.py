@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -77,6 +78,22 @@ class ReceiveTests:
         os.write(descriptor, b"hello")
         assert os.read(reading, 10) == b"hello"
         os.close(reading)
+
+    def test_no_more_open_files(self, peers: Peers) -> None:
+        """If there is room for some of the descriptors of a message only, it has none, and none is left open."""
+        before = os.listdir("/proc/self/fd")
+        send(peers.theirs, b"one", [peers.theirs.fileno()] * 3)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # The lowest number that is free, so that there is room for one or two.
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, limits[1]))
+        try:
+            peers.socket.doRead()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert peers.received == [(b"one", 0)]
+        assert len(os.listdir("/proc/self/fd")) == len(before)
 
     def test_many(self, peers: Peers) -> None:
         """Other events are handled after some messages; the rest is read in the next turn."""

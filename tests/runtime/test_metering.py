@@ -87,3 +87,15 @@ def test_a_counter_that_is_watched() -> None:
     meters, numbers = Meters(), iter((1, 2))
     meters.counter("seconds", "Seconds.", ("mode",)).watch(lambda: next(numbers), "user")
     assert [values(meters.snapshot())["seconds"] for _ in range(2)] == [{("user",): 1}, {("user",): 2}]
+
+
+def test_a_gauge_that_cannot_be_read() -> None:
+    """If a number cannot be read, such as when no more files can be open, the others are there."""
+
+    def fail() -> float:
+        raise OSError
+
+    meters = Meters()
+    meters.gauge("threads", "Threads.").watch(fail)
+    meters.gauge("open", "Connections.").watch(lambda: 1)
+    assert values(meters.snapshot()) == {"threads": {}, "open": {(): 1}}

@@ -17,8 +17,13 @@ class HeapTrimmerTests:
         self.resident = 100 << 20
         self.held = 100 << 20
         self.trims = 0
-        self.trimmer = HeapTrimmer(self.clock, self.trim, lambda: self.resident)
+        self.trimmer = HeapTrimmer(self.clock, self.trim, self.read)
         self.trimmer.start()
+
+    def read(self) -> int:
+        if self.resident < 0:
+            raise OSError
+        return self.resident
 
     def trim(self) -> None:
         self.trims += 1
@@ -38,6 +43,14 @@ class HeapTrimmerTests:
         self.held = 101 << 20
         self.clock.pump([EVERY] * 5)
         assert (self.trims, self.resident) == (4, 101 << 20)
+
+    def test_while_it_cannot_be_known(self) -> None:
+        """If the memory cannot be read, such as when no more files can be open, it is read the next time."""
+        self.resident = -1
+        self.clock.advance(EVERY)
+        self.resident = 300 << 20
+        self.clock.advance(EVERY)
+        assert self.trims == 1
 
     def test_never_after_a_stop(self) -> None:
         """Stopping twice does no harm."""

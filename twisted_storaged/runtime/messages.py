@@ -30,13 +30,21 @@ def send(sending: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -
 
 
 def receive(receiving: socket.socket) -> tuple[bytes, list[int]]:
-    """Receive a message and its descriptors; an empty one is the end. Raises OSError."""
+    """Receive a message and its descriptors; an empty one is the end. Raises OSError.
+
+    If no more files can be open, it has no descriptors.
+    """
     # Not recv_fds of Python 3.11, which ignores its flags.
     descriptors = array("i")
     room = socket.CMSG_LEN(MOST_DESCRIPTORS * descriptors.itemsize)
-    data, ancillary, _, _ = receiving.recvmsg(LONGEST, room, socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, flags, _ = receiving.recvmsg(LONGEST, room, socket.MSG_CMSG_CLOEXEC)
     for _, _, numbers in ancillary:
         descriptors.frombytes(numbers[: len(numbers) - len(numbers) % descriptors.itemsize])
+    if flags & socket.MSG_CTRUNC:
+        # The kernel has dropped those beyond the limit. The others are not all that the message is about.
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return data, []
     return data, descriptors.tolist()
 
 

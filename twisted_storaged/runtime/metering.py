@@ -113,13 +113,24 @@ class Gauge:
         self._reads: dict[Labels, list[Callable[[], float | None]]] = defaultdict(list)
 
     def watch(self, read: Callable[[], float | None], *labels: str) -> None:
-        """Ask `read` for the number for these labels; several are added. It may return None for an unknown number."""
+        """Ask `read` for the number for these labels; several are added.
+
+        It may return None for an unknown number, or raise OSError.
+        """
         self._reads[labels].append(read)
 
     def snapshot(self) -> list[tuple[Labels, Any]]:
         """The present values."""
-        found = [(labels, [read() for read in reads]) for labels, reads in self._reads.items()]
+        found = [(labels, [_known(read) for read in reads]) for labels, reads in self._reads.items()]
         return [(labels, sum(known)) for labels, values in found if (known := [v for v in values if v is not None])]
+
+
+def _known(read: Callable[[], float | None]) -> float | None:
+    # All other numbers are wanted most when, say, no more files can be open.
+    try:
+        return read()
+    except OSError:
+        return None
 
 
 class Meters:

@@ -8,6 +8,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from signal import SIG_BLOCK, SIG_UNBLOCK, SIGHUP, SIGINT, SIGTERM, pthread_sigmask, signal
 from typing import Any, Protocol
@@ -194,8 +195,10 @@ class HeapTrimmer:
             self._looking.stop()
 
     def _look(self) -> None:
-        now = self._resident()
-        if now > self._least + WORTH_IT:
-            self._trim()
+        # While no more files can be open, it cannot be known. An error would end the LoopingCall.
+        with suppress(OSError):
             now = self._resident()
-        self._least = min(self._least, now)
+            if now > self._least + WORTH_IT:
+                self._trim()
+                now = self._resident()
+            self._least = min(self._least, now)

@@ -6,12 +6,12 @@ twisted.web.template escapes all texts and attributes. https://docs.twisted.org/
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from msgspec import Struct
-from twisted.python.filepath import FilePath
-from twisted.web.template import Element, Tag, XMLFile, renderer, tags
+from twisted.web.template import Element, Tag, XMLString, renderer, tags
 
 from twisted_storaged.api.ops.page_view import COLUMNS, Cell, Row, View, moment, shown, size
 from twisted_storaged.model import ObjectInfo
@@ -19,7 +19,7 @@ from twisted_storaged.model import ObjectInfo
 #: An object, or a common prefix.
 Entry = ObjectInfo | str
 
-_FOLDER = FilePath(__file__).parent()
+_FOLDER = Path(__file__).parent
 
 
 class Listing(Struct, frozen=True):
@@ -78,7 +78,7 @@ def list_url(bucket: str, prefix: str, after: str = "") -> str:
 class PageElement(Element):
     """The page."""
 
-    loader = XMLFile(_FOLDER.child("page.html"))
+    loader = XMLString((_FOLDER / "page.html").read_bytes())
 
     def __init__(self, view: View, listing: Listing) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class PageElement(Element):
 class ConfirmElement(Element):
     """The question whether an object is to be deleted."""
 
-    loader = XMLFile(_FOLDER.child("confirm.html"))
+    loader = XMLString((_FOLDER / "confirm.html").read_bytes())
 
     def __init__(self, info: ObjectInfo, bucket: str, named: str, token: str) -> None:
         """Ask for an object in `bucket`; `named` is the bucket that was asked for, empty if the policy found it."""
