@@ -351,6 +351,24 @@ class MetricsTests:
         wait_until(lambda: self.scrape(daemon).get("storaged_workers") == 2)
         assert self.scrape(daemon)[puts] == 20
 
+    def test_counters_never_go_back(self, place: Place) -> None:
+        """What a scrape has shown, later ones have, too, though all workers are killed right after it."""
+        daemon = daemon_of(place)
+        put = 'storaged_requests_total{operation="put",outcome="complete",status="2xx"} 1.0'
+        with connect(daemon) as client:
+
+            def is_shown() -> bool:
+                client.send(head("GET", "/metrics"))
+                return put in client.response().body.decode()
+
+            client.send(head("PUT", "/objects/k", length(1)) + b"x")
+            assert client.response().status == 200
+            wait_until(is_shown)
+            for pid in daemon.workers():
+                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: self.scrape(daemon).get('storaged_workers_ended_total{how="killed"}') == 2)
+        assert put in self.text(daemon)
+
     def test_under_way(self, place: Place) -> None:
         """A PUT that waits for its client is seen, and the slot that it holds, whichever worker is asked."""
         daemon = daemon_of(place)
