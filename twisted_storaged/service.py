@@ -475,6 +475,7 @@ def assemble(  # noqa: PLR0913 (its parts)
         observers.append(spans.add)
     site = StorageSite(tree, reactor, observers=observers, begin_span=None if spans is None else spans.begin)
     _watch(reports.meters, site, slots)
+    config.upkeep.delivering.watch(meters)
     under_way = UnderWay(site, slots, past, kinds, reactor)
     reports.status = under_way.status
     service = StorageService(

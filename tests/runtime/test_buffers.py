@@ -21,10 +21,16 @@ from twisted_storaged.runtime.buffers import (
     ReadReservation,
     part_buffers,
 )
+from twisted_storaged.runtime.metering import Meters
 
 
 def pool_of(size: int, keep: int) -> BufferPool:
     return BufferPool(size, keep=keep)
+
+
+def values(meters: Meters) -> dict[str, float]:
+    """The values of metrics that have one each."""
+    return {one.family.name.removeprefix("storaged_"): value for one in meters.snapshot() for _, value in one.values}
 
 
 def free_pieces(pool: BufferPool) -> int:
@@ -134,9 +140,35 @@ class BufferPoolTests:
         assert not wrong
         assert not pool._taken
 
+    def test_metrics(self) -> None:
+        """They tell how much is in use and how much is kept, of all pools for a use."""
+        meters = Meters()
+        pool, other = BufferPool(SMALL_PIECE, PIECE, keep=1), pool_of(PIECE, keep=1)
+        pool.watch(meters, "put")
+        other.watch(meters, "put")
+        assert values(meters) == {"buffers_in_use_bytes": 0, "buffers_kept_bytes": 0}
+        pieces = [pool.take(PIECE), pool.take(PIECE), pool.take(SMALL_PIECE), other.take(PIECE)]
+        assert values(meters) == {"buffers_in_use_bytes": 3 * PIECE + SMALL_PIECE, "buffers_kept_bytes": 0}
+        pool.give_back(pieces[0])
+        del pieces[1:]
+        assert values(meters) == {"buffers_in_use_bytes": 0, "buffers_kept_bytes": 2 * PIECE + SMALL_PIECE}
+        pool.trim(0)
+        assert values(meters) == {"buffers_in_use_bytes": 0, "buffers_kept_bytes": PIECE}
+
 
 class DeliveryBudgetTests:
     """How much each GET may read, and how much all hold."""
+
+    def test_metrics(self) -> None:
+        """They tell what is held, and the total."""
+        meters, budget = Meters(), DeliveryBudget(total=1000)
+        budget.watch(meters)
+        portion = budget.join(2)
+        assert values(meters) == {"get_memory_bytes": 0, "get_memory_budget_bytes": 1000}
+        portion.hold(10)
+        assert values(meters) == {"get_memory_bytes": 10, "get_memory_budget_bytes": 1000}
+        portion.leave()
+        assert values(meters)["get_memory_bytes"] == 0
 
     def test_few_read_in_large_pieces(self) -> None:
         """With up to ten GETs, each read has the maximum size."""

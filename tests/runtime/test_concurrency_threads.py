@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 import pytest_twisted
+from twisted.internet.defer import gatherResults
 
 from tests.support import reactor
 from twisted_storaged.runtime.concurrency import Threads
+from twisted_storaged.runtime.metering import Meters
 
 
 class ThreadsTests:
@@ -40,3 +43,28 @@ class ThreadsTests:
         await stopped
         await call
         assert ended == [True]
+
+    @pytest_twisted.ensureDeferred
+    async def test_metrics(self) -> None:
+        """They tell how many threads are busy, how many calls wait, and for how long calls have waited."""
+        meters = Meters()
+        threads = Threads(reactor, 2, "name", meters)
+        threads.start()
+
+        def values() -> list[Any]:
+            found = {one.family.name: dict(one.values).get(("name",)) for one in meters.snapshot()}
+            return [found[f"storaged_pool_{name}"] for name in ("threads", "threads_busy", "queue", "wait_seconds")]
+
+        assert values() == [2, 0, 0, None]
+        go = threading.Event()
+        calls = [threads.run(go.wait, 10) for _ in range(5)]
+        assert values() == [2, 2, 3, None]
+        go.set()
+        await gatherResults(calls)
+        with pytest.raises(ValueError, match="invalid literal"):
+            await threads.run(int, "x")
+        assert values()[:3] == [2, 0, 0]
+        *counts, seconds = values()[3]
+        assert sum(counts) == 6
+        assert 0 < seconds < 60
+        await threads.stop()

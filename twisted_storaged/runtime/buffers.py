@@ -10,6 +10,8 @@ from ctypes import c_char
 from typing import Any
 from weakref import finalize
 
+from twisted_storaged.runtime.metering import Meters
+
 #: What can be written to a socket or a file as it is.
 Buffer = bytes | bytearray | memoryview
 
@@ -40,8 +42,16 @@ class BufferPool:
         self.size = max(sizes)
         self._keep = keep
         self._free: dict[int, list[mmap.mmap]] = {size: [] for size in sizes}
-        # By the id of what all views of a piece have as their `obj`: what returns it to the pool, once.
-        self._taken: dict[int, finalize[..., Any]] = {}
+        # By the id of what all views of a piece have as their `obj`: its size, and what returns it to the pool, once.
+        self._taken: dict[int, tuple[int, finalize[..., Any]]] = {}
+
+    def watch(self, meters: Meters, use: str) -> None:
+        """Let gauges tell the bytes in use, and those that are kept for reuse, of all pools for this use."""
+        in_use = meters.gauge("storaged_buffers_in_use_bytes", "Memory of bodies that is in use.", ("use",))
+        kept = meters.gauge("storaged_buffers_kept_bytes", "Memory of bodies that is kept for reuse.", ("use",))
+        # Of a copy, since other threads take and return pieces.
+        in_use.watch(lambda: sum(size for size, _ in list(self._taken.values())), use)
+        kept.watch(lambda: sum(size * len(free) for size, free in self._free.items()), use)
 
     def take(self, size: int) -> memoryview:
         """Memory of at least `size` bytes, whose content is arbitrary.
@@ -60,8 +70,9 @@ class BufferPool:
 
         An exception can keep a view, in a cycle with the frames that it passed, until the garbage collector runs.
         """
-        putting_back = self._taken.get(id(piece.obj))
-        if putting_back is not None:
+        taken = self._taken.get(id(piece.obj))
+        if taken is not None:
+            _, putting_back = taken
             putting_back()
 
     def trim(self, keep: int) -> None:
@@ -78,8 +89,9 @@ class BufferPool:
             memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         # All views of the piece, and nothing else, keep this array alive.
         array = (c_char * size).from_buffer(memory)
-        putting_back = self._taken[id(array)] = finalize(array, self._put_back, id(array), free, memory)
+        putting_back = finalize(array, self._put_back, id(array), free, memory)
         putting_back.atexit = False
+        self._taken[id(array)] = size, putting_back
         return memoryview(array).cast("B")
 
     def _put_back(self, taken: int, free: list[mmap.mmap], memory: mmap.mmap) -> None:
@@ -101,13 +113,14 @@ class DeliveryBudget:
     read at a time. So all GETs together never hold more than `total` bytes and one smallest read each.
 
     Attributes:
+        total: bytes that they may hold together.
         count: GETs under way.
         held: bytes that they hold together.
         when_idle: functions that are called each time that the last GET has ended, to release memory kept for reuse.
     """
 
     def __init__(self, total: int = DELIVERY_BYTES, least: int = MIN_READ, most: int = MAX_READ) -> None:
-        self._total = total
+        self.total = total
         self.least = least
         self._most = most
         self.count = 0
@@ -122,8 +135,13 @@ class DeliveryBudget:
     def next_size(self, reads: int) -> int:
         """Bytes of the next read of a GET that makes `reads` at a time. Less than the smallest read means none."""
         # Slow clients keep what they hold, so that less than a share may be free.
-        share = self._total // (reads * max(self.count, 1))
-        return min(max(self.least, min(self._most, share)), self._total - self.held)
+        share = self.total // (reads * max(self.count, 1))
+        return min(max(self.least, min(self._most, share)), self.total - self.held)
+
+    def watch(self, meters: Meters) -> None:
+        """Let gauges tell what is held, and the total."""
+        meters.gauge("storaged_get_memory_bytes", "Memory that GETs hold.").watch(lambda: self.held)
+        meters.gauge("storaged_get_memory_budget_bytes", "Memory that GETs may hold.").watch(lambda: self.total)
 
 
 class ReadReservation:

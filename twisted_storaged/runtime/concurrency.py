@@ -6,14 +6,16 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from functools import partial, wraps
 from threading import Thread
+from time import monotonic
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer, IReactorFromThreads
-from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
+
+from twisted_storaged.runtime.metering import Meters
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -141,8 +143,20 @@ class Threads:
     A call must never wait for a client, since a few slow clients would occupy all threads.
     """
 
-    def __init__(self, reactor: IReactorFromThreads, size: int, name: str) -> None:
+    def __init__(self, reactor: IReactorFromThreads, size: int, name: str, meters: Meters | None = None) -> None:
+        """Metrics have the name, and are in `meters`; by default, in its own."""
         self._reactor = reactor
+        self._name = name
+        #: Calls that wait for a thread or are made in one.
+        self._count = 0
+        meters, labels = meters or Meters(), ("pool",)
+        self._waits = meters.histogram("storaged_pool_wait_seconds", "Time that calls wait for a thread.", labels)
+        threads = meters.gauge("storaged_pool_threads", "Threads that a pool may have.", labels)
+        threads.watch(lambda: size, name)
+        busy = meters.gauge("storaged_pool_threads_busy", "Threads of a pool that make a call.", labels)
+        busy.watch(lambda: min(self._count, size), name)
+        queue = meters.gauge("storaged_pool_queue", "Calls that wait for a thread.", labels)
+        queue.watch(lambda: max(self._count - size, 0), name)
         self._pool = ThreadPool(0, size, name)
         # A call that hangs in a socket must not keep the process from ending.
         self._pool.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
@@ -153,7 +167,27 @@ class Threads:
 
     def run(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
         """Make a blocking call in a thread; the Deferred has what it returns or raises."""
-        return deferToThreadPool(self._reactor, self._pool, call, *args, **kwargs)
+        outcome: Deferred[_T] = Deferred()
+        queued = monotonic()
+        waited = 0.0
+
+        def timed() -> _T:
+            nonlocal waited
+            waited = monotonic() - queued
+            return call(*args, **kwargs)
+
+        def ended(success: bool, result: Any) -> None:
+            fire = outcome.callback if success else outcome.errback
+            self._reactor.callFromThread(self._ended, waited, fire, result)
+
+        self._count += 1
+        self._pool.callInThreadWithCallback(ended, timed)
+        return outcome
+
+    def _ended(self, waited: float, fire: Callable[[Any], object], result: Any) -> None:
+        self._count -= 1
+        self._waits.observe(waited, self._name)
+        fire(result)
 
     def ping(self) -> Deferred[None]:
         """Make a call that does nothing; fires when it has returned. It does not, if all threads hang."""

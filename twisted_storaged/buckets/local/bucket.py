@@ -110,16 +110,18 @@ class LocalBucket:
         What it does is counted in `meters`; by default, in its own.
         """
         self.name = name
+        self._counted_in = meters = meters or Meters()
         self._meters = LocalMeters(meters, name)
         self._path = settings.path
         self._lock = lock
-        self._threads = Threads(reactor, put_slots * WINDOW + READERS + COMMITTERS, f"bucket {name}")
+        self._threads = Threads(reactor, put_slots * WINDOW + READERS + COMMITTERS, f"bucket {name}", meters)
         # Of its own, so that a check waits for the disk only, and not for requests.
-        self._checker = Threads(reactor, 1, f"check of bucket {name}")
+        self._checker = Threads(reactor, 1, f"check of bucket {name}", meters)
         self._is_checking = False
         self._delivering = DeliveryBudget() if delivering is None else delivering
-        self._buffers = part_buffers(PART_SIZE, keep=put_slots)
-        self._uploader = Uploader(self._buffers, FairShare(put_slots, WINDOW, WINDOW))
+        buffers = part_buffers(PART_SIZE, keep=put_slots)
+        buffers.watch(meters, "put")
+        self._uploader = Uploader(buffers, FairShare(put_slots, WINDOW, WINDOW))
         self._recent = RecentNames(RECENT)
         self._clock = clock = IReactorTime(reactor)
         # Calls that arrive together share a commit, or a call in a thread.
@@ -138,6 +140,7 @@ class LocalBucket:
         self._folder = OpenFolder(self.name, self._path, self._lock)
         self._directory, self._index, self._writes = self._folder.directory, self._folder.index, self._folder.writes
         memory = self._directory.memory
+        memory.watch(self._counted_in, "get")
         # Otherwise more than 32 MiB of free pieces would stay after many GETs.
         self._delivering.when_idle.append(lambda: memory.trim(KEEP_FOR_READS))
         self._threads.start()

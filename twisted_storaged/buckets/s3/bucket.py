@@ -89,11 +89,15 @@ class S3Bucket:
         self._settings = settings
         self._reactor = reactor
         self._upkeep = upkeep
+        meters = meters or Meters()
         self._meters = S3Meters(meters, name)
         self._journal = Journal(upkeep.state)
-        self._threads = Threads(reactor, max(put_slots * WINDOW, WINDOW_ALONE) + SPARE_THREADS, f"bucket {name}")
+        threads = max(put_slots * WINDOW, WINDOW_ALONE) + SPARE_THREADS
+        self._threads = Threads(reactor, threads, f"bucket {name}", meters)
         self._window = FairShare(put_slots * WINDOW, WINDOW, WINDOW_ALONE)
-        self._uploader = Uploader(part_buffers(MIN_PART_SIZE, keep=put_slots * WINDOW), self._window)
+        buffers = part_buffers(MIN_PART_SIZE, keep=put_slots * WINDOW)
+        buffers.watch(meters, "put")
+        self._uploader = Uploader(buffers, self._window)
         self._conditions = ConditionalSupport(CAPABILITIES_BY_SETTING[settings.conditional_writes], self._probe)
 
     def start(self) -> None:
