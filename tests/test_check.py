@@ -102,6 +102,14 @@ class EffectiveConfigTests:
         assert again.policy.rules == config.policy.rules
         assert replace(again, policy=config.policy) == config
 
+    def test_logs(self, tmp_path: Path) -> None:
+        """The format of the log and the file for requests are printed."""
+        config = replace(
+            config_of({"primary": LocalSettings(Path("/d"))}), log_format="json", access_log=Path("/log/access.log")
+        )
+        again = loaded(tmp_path / "x.toml", list(effective_config(config)))
+        assert (again.log_format, again.access_log) == ("json", Path("/log/access.log"))
+
     def test_an_endpoint_for_other_hosts(self, tmp_path: Path) -> None:
         """A configuration with `allow_network` is printed with it."""
         config = config_of({"primary": LocalSettings(Path("/d"))}, endpoint="tcp:1")
@@ -266,6 +274,31 @@ class CheckTests:
         lines, is_well = check(config_of({"primary": settings}), MemoryReactorClock())
         assert not is_well
         assert lines[-1].startswith('# bucket primary: Could not connect to the endpoint URL: "http://127.0.0.1:1/')
+
+
+class AccessLogTests:
+    """A file for requests."""
+
+    @pytest.mark.parametrize(
+        ("name", "problem"),
+        [
+            ("access.log", ""),
+            ("new.log", ""),
+            ("folder", "{path} cannot be read and written"),
+            ("none/access.log", "{path} does not exist, and cannot be created"),
+        ],
+    )
+    def test_can_be_written(self, tmp_path: Path, name: str, problem: str) -> None:
+        """It can be written, or created, which is not done."""
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "access.log").touch()
+        before = sorted(tmp_path.iterdir())
+        config = replace(config_of({"primary": LocalSettings(tmp_path / "data")}), access_log=tmp_path / name)
+        lines, is_well = check(config, MemoryReactorClock())
+        expected = problem.format(path=tmp_path / name) or "ok"
+        assert f"# access log: {expected}" in lines
+        assert is_well == (not problem)
+        assert sorted(tmp_path.iterdir()) == before
 
 
 class ExplainTests:

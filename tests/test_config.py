@@ -144,6 +144,20 @@ class FileTests:
         assert config.buckets == {"primary": s3}
         assert "hunter2" not in repr(config)
 
+    @pytest.mark.parametrize(
+        ("line", "access_log"), [("", True), ("false", False), ("true", True), ("'/log'", Path("/log"))]
+    )
+    def test_access_log(self, tmp_path: Path, line: str, access_log: object) -> None:
+        """`access_log` is true by default, and may be false or a file."""
+        text = f"access_log = {line}" if line else ""
+        assert load(tmp_path, f"[storaged]\n{text}").access_log == access_log
+
+    def test_log_format(self, tmp_path: Path) -> None:
+        """The format of a log that was opened before is kept."""
+        assert load(tmp_path, "").log_format == "text"
+        assert load(tmp_path, "[storaged]\nlog_format = 'json'").log_format == "json"
+        assert load(tmp_path, "[storaged]\nlog_format = 'json'", log_format="text").log_format == "text"
+
     @pytest.mark.parametrize(("line", "verify"), [("", None), ("'auto'", None), ("true", True), ("false", False)])
     def test_verify_reads(self, tmp_path: Path, line: str, verify: bool | None) -> None:
         """`verify_reads` is automatic by default, and may be true or false."""
@@ -255,6 +269,9 @@ path = "{tmp_path}/link/data"
             ("[storaged]\nreap_interval = 0", "[storaged] reap_interval is 0: expected a time such as "),
             ("[storaged]\ns3_deadline = 1.5", "[storaged] s3_deadline is 1.5: expected a time such as "),
             ("[storaged]\nallow_network = 'yes'", "[storaged] allow_network is 'yes': expected true or false"),
+            ("[storaged]\naccess_log = 1", "[storaged] access_log is 1: expected true, false or a non-empty path"),
+            ("[storaged]\naccess_log = ''", "[storaged] access_log is '': expected true, false or a non-empty path"),
+            ("[storaged]\nlog_format = 'xml'", '[storaged] log_format is \'xml\': expected "json" or "text"'),
             ("storaged = 3", "[storaged] is 3: expected a table"),
             ("[s3]", "[s3] bucket is missing: expected a non-empty string"),
             ("[s3]\nbucket = ''", "[s3] bucket is '': expected a non-empty string"),

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from twisted.logger import LogLevel
 
 from tests.buckets.local.embedded import flip, logged
 from tests.daemon import ROOT
-from tests.server.wire import Connection, Server, put
+from tests.server.wire import Connection, Server, put, request
 from tests.support import UPKEEP, MemoryBucket, result
 from tests.test_check import NOW, certificate, config_of
 from twisted_storaged.buckets.local.bucket import LocalSettings
@@ -35,12 +36,16 @@ from twisted_storaged.preparation import Prepared, Settings, Sources
 from twisted_storaged.readiness import Readiness
 from twisted_storaged.reports import Reports
 from twisted_storaged.routing import Policy, Registry
+from twisted_storaged.runtime.appended_file import AppendedFile
+from twisted_storaged.runtime.log_format import as_text
+from twisted_storaged.runtime.log_pipe import LogWriter
 from twisted_storaged.runtime.metering import Meters
 from twisted_storaged.runtime.systemd import MORE_TIME, NO_MANAGER, ListenSocket, ServiceManager
 from twisted_storaged.server import tracing
 from twisted_storaged.server.tracing import RequestSpans
 from twisted_storaged.service import (
     CLOSE_SECONDS,
+    LOG_SECONDS,
     READY_INTERVAL,
     REPORT_INTERVAL,
     MaintenanceService,
@@ -133,6 +138,16 @@ class StartTests:
         assert isinstance(caught.value, SystemExit)
         assert isinstance(caught.value.code, str)
         assert running.calls == ["start", "start", "close"]
+
+    def test_an_access_log_that_cannot_be_opened(self, tmp_path: Path) -> None:
+        """A file for requests that cannot be opened ends the start before a bucket is opened."""
+        running = Running()
+        access_log = AppendedFile(tmp_path / "none" / "log", running.reactor)
+        service = running.another(running.listener, access_log=access_log)
+        with logged(LogLevel.critical) as lines, pytest.raises(StartError, match="as the access log: No such file"):
+            service.startService()
+        assert len(lines) == 1
+        assert running.calls == ["start"]
 
     @pytest.mark.parametrize("endpoint", ["tcp:x", "tcp:1:2:3:4:5", "unix:\\", "nonsense:1"])
     def test_an_endpoint_that_twisted_cannot_parse(self, endpoint: str) -> None:
@@ -559,6 +574,36 @@ class StopTests:
         running.reactor.advance(CLOSE_SECONDS)
         result(stopped)
 
+    @pytest.mark.parametrize("hangs", [False, True])
+    def test_an_access_log(self, hangs: bool) -> None:
+        """A file for requests gets the last of them, and is waited for, but not for long."""
+        running = Running()
+        calls: list[object] = []
+        stopping: Deferred[None] = Deferred()
+
+        class File:
+            def start(self) -> None: ...
+
+            def stop(self) -> Deferred[None]:
+                calls.append("stop")
+                return stopping
+
+        running.server.site._observers = [calls.append]
+        service = running.another(running.listener, access_log=File())
+        service.startService()
+        connection = running.connect()
+        connection.send(request("GET", "/health"))
+        connection.lose()
+        stopped = service.stopService()
+        assert (len(calls), calls[-1], stopped.called) == (2, "stop", False)
+        if hangs:
+            with logged(LogLevel.warn) as lines:
+                running.reactor.advance(LOG_SECONDS)
+            assert lines == ["stops without waiting for the access log: 1 s have passed"]
+        else:
+            stopping.callback(None)
+        result(stopped)
+
 
 def fill(path: Path) -> Path:
     """Make a bucket with one object; returns the file of the object."""
@@ -587,6 +632,20 @@ def status(service: MaintenanceService) -> object:
 
 class AssembleTests:
     """The daemon as it is made from its configuration."""
+
+    def test_logs(self, tmp_path: Path) -> None:
+        """A file for requests is opened when the daemon starts, and what it and the log drop is counted."""
+        path = tmp_path / "access.log"
+        config = replace(config_of({"primary": LocalSettings(tmp_path / "data")}), access_log=path)
+        reactor, reports, log = MemoryReactorClock(), Reports(Meters()), LogWriter(as_text)
+        log.dropped = 3
+        service = assemble(config, reactor, EndpointListener(config.endpoint, reactor), reports=reports, log=log)
+        assert not path.exists()
+        (dropped,) = (one for one in reports.own().metrics if one.family.name == "storaged_log_lines_dropped")
+        assert dict(dropped.values) == {("main",): 3, ("access",): 0}
+        service.startService()
+        assert path.exists()
+        service._registry.close()
 
     def test_what_ends(self, tmp_path: Path) -> None:
         """Metrics tell when the certificate expires, and whether the process stops."""

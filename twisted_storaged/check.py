@@ -55,7 +55,7 @@ def effective_config(config: Config) -> Iterator[str]:
         "s3_deadline": int(upkeep.deadline),
         "drain": int(config.drain),
         "log_format": config.log_format,
-        "access_log": config.access_log,
+        "access_log": str(config.access_log) if isinstance(config.access_log, Path) else config.access_log,
     }
     yield from _section("[storaged]", storaged)
     for name, settings in config.buckets.items():
@@ -75,6 +75,8 @@ def check(config: Config, reactor: Any, wall_clock: Callable[[], float] = time.t
     if not problems["endpoint"]:
         now = datetime.fromtimestamp(wall_clock(), UTC)
         problems["endpoint"], warnings = _validity_of_certificates(config.endpoint, now)
+    if isinstance(config.access_log, Path):
+        problems["access log"] = _problem_of_access_log(config.access_log)
     for name, settings in config.buckets.items():
         problems[f"bucket {name}"] = _problem_of_bucket(settings, config.upkeep.deadline)
     lines = [f"# warning: {warning}" for warning in warnings]
@@ -230,6 +232,12 @@ def _problem_of_bucket(settings: BucketSettings, deadline: float) -> str:
         return "" if _is_usable(path) else f"{path} is not a folder that can be read and written"
     parent = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     return "" if _is_usable(parent) else f"{path} does not exist, and cannot be created in {parent}"
+
+
+def _problem_of_access_log(path: Path) -> str:
+    if os.path.lexists(path):
+        return "" if os.access(path, os.R_OK | os.W_OK) and not path.is_dir() else f"{path} cannot be read and written"
+    return "" if _is_usable(path.parent) else f"{path} does not exist, and cannot be created"
 
 
 def _is_usable(path: Path) -> bool:

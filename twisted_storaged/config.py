@@ -120,7 +120,9 @@ class StoragedSection(Struct, frozen=True, kw_only=True):
         LogFormat,
         Meta(description="Whether each line of the log is text, or an object of JSON."),
     ] = "text"
-    access_log: Annotated[bool, Meta(description="Whether the log has a line for each request.")] = True
+    access_log: Annotated[
+        bool | FilePath, Meta(description="Whether the log has a line for each request; or a file for these lines.")
+    ] = True
     status_page: Annotated[
         bool,
         Meta(
@@ -232,7 +234,7 @@ class Config:
         workers: how many processes serve requests.
         allow_network: whether other hosts may reach the endpoint.
         log_format: of the lines of the log.
-        access_log: whether requests are logged.
+        access_log: whether requests are logged; or the file for that.
         status_page: whether there is a page for browsers.
     """
 
@@ -246,7 +248,7 @@ class Config:
     workers: int = 1
     allow_network: bool = False
     log_format: LogFormat = "text"
-    access_log: bool = True
+    access_log: bool | Path = True
     status_page: bool = True
 
     @property
@@ -306,7 +308,7 @@ def load_config(overrides: Overrides, secrets: Mapping[str, Credentials], enviro
         workers=len(os.sched_getaffinity(0)) if storaged.workers == "auto" else storaged.workers,
         allow_network=storaged.allow_network,
         log_format=overrides.log_format or storaged.log_format,
-        access_log=storaged.access_log,
+        access_log=Path(storaged.access_log) if isinstance(storaged.access_log, str) else storaged.access_log,
         status_page=storaged.status_page and not storaged.allow_network,
     )
 

@@ -18,7 +18,6 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from twisted_storaged.runtime.concurrency import deferred
-from twisted_storaged.runtime.log_pipe import LogWriter
 from twisted_storaged.runtime.metering import Meters, Snapshot, merge, without_gauges
 from twisted_storaged.runtime.process_meters import watch_process
 from twisted_storaged.runtime.report_file import ReportWriter, make_report_file, read_report
@@ -55,10 +54,16 @@ def count_workers(meters: Meters, alive: Callable[[], int]) -> None:
     meters.gauge("storaged_workers", "Worker processes that are alive.").watch(alive)
 
 
-def count_dropped(meters: Meters, log: LogWriter) -> None:
-    """Count the lines that the log of this process drops."""
+class Log(Protocol):
+    """A log that counts the lines that it has dropped."""
+
+    dropped: int
+
+
+def count_dropped(meters: Meters, log: Log, name: str) -> None:
+    """Count the lines that a log of this process drops."""
     dropped = meters.counter("storaged_log_lines_dropped", "Lines of a log that are lost.", ("log",))
-    dropped.watch(lambda: log.dropped, "main")
+    dropped.watch(lambda: log.dropped, name)
 
 
 class Reports:
@@ -115,7 +120,7 @@ class SupervisorReports:
         file: the descriptor of the file with its own report.
     """
 
-    def __init__(self, alive: Callable[[], int], reactor: Any, log: LogWriter | None = None) -> None:
+    def __init__(self, alive: Callable[[], int], reactor: Any, log: Log | None = None) -> None:
         """`alive` tells how many workers there are, and `log` is that of the supervisor. Raises OSError."""
         self.file = make_report_file()
         self._writer = ReportWriter(self.file)
@@ -124,7 +129,7 @@ class SupervisorReports:
         count_workers(meters, alive)
         watch_process(meters, reactor)
         if log is not None:
-            count_dropped(meters, log)
+            count_dropped(meters, log, "main")
         #: By how they ended.
         self._ends = meters.counter("storaged_workers_ended", "Worker processes that have ended.", ("how",))
         # From the start, as Prometheus does not see the increase with which a series begins.

@@ -51,6 +51,7 @@ from twisted_storaged.preparation import Settings, Sources, check_replacement, p
 from twisted_storaged.readiness import Readiness
 from twisted_storaged.reports import Reports, count_dropped, count_workers
 from twisted_storaged.routing import PRIMARY, Namespace, Registry
+from twisted_storaged.runtime.appended_file import AppendedFile
 from twisted_storaged.runtime.concurrency import Threads, deferred
 from twisted_storaged.runtime.log_pipe import LogWriter
 from twisted_storaged.runtime.metering import Meters
@@ -85,6 +86,8 @@ REPORT_INTERVAL = 1.0
 #: at most `drain` and 10 s, and a supervisor must not kill the daemon earlier: see TimeoutStopSec in
 #: etc/storaged.service.
 CLOSE_SECONDS = 5
+#: Seconds that, at last, the access log has to be written, if it is a file of its own.
+LOG_SECONDS = 1
 
 _log = Logger()
 
@@ -110,10 +113,11 @@ class StorageService(Service):
         drain: float = DEFAULT_DRAIN,
         manager: ServiceManager = NO_MANAGER,
         replacement: Replacement | None = None,
+        access_log: AppendedFile | None = None,
     ) -> None:
         """Serve `site`; requests under way have `drain` seconds to complete when the daemon stops.
 
-        With a `replacement`, the daemon can be reloaded.
+        With a `replacement`, the daemon can be reloaded. It opens and closes its `access_log`.
         """
         self._listener = listener
         self._site = site
@@ -128,6 +132,7 @@ class StorageService(Service):
         self._manager = manager
         self._watchdog = Watchdog(manager, registry.ping, reactor)
         self._replacement = replacement
+        self._access_log = access_log
         #: The listening sockets for the program that is run when this one ends, if it is reloaded.
         self._kept: Sequence[ListenSocket] | None = None
         self.stopping = False
@@ -140,7 +145,7 @@ class StorageService(Service):
         """Open the buckets, then listen. This may block, as the reactor does not run yet.
 
         Raises:
-            StartError: a bucket cannot be opened, or the port is taken.
+            StartError: a bucket or the access log cannot be opened, or the port is taken.
         """
         # Modules, classes and buckets live as long as the process: frozen, they are not scanned by each collection.
         self._reactor.callWhenRunning(gc.freeze)
@@ -148,6 +153,8 @@ class StorageService(Service):
         self._reactor.callWhenRunning(self._under_way.start)
         self._reactor.callWhenRunning(self._readiness.start)
         try:
+            if self._access_log is not None:
+                self._access_log.start()
             self._registry.start()
             try:
                 self._listen()
@@ -258,6 +265,8 @@ class StorageService(Service):
         await self._wait_for("buckets", self._registry.stop(), CLOSE_SECONDS)
         self._under_way.stop()
         self._site.flush_log()
+        if self._access_log is not None:
+            await self._wait_for("the access log", self._access_log.stop(), LOG_SECONDS)
         _log.info("storaged has stopped")
 
     def skip_drain(self) -> None:
@@ -455,8 +464,9 @@ def assemble(  # noqa: PLR0913 (its parts)
     registry = Registry(make_bucket(name, settings) for name, settings in config.buckets.items())
     past = PastRequests()
     observers = [RequestMeters(reports.meters).add, past.add]
+    access_log = AppendedFile(config.access_log, reactor) if isinstance(config.access_log, Path) else None
     if config.access_log:
-        observers.append(AccessLog(config.log_format).add)
+        observers.append(AccessLog(config.log_format, access_log.write if access_log else None).add)
     kinds = {name: kind_of(settings) for name, settings in config.buckets.items()}
     readiness = Readiness(registry, kinds, reports.meters, reactor)
     collector = StatusCollector(reports, slots, config.policy, readiness.buckets)
@@ -479,11 +489,12 @@ def assemble(  # noqa: PLR0913 (its parts)
     under_way = UnderWay(site, slots, past, kinds, reactor)
     reports.status = under_way.status
     service = StorageService(
-        listener, site, registry, slots, reactor, under_way, readiness, config.drain, manager, replacement
+        listener, site, registry, slots, reactor, under_way, readiness, config.drain, manager, replacement, access_log
     )
     watch_process(reports.meters, reactor)
-    if log is not None:
-        count_dropped(reports.meters, log)
+    for one, name in ((log, "main"), (access_log, "access")):
+        if one is not None:
+            count_dropped(reports.meters, one, name)
     _watch_end(reports.meters, service, certificate_expiry(config.endpoint))
     return service
 

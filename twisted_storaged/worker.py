@@ -32,6 +32,7 @@ from twisted_storaged.errors import StartError, SupervisorSilent
 from twisted_storaged.listening import adopt, served_factory
 from twisted_storaged.preparation import Prepared, Sources, WorkerSpec, with_copies
 from twisted_storaged.reports import Report, Reports, read_file
+from twisted_storaged.runtime.appended_file import check_appended
 from twisted_storaged.runtime.log_pipe import begin_logging
 from twisted_storaged.runtime.messages import MessageSocket, send
 from twisted_storaged.runtime.metering import Meters
@@ -247,6 +248,8 @@ def prepare_start(control: socket.socket, held: Sequence[str], sources: Sources)
         config = load(copied, os.environ)
         # Loads the certificates of the endpoint.
         served_factory(config.endpoint, Factory())
+        if isinstance(config.access_log, Path):
+            check_appended(config.access_log)
         folders = {
             str(settings.path): name for name, settings in config.buckets.items() if isinstance(settings, LocalSettings)
         }

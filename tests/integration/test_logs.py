@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +94,11 @@ class Logging:
         return int(found[1])
 
 
+def has(path: Path, text: str) -> bool:
+    """Whether a file is there, and has a text."""
+    return path.exists() and text in path.read_text("utf-8")
+
+
 def objects(path: Path) -> list[dict[str, Any]]:
     """All lines of a log in JSON."""
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
@@ -159,6 +168,74 @@ class JournalTests:
         assert any(line.startswith("<6>") and "/health?x" in line for line in lines)
 
 
+class AccessLogFileTests:
+    """`access_log` with a path: the lines of requests are in a file of their own."""
+
+    @pytest.mark.parametrize("log_format", ["text", "json"])
+    def test_has_the_requests(self, tmp_path: Path, log_format: str) -> None:
+        """It has them in the format of the log, which has all else."""
+        path = tmp_path / "access.log"
+        daemon = Logging(tmp_path, f'log_format = "{log_format}"\naccess_log = "{path}"\n')
+        with open(tmp_path / "log", "wb") as output, daemon.running(output.fileno()):
+            daemon.get("/health?x")
+        written = path.read_text()
+        assert written.count("/health?x HTTP/1.1") == 1
+        assert "/health?x" not in (tmp_path / "log").read_text()
+        if log_format == "json":
+            assert {one["namespace"] for one in objects(path)} == {"storaged.access"}
+        else:
+            assert all(re.fullmatch(r'- - - \[.*\] ".*" \d+ .* agent=".*"', line) for line in written.splitlines())
+
+    def test_is_renamed(self, tmp_path: Path) -> None:
+        """With workers, each request has one whole line in one of the files, while these are renamed."""
+        path = tmp_path / "access.log"
+        daemon = Logging(tmp_path, f'log_format = "json"\nworkers = 2\naccess_log = "{path}"\n')
+        renamed = 0
+        with open(tmp_path / "log", "wb") as output, daemon.running(output.fileno()), ThreadPoolExecutor(4) as pool:
+            asked = [f"/health?{worker}-{number}" for worker in range(4) for number in range(700)]
+            done = [pool.submit(daemon.get, *asked[start : start + 700]) for start in range(0, len(asked), 700)]
+            while not all(one.done() for one in done):
+                if path.exists():
+                    path.rename(f"{path}.{renamed}")
+                    renamed += 1
+                time.sleep(0.1)
+            assert all(b"ok" in one.result() for one in done)
+        assert renamed > 2
+        found = [one["target"] for file in tmp_path.glob("access.log*") for one in objects(file)]
+        assert sorted(target for target in found if target != "/health") == sorted(asked)
+
+    @pytest.mark.full
+    @pytest.mark.skipif(not shutil.which("logrotate"), reason="logrotate is not installed: apt-get install logrotate")
+    def test_logrotate(self, tmp_path: Path) -> None:
+        """Logrotate rotates it by the configuration in etc/."""
+        path = tmp_path / "access.log"
+        daemon = Logging(tmp_path, f'access_log = "{path}"\n')
+        example = (ROOT / "etc" / "storaged.logrotate").read_text("utf-8")
+        config = tmp_path / "logrotate.conf"
+        config.write_text(example.replace("/var/log/storaged/access.log", str(path)))
+        config.chmod(0o600)
+        rotate = ["logrotate", "--force", "--state", str(tmp_path / "state"), str(config)]
+        with open(tmp_path / "log", "wb") as output, daemon.running(output.fileno()):
+            for number in range(3):
+                daemon.get(f"/health?{number}")
+                wait_for(partial(has, path, f"/health?{number} "))
+                subprocess.run(rotate, check=True, timeout=SECONDS)
+        zipped = [gzip.decompress((tmp_path / f"access.log.{number}.gz").read_bytes()).decode() for number in (3, 2)]
+        for number, text in enumerate([*zipped, (tmp_path / "access.log.1").read_text()]):
+            assert f"/health?{number} " in text
+        assert "lost lines" not in (tmp_path / "log").read_text()
+
+    def test_a_reload(self, tmp_path: Path) -> None:
+        """A file that cannot be opened makes a reload fail, and nothing changes."""
+        daemon = Logging(tmp_path, "")
+        log = tmp_path / "log"
+        with open(log, "wb") as output, daemon.running(output.fileno()) as process:
+            (tmp_path / "storaged.toml").write_text('[storaged]\naccess_log = "none/access.log"\n')
+            process.send_signal(signal.SIGHUP)
+            wait_for(lambda: "not reloaded, the settings cannot be used: none/access.log: cannot be" in log.read_text())
+            assert b"ok" in daemon.get("/health")
+
+
 class LostTests:
     """A log that cannot be written: requests are answered, and lost lines are counted."""
 
@@ -180,3 +257,22 @@ class LostTests:
             daemon.get(*self.LONG)
             wait_for(lambda: daemon.get(*self.LONG[:50]) and daemon.dropped("main") > 0)
         os.close(reading)
+
+    def test_a_full_disk_of_the_access_log(self, tmp_path: Path) -> None:
+        """A file for requests without room costs nothing but lines, and the log says so."""
+        daemon = Logging(tmp_path, 'access_log = "/dev/full"\n')
+        log = tmp_path / "log"
+        with open(log, "wb") as output, daemon.running(output.fileno()):
+            wait_for(lambda: daemon.dropped("access") > 0)
+            wait_for(partial(has, log, "(No space left on device)"))
+
+    def test_an_access_log_that_hangs(self, tmp_path: Path) -> None:
+        """So does a disk that hangs, for which stands a pipe that nobody reads; the daemon stops nevertheless."""
+        path = tmp_path / "access.log"
+        os.mkfifo(path)
+        daemon = Logging(tmp_path, f'access_log = "{path}"\n')
+        log = tmp_path / "log"
+        with open(log, "wb") as output, daemon.running(output.fileno()):
+            daemon.get(*self.LONG)
+            wait_for(lambda: daemon.get(*self.LONG[:100]) and daemon.dropped("access") > 0)
+        assert "stops without waiting for the access log: 1 s have passed" in log.read_text()

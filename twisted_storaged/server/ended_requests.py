@@ -7,7 +7,7 @@ alone, that would cost more than a small GET.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -109,7 +109,9 @@ class AccessLog:
     that. `cut: REASON`: storaged closed it.
     """
 
-    def __init__(self, log_format: LogFormat = "text") -> None:
+    def __init__(self, log_format: LogFormat = "text", write: Callable[[str], object] | None = None) -> None:
+        """Give the lines to `write`, several at once; by default, they go to the log of the daemon."""
+        self._write = write
         self._is_json = log_format == "json"
         self.line = self._as_json if self._is_json else self._as_text
         self._second = -1
@@ -117,8 +119,12 @@ class AccessLog:
 
     def add(self, ended: Sequence[EndedRequest]) -> None:
         """Log requests that have ended."""
-        # In one log event: an event for each line would cost more than a small GET.
-        _log.info("{lines}", lines="\n".join(map(self.line, ended)), is_json=self._is_json)
+        lines = "\n".join(map(self.line, ended))
+        if self._write is None:
+            # In one log event: an event for each line would cost more than a small GET.
+            _log.info("{lines}", lines=lines, is_json=self._is_json)
+        else:
+            self._write(f"{lines}\n")
 
     def _as_text(self, request: EndedRequest) -> str:
         second = int(request.at)
