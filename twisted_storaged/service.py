@@ -478,7 +478,9 @@ def assemble(  # noqa: PLR0913 (its parts)
     }
     if config.status_page:
         tokens = Tokens(page_key or make_key(), reactor.seconds)
-        ops |= Page(collector.collect, namespace, slots, sorted(config.buckets), tokens, reactor).resources()
+        names = sorted(config.buckets)
+        page = Page(collector.collect, namespace, slots, names, tokens, reports.meters, reactor)
+        ops |= page.resources()
     tree = make_tree(namespace, slots, ops=ops)
     spans = _request_spans()
     if spans is not None:

@@ -90,6 +90,23 @@ class LifeTests:
             for path in ("/", "/page/page.js", "/page/events", "/page/delete?key=k"):
                 assert ask(off, "GET", path) == (404, b"not found\n")
 
+    def test_a_hundred_pages(self, daemon: Daemon) -> None:
+        """A hundred pages that do not read their events delay neither a transfer nor a stop; the next gets 503."""
+        pages = [daemon.connect() for _ in range(101)]
+        for page in pages:
+            page.sendall(b"GET /page/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answers = [page.recv(200, socket.MSG_WAITALL) for page in pages]
+        assert [answer[9:12] for answer in answers] == [b"200"] * 100 + [b"503"]
+        body = bytes(16 << 20)
+        assert ask(daemon, "PUT", "/objects/k", body)[0] == 200
+        assert ask(daemon, "GET", "/objects/k") == (200, body)
+        assert b"storaged_pages_open 100.0" in ask(daemon, "GET", "/metrics")[1]
+        start = time.monotonic()
+        assert daemon.stop() == 0
+        assert time.monotonic() - start < 10
+        for page in pages:
+            page.close()
+
     def test_a_second_sigterm_ends_it_at_once(self, daemon: Daemon) -> None:
         """A second SIGTERM ends the daemon with status 0, despite an idle connection and a PUT under way."""
         idle, busy = daemon.connect(), daemon.connect()

@@ -13,6 +13,7 @@ from tests.support import MemoryBucket
 from twisted_storaged.api.ops.cross_site import Tokens
 from twisted_storaged.api.ops.page import Page
 from twisted_storaged.routing import Namespace, Policy, Registry
+from twisted_storaged.runtime.metering import Meters
 from twisted_storaged.status import BucketStatus, Interval, ProcessStatus, Refusal, Rule, Status, Transfer
 
 #: A time that the status is of, in seconds since the epoch: in the middle of an interval.
@@ -83,16 +84,25 @@ class PageServer(Server):
         self.status = status()
         self.outcome: Callable[[], Deferred[Status]] = lambda: succeed(self.status)
         self.collected = 0
+        self.meters = Meters()
         self.tokens = Tokens(b"key", self.clock.seconds)
         namespace = Namespace(Policy(), Registry([self.bucket, *others]))
         names = [one.name for one in (self.bucket, *others)]
-        page = Page(self._collect, namespace, self.slots, names, self.tokens, self.clock)
+        page = Page(self._collect, namespace, self.slots, names, self.tokens, self.meters, self.clock)
         for segment, resource in page.resources().items():
             self.site.resource.putChild(segment, resource)
 
     def _collect(self) -> Deferred[Status]:
         self.collected += 1
         return self.outcome()
+
+    def ask(self, request: bytes) -> Response:
+        """Send one whole request and take its answer, which is made with pauses."""
+        connection = self.connect()
+        connection.send(request)
+        for _ in range(50):
+            self.clock.advance(0)
+        return connection.response()
 
     def get(self, path: str = "/", *headers: str) -> Response:
         """The response to what a browser asks for."""

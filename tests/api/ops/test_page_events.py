@@ -35,6 +35,12 @@ def close(connection: Connection) -> None:
     connection.lose()
 
 
+def metric(server: PageServer, name: str) -> float:
+    """The value of a metric."""
+    ((_, value),) = next(one.values for one in server.meters.snapshot() if one.family.name == name)
+    return float(value)
+
+
 def second(server: PageServer) -> None:
     """Let a second pass."""
     server.clock.advance(1)
@@ -83,6 +89,8 @@ def test_a_client_that_does_not_read() -> None:
     for _ in range(MOST_SKIPPED - 1):
         second(server)
     assert slow.received() == b""
+    assert metric(server, "storaged_page_events_skipped") == MOST_SKIPPED - 1
+    assert metric(server, "storaged_pages_open") == 2
     slow.channel.resumeProducing()
     second(server)
     assert len(events(slow)) == 1

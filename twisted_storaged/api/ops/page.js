@@ -6,16 +6,16 @@ let token = document.querySelector("meta[name=storaged-token]").content;
 
 // -- What is under way: the server has made all texts, see page_view.py.
 
-function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
+function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
 }
 
-// The same as `_filled` in page_elements.py.
+// The same as `_filled` in page_elements.py: a bar, if there is one, and a text.
 function fill(element, cell) {
   element.dataset.tone = cell.tone ?? "";
   element.title = cell.hint ?? "";
   let bar = element.querySelector("progress");
-  if (cell.done === undefined || cell.done === null) {
+  if (cell.done === undefined) {
     bar?.remove();
   } else {
     if (!bar) {
@@ -25,16 +25,15 @@ function fill(element, cell) {
     }
     bar.value = cell.done;
   }
-  setText(element.querySelector("span"), cell.text);
+  if (element.lastChild?.nodeType !== Node.TEXT_NODE) element.append("");
+  setText(element.lastChild, cell.text);
 }
 
 function newCell(cell, label, isHeader) {
   const element = document.createElement(isHeader ? "th" : "td");
-  element.setAttribute("role", isHeader ? "rowheader" : "cell");
   if (isHeader) element.scope = "row";
+  else element.dataset.label = label;
   if (cell.span) element.colSpan = cell.span;
-  element.dataset.label = label;
-  element.append(document.createElement("span"));
   return element;
 }
 
@@ -44,7 +43,6 @@ function fillTable(table, rows) {
   while (body.rows.length > rows.length) body.deleteRow(-1);
   rows.forEach((row, index) => {
     const line = body.rows[index] ?? body.insertRow();
-    line.setAttribute("role", "row");
     // A row that says something about all columns becomes one with a cell for each, and back.
     if (line.cells.length !== row.length) {
       line.replaceChildren(...row.map((cell, at) => newCell(cell, labels[at], at === 0 && !cell.span)));

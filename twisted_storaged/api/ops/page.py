@@ -14,6 +14,7 @@ import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IConsumer
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.web.http import OK, SEE_OTHER
 from twisted.web.resource import Resource
@@ -41,6 +42,7 @@ from twisted_storaged.model import ListQuery, parse_key, parse_prefix
 from twisted_storaged.protocol.http_fields import field, parameter, query_value
 from twisted_storaged.routing import Namespace
 from twisted_storaged.runtime.concurrency import deferred
+from twisted_storaged.runtime.metering import Meters
 from twisted_storaged.server.request import StreamingRequest
 from twisted_storaged.status import Status
 
@@ -86,6 +88,7 @@ class Page:
         slots: PutSlots,
         buckets: Sequence[str],
         tokens: Tokens,
+        meters: Meters,
         reactor: Any,
     ) -> None:
         """Show what `collect` returns, and the objects of `namespace`, in all or one of `buckets`."""
@@ -95,7 +98,7 @@ class Page:
         self._buckets = buckets
         self._tokens = tokens
         self._reactor = reactor
-        self._streams = EventStreams(self._event, reactor)
+        self._streams = EventStreams(self._event, meters, reactor)
 
     def resources(self) -> Mapping[bytes, Resource]:
         """Make the resources, by the first segment of the path."""
@@ -121,7 +124,7 @@ class Page:
         check_host(request)
         listing = await self._list(request)
         status = await self._collect()
-        await _send(request, PageElement(view(status, self._tokens.make()), listing))
+        await _send(request, PageElement(view(status, self._tokens.make()), listing, self._pause))
 
     async def events(self, request: StreamingRequest) -> None:
         """Send what the page shows, each second."""
@@ -188,6 +191,9 @@ class Page:
             entries += [*page.objects, *page.prefixes]
         # Each kind is in order on its own.
         return sorted(entries, key=lambda entry: name_of(entry).encode("utf-8")), limited.next_after
+
+    def _pause(self) -> Deferred[str]:
+        return deferLater(self._reactor, 0, lambda: "")
 
     def _within(self, seconds: float, work: Deferred[_T]) -> Deferred[_T]:
         """Wait for `work` for a limited time. It is not cancelled, as it may hold a connection."""

@@ -5,16 +5,20 @@ twisted.web.template escapes all texts and attributes. https://docs.twisted.org/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from msgspec import Struct
+from twisted.internet.defer import Deferred
 from twisted.web.template import Element, Tag, XMLString, renderer, tags
 
 from twisted_storaged.api.ops.page_view import COLUMNS, Cell, Row, View, moment, shown, size
 from twisted_storaged.model import ObjectInfo
+
+#: Rows that are rendered without a pause.
+SLICE = 10
 
 #: An object, or a common prefix.
 Entry = ObjectInfo | str
@@ -80,8 +84,10 @@ class PageElement(Element):
 
     loader = XMLString((_FOLDER / "page.html").read_bytes())
 
-    def __init__(self, view: View, listing: Listing) -> None:
+    def __init__(self, view: View, listing: Listing, pause: Callable[[], Deferred[str]]) -> None:
+        """`pause` returns an empty text when the reactor has done something else."""
         super().__init__()
+        self._pause = pause
         self._view = view
         self._listing = listing
 
@@ -103,7 +109,9 @@ class PageElement(Element):
     @renderer
     def table(self, _: object, tag: Tag) -> Tag:
         """Add the head and the rows of the table of its id."""
-        return _table(tag, COLUMNS[_id_of(tag)], self._view.tables[_id_of(tag)])
+        columns, rows = COLUMNS[_id_of(tag)], self._view.tables[_id_of(tag)]
+        tag(tags.thead(tags.tr([tags.th(name, scope="col") for name in columns])))
+        return tag(tags.tbody(self._in_slices(_row(row, columns) for row in rows)))
 
     @renderer
     def bucket_options(self, _: object, tag: Tag) -> Tag:
@@ -130,30 +138,34 @@ class PageElement(Element):
         return tag
 
     @renderer
-    def entries(self, _: object, tag: Tag) -> Any:
+    def entries(self, _: object, tag: Tag) -> Tag:
         """Add a row for each entry of the list."""
-        for entry in self._listing.entries:
-            tag(self._entry(entry))
-        if not self._listing.entries:
-            text = self._listing.error or "There is no such key."
-            tag(_row([Cell(text, "bad" if self._listing.error else "quiet", span=4)], ("",)))
-        return tag
+        listing = self._listing
+        if not listing.entries:
+            text = listing.error or "There is no such key."
+            return tag(_row([Cell(text, "bad" if listing.error else "quiet", span=4)], ("",)))
+        return tag(self._in_slices(self._entry(entry) for entry in listing.entries))
 
     def _entry(self, entry: Entry) -> Tag:
         bucket = self._listing.bucket
         if isinstance(entry, str):
-            link = tags.a(self._short(entry), href=list_url(bucket, entry), class_="folder")
-            return tags.tr(tags.th(link, scope="row", colspan="4", role="rowheader"), role="row")
+            return tags.tr(tags.th(tags.a(self._short(entry), href=list_url(bucket, entry)), scope="row", colspan="4"))
         url = object_url(entry.key, bucket)
         name = shown(entry.key.rpartition("/")[2]) or "object"
         delete = page_url("/page/delete", bucket=bucket, key=entry.key)
         return tags.tr(
-            tags.th(tags.a(self._short(entry.key), href=url, download=name), scope="row", role="rowheader"),
+            tags.th(tags.a(self._short(entry.key), href=url, download=name), scope="row"),
             _cell(Cell(size(entry.size), hint=f"{entry.size} bytes"), "Size"),
             _cell(Cell(moment(entry.last_modified)), "Changed"),
-            tags.td(tags.a("Delete", tags.span(" ", shown(entry.key), class_="unseen"), href=delete), role="cell"),
-            role="row",
+            tags.td(tags.a("Delete", tags.span(" ", shown(entry.key), class_="unseen"), href=delete)),
         )
+
+    def _in_slices(self, rows: Iterable[Tag]) -> Generator[Any, None, None]:
+        """Yield the rows, and pauses between them: hundreds of rows would keep the reactor busy for too long."""
+        for number, row in enumerate(rows):
+            if number % SLICE == 0:
+                yield self._pause()
+            yield row
 
     def _short(self, key: str) -> str:
         return shown(key[len(self._listing.folder) :] or key)
@@ -217,34 +229,23 @@ def _id_of(tag: Tag) -> str:
 
 
 def _filled(tag: Tag, cell: Cell) -> Tag:
-    """Add what page.js shows of a cell in the same way."""
+    """Add a cell to its element, as `fill` in page.js does."""
     if cell.tone:
         tag(**{"data-tone": cell.tone})
     if cell.hint:
         tag(title=cell.hint)
     if cell.done is not None:
         tag(tags.progress(max="1", value=f"{cell.done:.4f}", **{"aria-hidden": "true"}))
-    return tag(tags.span(cell.text))
+    return tag(cell.text)
 
 
 def _cell(cell: Cell, label: str, is_header: bool = False) -> Tag:
-    tag = tags.th(scope="row", role="rowheader") if is_header else tags.td(role="cell")
+    tag = tags.th(scope="row") if is_header else tags.td(**{"data-label": label})
     if cell.span > 1:
         tag(colspan=str(cell.span))
-    return _filled(tag(**{"data-label": label}), cell)
+    return _filled(tag, cell)
 
 
 def _row(row: Row, columns: Sequence[str]) -> Tag:
-    return tags.tr(
-        [
-            _cell(cell, label, not index and cell.span == 1)
-            for index, (cell, label) in enumerate(zip(row, columns, strict=False))
-        ],
-        role="row",
-    )
-
-
-def _table(tag: Tag, columns: Sequence[str], rows: Sequence[Row]) -> Tag:
-    heads = [tags.th(name, scope="col", role="columnheader") for name in columns]
-    tag(tags.thead(tags.tr(heads, role="row"), role="rowgroup"))
-    return tag(tags.tbody([_row(row, columns) for row in rows], role="rowgroup"), role="table")
+    cells = enumerate(zip(row, columns, strict=False))
+    return tags.tr([_cell(cell, label, not number and cell.span == 1) for number, (cell, label) in cells])

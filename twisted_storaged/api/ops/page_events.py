@@ -18,6 +18,7 @@ from zope.interface import implementer
 from twisted_storaged.api.responses import NOT_CACHED
 from twisted_storaged.errors import TooManyPages
 from twisted_storaged.runtime.concurrency import deferred
+from twisted_storaged.runtime.metering import Counter, Meters
 from twisted_storaged.server.request import StreamingRequest
 
 #: Seconds between two events.
@@ -34,8 +35,9 @@ _log = Logger()
 class _Stream:
     """The events of one page. While its transport is full, they are skipped: the next one says all."""
 
-    def __init__(self, request: StreamingRequest) -> None:
+    def __init__(self, request: StreamingRequest, skipped: Counter) -> None:
         self.request = request
+        self._all_skipped = skipped
         self.ended: Deferred[None] = Deferred()
         self._full = False
         self._skipped = 0
@@ -45,6 +47,7 @@ class _Stream:
             self.request.write(event)
             return
         self._skipped += 1
+        self._all_skipped.add(1)
         if self._skipped >= MOST_SKIPPED:
             self.request.cut("the client does not read")
 
@@ -69,13 +72,19 @@ class _Stream:
 class EventStreams:
     """The streams of all open pages. An event is made once for all of them, and none while there are none."""
 
-    def __init__(self, make: Callable[[], Deferred[bytes]], reactor: IReactorTime, most: int = MOST_PAGES) -> None:
+    def __init__(
+        self, make: Callable[[], Deferred[bytes]], meters: Meters, reactor: IReactorTime, most: int = MOST_PAGES
+    ) -> None:
         """`make` returns the data of an event, in one line."""
         self._make = make
         self._most = most
         self._streams: set[_Stream] = set()
         self._reactor = reactor
         self._runs = False
+        meters.gauge("storaged_pages_open", "Pages that get events.").watch(lambda: len(self._streams))
+        self._skipped = meters.counter(
+            "storaged_page_events_skipped", "Events that were not sent, as the client did not read the ones before."
+        )
 
     async def serve(self, request: StreamingRequest) -> None:
         """Send events until the client goes, or the daemon stops.
@@ -88,7 +97,7 @@ class EventStreams:
         request.start_response(OK, [(b"Content-Type", b"text/event-stream"), NOT_CACHED])
         if request.method == b"HEAD":
             return
-        stream = _Stream(request)
+        stream = _Stream(request, self._skipped)
         self._streams.add(stream)
         request.registerProducer(stream, True)
         if not self._runs:
