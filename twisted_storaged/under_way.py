@@ -25,7 +25,8 @@ from twisted_storaged.errors import ObjectNotFound, PreconditionFailed, RangeNot
 from twisted_storaged.reports import Reports
 from twisted_storaged.routing import Policy
 from twisted_storaged.runtime.concurrency import deferred
-from twisted_storaged.server.ended_requests import EndedRequest, redacted
+from twisted_storaged.runtime.log_format import redacted
+from twisted_storaged.server.ended_requests import EndedRequest
 from twisted_storaged.server.request import StreamingRequest
 from twisted_storaged.server.site import StorageSite
 from twisted_storaged.status import (

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -27,6 +28,8 @@ from tests.daemon import ROOT, TWISTD
 SERVE = [sys.executable, "-m", "twisted_storaged", "serve"]
 IN_FOREGROUND = [str(TWISTD), "-n", "--pidfile=", "storaged"]
 SECONDS = 60
+#: A secret as engines generate them, as the value of a parameter has it.
+SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -45,7 +48,7 @@ class Logging:
         self.folder = folder
         (folder / "storaged.toml").write_text(f"[storaged]\n{config}")
         (folder / "secrets.toml").touch(0o600)
-        options = {"--bind": f"unix:{self.address}", "--config": "storaged.toml", "--data": "data"}
+        options = {"--bind": f"unix:{self.address}", "--config": "storaged.toml"}
         self._command = [*command, *(word for pair in options.items() for word in pair), "--secrets", "secrets.toml"]
 
     @contextmanager
@@ -94,9 +97,9 @@ class Logging:
         return int(found[1])
 
 
-def has(path: Path, text: str) -> bool:
-    """Whether a file is there, and has a text."""
-    return path.exists() and text in path.read_text("utf-8")
+def has(path: Path, text: str, count: int = 1) -> bool:
+    """Whether a file is there, and has a text so often."""
+    return path.exists() and path.read_text("utf-8").count(text) >= count
 
 
 def objects(path: Path) -> list[dict[str, Any]]:
@@ -234,6 +237,45 @@ class AccessLogFileTests:
             process.send_signal(signal.SIGHUP)
             wait_for(lambda: "not reloaded, the settings cannot be used: none/access.log: cannot be" in log.read_text())
             assert b"ok" in daemon.get("/health")
+
+
+class SecretTests:
+    """Secrets of the configuration, and those that clients send."""
+
+    #: Mistakes of an operator, in what follows the section of the daemon.
+    MISTAKES = (
+        f'[s3]\nbucket = "b"\nendpoint = "http://user:{SECRET}@127.0.0.1:9"\n',
+        f'[s3]\nbucket = ["{SECRET}"]\n',
+        f'[s3]\nbucket = "b"\n{SECRET.replace("/", "")} = "secret_access_key"\n',
+        f'[s3]\nbucket = "b"\nsecret_access_key = "{SECRET}"\n',
+        f'[s3]\nbucket = "b"\naccess_key_id = "x"\nsecret_access_key = ["{SECRET}"]\n',
+        f'[s3]\nbucket = "b"\nsecret_access_key = "{SECRET}\n',
+        f'[buckets.secret]\nkind = "{SECRET}"\n',
+    )
+
+    @pytest.mark.parametrize(("log_format", "workers"), [("text", 1), ("json", 2)])
+    def test_are_not_logged(self, tmp_path: Path, log_format: str, workers: int) -> None:
+        """They are in no line, whatever S3, a client or the operator does."""
+        storaged = f'log_format = "{log_format}"\nworkers = {workers}\n'
+        section = (
+            '[s3]\nbucket = "b"\nregion = "r"\nendpoint = "http://127.0.0.1:9"\nuse_path_style = true\n'
+            f'access_key_id = "AKIAID"\nsecret_access_key = "{SECRET}"\n'
+        )
+        daemon = Logging(tmp_path, storaged + section)
+        log, config = tmp_path / "log", tmp_path / "storaged.toml"
+        password = SECRET.replace("/", "")
+        query = f"X-Amz-Signature={SECRET}&X-Amz-Security-Token={SECRET}"
+        with open(log, "wb") as output, daemon.running(output.fileno(), AWS_SESSION_TOKEN=SECRET) as process:
+            daemon.get(f"/objects/k?{query}", f"/objects/k%3F{quote(query)}", f"/objects/http:%2F%2Fu:{password}%40h/k")
+            for count, mistake in enumerate(self.MISTAKES, 1):
+                config.write_text(f"[storaged]\n{storaged}{mistake}")
+                process.send_signal(signal.SIGHUP)
+                wait_for(partial(has, log, "not reloaded, the settings cannot be used", count))
+        text = log.read_text()
+        assert text.count("bucket unreachable") + text.count("no connection to S3") > 0
+        assert text.count("[redacted]") >= 6
+        assert SECRET not in text
+        assert password not in text
 
 
 class LostTests:

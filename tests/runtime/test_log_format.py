@@ -6,6 +6,7 @@ import io
 import json
 import re
 import tomllib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from twisted.logger import LogEvent, LogLevel, textFileLogObserver
 from twisted.python.failure import Failure
 
-from twisted_storaged.runtime.log_format import as_json, as_text, printable, quoted, with_priority
+from twisted_storaged.runtime.log_format import as_json, as_text, printable, quoted, redacted, with_priority
 
 #: The first line of an event in text.
 _FIRST = re.compile(r"1970-01-01T\d\d:00:01[+-]\d{4} \[storaged\.x#warn\] .*")
@@ -143,3 +144,29 @@ class EscapingTests:
     def test_half_of_a_pair(self) -> None:
         """Half of a surrogate pair, which no encoding can have, is escaped."""
         assert printable("a\ud800") == "a\\ud800"
+
+
+class RedactedTests:
+    """Secrets in texts."""
+
+    @pytest.mark.parametrize(
+        "target", ["/objects/day=2024-01-01/a", "/storage/list?prefix=a&limit=5", "/a@b", "/objects/a?x", "/?x=1&y="]
+    )
+    def test_what_is_kept(self, target: str) -> None:
+        """Other parameters and keys are shown as they are."""
+        assert redacted(target) == target
+
+    @pytest.mark.parametrize(
+        "text", ["=" + "?" * 500_000, "=" + "%3f" * 200_000, "@" + "//" * 300_000, "=" + "&a" * 300_000]
+    )
+    def test_hostile(self, text: str) -> None:
+        """Long texts of what the expressions look for take time in proportion to their length."""
+        assert redacted(text) == text
+
+    @pytest.mark.parametrize("make", [as_text, as_json])
+    def test_events(self, make: Callable[[LogEvent], str]) -> None:
+        """What an event, or the error of a failure, has of them is not in its lines."""
+        text = "GET 'a?X-Amz-Signature=hunter2&x=1': no connection to http://user:hunter2@host"
+        for one in (event(text), failed(text), {**event(text), "traceback": text}):
+            assert "hunter2" not in make(one)
+            assert make(one).count("[redacted]") >= 2

@@ -1,4 +1,5 @@
-"""Events as lines of a log, in text and in JSON; and how text from elsewhere is shown, so that it cannot forge a line.
+"""Events as lines of a log, in text and in JSON; and how text from elsewhere is shown: it forges no line, and has no
+secrets.
 
 The lines of the access log are made in `server.ended_requests`. Several of them are one event, with two fields of its
 own: `lines` has them, and `is_json` says that each is an object of JSON already.
@@ -7,10 +8,12 @@ own: `lines` has them, and `is_json` says that each is an object of JSON already
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any, Literal, TypeAlias
+from urllib.parse import unquote
 
 from twisted.logger import LogEvent, LogLevel, eventAsText, formatEvent
 
@@ -18,6 +21,14 @@ LogFormat: TypeAlias = Literal["text", "json"]
 
 #: The priorities of sd-daemon(3).
 _PRIORITIES = {LogLevel.critical: 2, LogLevel.error: 3, LogLevel.warn: 4, LogLevel.info: 6, LogLevel.debug: 7}
+
+#: What stands before an @ in an absolute URL, and the parameters of a URL. Both may be percent-encoded, as in a key
+#: that was made of a URL. No part can match a beginning of the next, so that the time is linear in the length.
+_USER = re.compile(r"(//|%2f%2f)(?:(?!%2f|%40)[^/?#@\s])*(@|%40)", re.IGNORECASE)
+_PARAMETER = re.compile(
+    r"([?&;]|%3f|%26|%3b)((?:(?!%3d|%26|%3b|%3f)[^=&;#?])*)(=|%3d)((?:(?!%26|%3b)[^&;#\s])*)", re.IGNORECASE
+)
+_SECRET_NAME = re.compile(r"sig|token|cred|secret|pass|pwd|auth|key|session|bearer|jwt", re.IGNORECASE)
 
 
 def printable(text: str, longest: int | None = None) -> str:
@@ -40,13 +51,36 @@ def quoted(text: str) -> str:
     return encode_basestring(text) if text.isprintable() else encode_basestring_ascii(text)
 
 
+def redacted(text: str) -> str:
+    """A URL, or a part of one, without passwords and the values of parameters whose names say that they are secret.
+
+    These are those of presigned URLs, such as X-Amz-Signature and X-Amz-Security-Token, and of other services.
+    https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html
+    """
+    # Most have none of it, and these searches cost far less than the expressions.
+    if "@" in text or "%40" in text:
+        text = _USER.sub(r"\1[redacted]\2", text)
+    if "=" in text or "%3" in text:
+        text = _PARAMETER.sub(_redact_value, text)
+    return text
+
+
+def _redact_value(match: re.Match[str]) -> str:
+    start, name, equals, value = match.groups()
+    # Decoded twice, as a client may have encoded a URL that was encoded already.
+    shown = "[redacted]" if value and _SECRET_NAME.search(unquote(unquote(name))) else value
+    return f"{start}{name}{equals}{shown}"
+
+
 def as_text(event: LogEvent) -> str:
     """The lines of an event: one with time, namespace and level, and more that begin with a tab. Empty without text."""
     text = eventAsText(event)
     if not text:
         return ""
-    lines = text.split("\n")
-    return "\n\t".join(lines if "lines" in event else map(printable, lines)) + "\n"
+    if "lines" in event:
+        return text.replace("\n", "\n\t") + "\n"
+    # Texts of errors name keys, which may have been made of URLs.
+    return "\n\t".join(map(printable, redacted(text).split("\n"))) + "\n"
 
 
 def as_json(event: LogEvent) -> str:
@@ -60,10 +94,10 @@ def as_json(event: LogEvent) -> str:
         "time": rfc3339(event.get("log_time") or 0.0),
         "level": level_of(event).name,
         "namespace": event.get("log_namespace"),
-        "message": message,
+        "message": redacted(message),
     }
     if traceback:
-        found["traceback"] = traceback
+        found["traceback"] = redacted(traceback)
     # All characters that are not ASCII are escaped.
     return json.dumps(found, separators=(",", ":")) + "\n"
 

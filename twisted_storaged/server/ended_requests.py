@@ -6,28 +6,18 @@ alone, that would cost more than a small GET.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from urllib.parse import unquote
 
 from msgspec import Struct
 from twisted.logger import Logger
 from twisted.web.http import datetimeToLogString
 
 from twisted_storaged.model import TraceContext
-from twisted_storaged.runtime.log_format import LogFormat, quoted, rfc3339
+from twisted_storaged.runtime.log_format import LogFormat, quoted, redacted, rfc3339
 
 #: Characters of a header field that a line has at most.
 LONGEST_FIELD = 256
-
-#: What stands before an @ in an absolute URL, and the parameters of a URL. Both may be percent-encoded, as in a key
-#: that was made of a URL. No part can match a beginning of the next, so that the time is linear in the length.
-_USER = re.compile(r"(//|%2f%2f)(?:(?!%2f|%40)[^/?#@\s])*(@|%40)", re.IGNORECASE)
-_PARAMETER = re.compile(
-    r"([?&;]|%3f|%26|%3b)((?:(?!%3d|%26|%3b|%3f)[^=&;#?])*)(=|%3d)((?:(?!%26|%3b)[^&;#\s])*)", re.IGNORECASE
-)
-_SECRET_NAME = re.compile(r"sig|token|cred|secret|pass|pwd|auth|key|session|bearer|jwt", re.IGNORECASE)
 
 _log = Logger(namespace="storaged.access")
 
@@ -69,27 +59,6 @@ class EndedRequest(Struct, gc=False):
     id: str = ""
     trace: TraceContext | None = None
     span: Any = None
-
-
-def redacted(text: str) -> str:
-    """A URL, or a part of one, without passwords and the values of parameters whose names say that they are secret.
-
-    These are those of presigned URLs, such as X-Amz-Signature and X-Amz-Security-Token, and of other services.
-    https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html
-    """
-    # Most have none of it, and these searches cost far less than the expressions.
-    if "@" in text or "%40" in text:
-        text = _USER.sub(r"\1[redacted]\2", text)
-    if "=" in text or "%3" in text:
-        text = _PARAMETER.sub(_redact_value, text)
-    return text
-
-
-def _redact_value(match: re.Match[str]) -> str:
-    start, name, equals, value = match.groups()
-    # Decoded twice, as a client may have encoded a URL that was encoded already.
-    shown = "[redacted]" if value and _SECRET_NAME.search(unquote(unquote(name))) else value
-    return f"{start}{name}{equals}{shown}"
 
 
 def _shown(data: bytes) -> str:

@@ -23,7 +23,8 @@ from twisted.logger import Logger
 
 from twisted_storaged import __version__
 from twisted_storaged.model import TraceContext
-from twisted_storaged.server.ended_requests import LONGEST_FIELD, EndedRequest, redacted
+from twisted_storaged.runtime.log_format import redacted
+from twisted_storaged.server.ended_requests import LONGEST_FIELD, EndedRequest
 from twisted_storaged.server.request import StreamingRequest
 
 #: The methods that the conventions know. All others are one for them.
