@@ -5,12 +5,14 @@ from __future__ import annotations
 import http.client
 import shutil
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from tests.activated import wait_until
 from tests.daemon import Daemon
 from tests.faults.preload import Preload, needs_compiler
 
@@ -119,3 +121,45 @@ class LostFolderTests:
             (shutil.copytree if moved.is_dir() else shutil.copy)(moved, path)
         assert put(daemon, body) >= 500
         assert ask(daemon, "DELETE", "/objects/a")[0] == 503
+
+    @pytest.mark.full
+    def test_is_not_ready(self, daemon: Daemon) -> None:
+        """The bucket is not ready while its folder is replaced by another one, and its metrics go on afterwards."""
+        assert put(daemon, b"old") == 200
+        wait_until(lambda: ask(daemon, "GET", "/ready")[0] == 200)
+        moved = daemon.folder / "moved"
+        daemon.data.rename(moved)
+        shutil.copytree(moved, daemon.data)
+        wait_until(lambda: ask(daemon, "GET", "/ready")[0] == 503)
+        assert b"writes suspended" in ask(daemon, "GET", "/ready")[2]
+        shutil.rmtree(daemon.data)
+        moved.rename(daemon.data)
+        wait_until(lambda: ask(daemon, "GET", "/ready")[0] == 200)
+        assert put(daemon, b"newer") == 200
+        wait_until(lambda: b'storaged_embedded_object_bytes{bucket="primary"} 5' in ask(daemon, "GET", "/metrics")[2])
+
+
+class ReadOnlyTests:
+    """The data folder is mounted read-only while the daemon runs, in a mount namespace of its own."""
+
+    @pytest.fixture
+    def daemon(self, tmp_path: Path) -> Iterator[Daemon]:
+        with Daemon(tmp_path, launcher=["unshare", "--map-root-user", "--mount"]) as daemon:
+            yield daemon
+
+    def mount(self, daemon: Daemon, command: str) -> None:
+        """Run a command in the namespace; `$0` is the data folder."""
+        place = ["nsenter", f"--target={daemon.process.pid}", "--user", "--mount", "--preserve-credentials"]
+        subprocess.run([*place, "sh", "-c", command, str(daemon.data)], check=True)
+
+    @pytest.mark.parametrize("body", [b"small", LARGE])
+    def test_no_put_is_acknowledged(self, daemon: Daemon, body: bytes) -> None:
+        """While the folder is read-only, PUTs are refused and GETs are served; afterwards PUTs are stored again."""
+        assert put(daemon, b"old") == 200
+        self.mount(daemon, 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0"')
+        assert put(daemon, body) >= 500
+        assert ask(daemon, "DELETE", "/objects/a")[0] == 503
+        assert ask(daemon, "GET", "/objects/a")[2] == b"old"
+        self.mount(daemon, 'umount "$0"')
+        assert put(daemon, body) == 200
+        assert ask(daemon, "GET", "/objects/a")[2] == body
