@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from urllib.parse import unquote
+from uuid import uuid4
 
 from msgspec.structs import asdict
 from twisted.internet.address import IPv6Address, UNIXAddress
@@ -18,7 +20,7 @@ from twisted_storaged.routing import Policy, Rule
 from twisted_storaged.runtime.metering import Meters
 from twisted_storaged.status import INTERVAL, INTERVALS, MOST_REFUSALS, MOST_TRANSFERS, Interval, ProcessStatus
 from twisted_storaged.status import Rule as ShownRule
-from twisted_storaged.under_way import SAMPLE_INTERVAL, StatusCollector, UnderWay, merged
+from twisted_storaged.under_way import SAMPLE_INTERVAL, StatusCollector, UnderWay, _shown, merged
 
 
 class Process:
@@ -176,6 +178,17 @@ class TransferTests:
         process = Process()
         process.trickle("u?X-Amz-Signature=abc".replace("?", "%3F"))
         assert process.status.transfers[0].key == "u?X-Amz-Signature=[redacted]"
+
+    def test_long_keys(self) -> None:
+        """A key is searched for secrets once, and not each second, as that takes long for some."""
+        process = Process()
+        key = f"{'a=b%26' * 100}{uuid4()}"
+        process.trickle(key)
+        assert process.status.transfers[0].key == unquote(key)
+        before = _shown.cache_info()
+        assert process.status.transfers[0].key == unquote(key)
+        after = _shown.cache_info()
+        assert (after.hits - before.hits, after.misses - before.misses) == (1, 0)
 
     def test_addresses(self) -> None:
         """The address of a client is that of its connection."""

@@ -133,6 +133,16 @@ def test_drain() -> None:
     assert drained == [None]
 
 
+def test_drain_of_a_client_that_does_not_read() -> None:
+    """Its connection is cut, as it would close when the client has read what is left."""
+    server = PageServer()
+    connection = open_page(server)
+    connection.transport.dataBuffer = b"the rest of an event"
+    server.site.drain()
+    second(server)
+    assert connection.transport.aborted
+
+
 def test_from_other_sites() -> None:
     """Another site cannot take up the streams."""
     server = PageServer()

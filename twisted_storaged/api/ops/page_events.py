@@ -19,6 +19,7 @@ from twisted_storaged.api.responses import NOT_CACHED
 from twisted_storaged.errors import TooManyPages
 from twisted_storaged.runtime.concurrency import deferred
 from twisted_storaged.runtime.metering import Counter, Meters
+from twisted_storaged.runtime.write_buffer import has_unsent
 from twisted_storaged.server.request import StreamingRequest
 
 #: Seconds between two events.
@@ -50,6 +51,12 @@ class _Stream:
         self._all_skipped.add(1)
         if self._skipped >= MOST_SKIPPED:
             self.request.cut("the client does not read")
+
+    def stop(self) -> None:
+        """End soon, also if the client does not read: the last events need not arrive."""
+        if has_unsent(self.request.channel.transport):
+            self.request.cut("storaged stops")
+        self.end()
 
     def end(self) -> None:
         if not self.ended.called:
@@ -114,8 +121,10 @@ class EventStreams:
             event = b"data: %b\n\n" % await self._make()
             for stream in list(self._streams):
                 # A stream would hold up the end of the daemon; the page asks again, and gets the next one.
-                if stream.request.gone or stream.request.channel.site.draining:
+                if stream.request.gone:
                     stream.end()
+                elif stream.request.channel.site.draining:
+                    stream.stop()
                 else:
                     stream.send(event)
             await deferLater(self._reactor, EVERY)
