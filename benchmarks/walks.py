@@ -41,6 +41,18 @@ PACKAGE = f"{HERE.parent / 'twisted_storaged'}/"
 
 #: How many times a request is made before it is counted, and how many times it is counted.
 WARM_UPS, COUNTS = 3, 7
+#: Functions that timers call, or that go on with what a timer began.
+TIMERS = {
+    "HeapTrimmer._look",
+    "LocalBucket._check",
+    "LocalBucket.check",
+    "Readiness._answered",
+    "Readiness.check",
+    "ReactorLag._check",
+    "S3Bucket.check",
+    "StorageSite.flush_log",
+    "UnderWay.sample",
+}
 #: Reactor iterations after a response in which the daemon completes what is left to do for the request.
 ITERATIONS = 5
 #: Bytes of the body of a large PUT, whose parts take the same path as the many of 1 GiB.
@@ -130,8 +142,16 @@ class Recorder:
         files = self._files
         if event == "call" and files is not None:
             name = frame.f_code.co_filename
-            if name.startswith(PACKAGE):
+            if name.startswith(PACKAGE) and not _is_of_timer(frame):
                 files.add(name.removeprefix(PACKAGE))
+
+
+def _is_of_timer(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_qualname in TIMERS:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class Client:

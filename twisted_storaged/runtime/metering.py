@@ -82,27 +82,32 @@ class Counter:
 
 
 class Histogram:
-    """How often values of each size were observed."""
+    """How often values of each size were observed.
+
+    Attributes:
+        bounds: the upper bounds of its buckets, without the infinite one.
+        cells: the values of a snapshot for each combination of labels. Hot paths count in them as `observe` does.
+    """
 
     def __init__(self, family: Family) -> None:
         self.family = family
-        self._bounds = family.bounds
-        self._cells: defaultdict[Labels, list[float]] = defaultdict(self._empty)
+        self.bounds = family.bounds
+        self.cells: defaultdict[Labels, list[float]] = defaultdict(self._empty)
         if not family.labels:
-            self._cells[()] = self._empty()
+            self.cells[()] = self._empty()
 
     def observe(self, value: float, *labels: str) -> None:
         """Count a value."""
-        cells = self._cells[labels]
-        cells[bisect_left(self._bounds, value)] += 1
+        cells = self.cells[labels]
+        cells[bisect_left(self.bounds, value)] += 1
         cells[-1] += value
 
     def snapshot(self) -> list[tuple[Labels, Any]]:
         """The present values."""
-        return [(labels, list(cells)) for labels, cells in self._cells.items()]
+        return [(labels, list(cells)) for labels, cells in self.cells.items()]
 
     def _empty(self) -> list[float]:
-        return [0] * (len(self._bounds) + 2)
+        return [0] * (len(self.bounds) + 2)
 
 
 class Gauge:

@@ -126,7 +126,7 @@ class LocalBucket:
         self._clock = clock = IReactorTime(reactor)
         # Calls that arrive together share a commit, or a call in a thread.
         self._commits: Batcher[Change, str | None] = Batcher(
-            clock, lambda changes: self._run(self._commit_and_note, changes).addCallback(self._meters.committed)
+            clock, lambda changes: self._run(self._commit_and_note, changes).addCallback(self._count)
         )
         self._heads: Batcher[str, ObjectInfo | None] = Batcher(
             clock, lambda keys: self._run(_each, self._index.head, [(key,) for key in keys])
@@ -179,7 +179,7 @@ class LocalBucket:
         try:
             stored = await self._uploader.store(body, upload, BodyDigests(options, self._run))
         except BaseException:
-            self._meters.aborted()
+            self._meters.aborted.add(1, self.name)
             raise
         entry = upload.entry(stored._replace(metadata=options.metadata) if options.metadata else stored)
         try:
@@ -242,6 +242,13 @@ class LocalBucket:
                 # In the same call, so that it is gone before the client is told: a sweep removes contents with a note.
                 self._directory.drop_note(change.entry.info.etag)
         return seconds, outcomes
+
+    def _count(self, timed: tuple[float, Sequence[Outcome]]) -> Sequence[Outcome]:
+        """Count a commit, by the seconds that it took and its outcomes; returns these."""
+        seconds, outcomes = timed
+        self._meters.seconds.observe(seconds, self.name)
+        self._meters.writes.add(sum(not isinstance(outcome, StorageError) for outcome in outcomes), self.name)
+        return outcomes
 
     @deferred
     async def _run(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:

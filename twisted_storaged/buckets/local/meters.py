@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from twisted_storaged.buckets.local.index_reads import Totals
-from twisted_storaged.buckets.local.index_writes import Outcome
-from twisted_storaged.errors import StorageError
 from twisted_storaged.runtime.metering import Combine, Meters
 
 _LABELS = ("bucket",)
@@ -35,18 +33,19 @@ class LocalMeters:
     """What is counted of one bucket.
 
     Attributes:
+        seconds: durations of commits, and `writes`, the changes that they made.
+        aborted: PUTs whose body was not stored.
         found: what the last check has found. Any thread may set it.
     """
 
     def __init__(self, meters: Meters | None = None, bucket: str = "") -> None:
         """Count in `meters`, or in meters of its own, for the bucket of this name."""
         meters = Meters() if meters is None else meters
-        self._bucket = bucket
         self.found: FolderState | None = None
-        self._seconds = meters.histogram("storaged_embedded_commit_seconds", "Commits that succeeded.", _LABELS)
-        self._writes = meters.counter("storaged_embedded_writes", "PUTs and DELETEs that were committed.", _LABELS)
-        self._aborted = meters.counter("storaged_embedded_uploads_aborted", "PUTs whose body was not stored.", _LABELS)
-        for counter in (self._writes, self._aborted):
+        self.seconds = meters.histogram("storaged_embedded_commit_seconds", "Commits that succeeded.", _LABELS)
+        self.writes = meters.counter("storaged_embedded_writes", "PUTs and DELETEs that were committed.", _LABELS)
+        self.aborted = meters.counter("storaged_embedded_uploads_aborted", "PUTs whose body was not stored.", _LABELS)
+        for counter in (self.writes, self.aborted):
             counter.add(0, bucket)
 
         def watch(name: str, text: str, read: Callable[[FolderState], int | None], combine: Combine = "max") -> None:
@@ -60,14 +59,3 @@ class LocalMeters:
         watch("index_log_bytes", "Bytes of the write-ahead log of the index.", lambda found: found.log_bytes)
         watch("lost_files", "Files in lost/, which no key names.", lambda found: found.lost)
         watch("free_bytes", "Bytes that can still be written.", lambda found: found.space, "min")
-
-    def committed(self, timed: tuple[float, Sequence[Outcome]]) -> Sequence[Outcome]:
-        """Count a commit, by the seconds that it took and its outcomes; returns these."""
-        seconds, outcomes = timed
-        self._seconds.observe(seconds, self._bucket)
-        self._writes.add(sum(not isinstance(outcome, StorageError) for outcome in outcomes), self._bucket)
-        return outcomes
-
-    def aborted(self) -> None:
-        """Count an upload that was given up."""
-        self._aborted.add(1, self._bucket)

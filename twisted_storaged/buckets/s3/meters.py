@@ -41,6 +41,8 @@ class S3Meters:
     """Counts what one bucket does, on the reactor's thread.
 
     Attributes:
+        bucket: its name, which is the first label of each metric.
+        requests: requests to S3 that have ended, by operation and outcome, and `seconds`, their durations by operation.
         parts_in_flight: parts that are being sent.
     """
 
@@ -48,9 +50,9 @@ class S3Meters:
         """Count in `meters`, or in meters of its own, for the bucket of this name."""
         meters = Meters() if meters is None else meters
         labels, operation, outcome = ("bucket",), ("bucket", "operation"), ("bucket", "operation", "outcome")
-        self._bucket = bucket
-        self._requests = meters.counter("storaged_s3_requests", "Requests to S3 that have ended.", outcome)
-        self._seconds = meters.histogram(
+        self.bucket = bucket
+        self.requests = meters.counter("storaged_s3_requests", "Requests to S3 that have ended.", outcome)
+        self.seconds = meters.histogram(
             "storaged_s3_request_seconds",
             "Time of a request to S3, with its retries and the pauses between.",
             operation,
@@ -76,26 +78,21 @@ class S3Meters:
 
     def watch(self, connections: Connections) -> None:
         """Let gauges tell how many connections there are, beside those of other pools."""
-        self._open.watch(lambda: connections.open_count, self._bucket)
-        self._idle.watch(lambda: connections.idle_count, self._bucket)
-
-    def ended(self, operation: str, outcome: Outcome, seconds: float) -> None:
-        """Count a request by the name of its operation in S3; `seconds` are those of all its attempts."""
-        self._requests.values[self._bucket, operation, outcome] += 1
-        self._seconds.observe(seconds, self._bucket, operation)
+        self._open.watch(lambda: connections.open_count, self.bucket)
+        self._idle.watch(lambda: connections.idle_count, self.bucket)
 
     def retried(self, operation: str, outcome: Outcome) -> None:
         """Count an attempt that is repeated, by how it ended."""
-        self._retries.add(1, self._bucket, operation, outcome)
+        self._retries.add(1, self.bucket, operation, outcome)
 
     def resumed(self) -> None:
         """Count a read that is resumed."""
-        self._resumes.add(1, self._bucket)
+        self._resumes.add(1, self.bucket)
 
     def upload_ended(self, how: UploadEnd) -> None:
         """Count a multipart upload."""
-        self._uploads.add(1, self._bucket, how)
+        self._uploads.add(1, self.bucket, how)
 
     def reaped(self) -> None:
         """Count an upload that the reaper has aborted."""
-        self._reaped.add(1, self._bucket)
+        self._reaped.add(1, self.bucket)

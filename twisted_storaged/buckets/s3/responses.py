@@ -21,6 +21,7 @@ from __future__ import annotations
 import random
 import re
 import secrets
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from email.utils import parsedate_to_datetime
@@ -196,10 +197,17 @@ class Retries:
                 self.meters.retried(operation, outcome_of(failure))
                 await deferLater(self.clock, min(_pause(tries - left), max(0.0, ends - self.clock.seconds())))
         except Exception as error:
-            self.meters.ended(operation, outcome_of(error), self.clock.seconds() - began)
+            self._count(operation, outcome_of(error), began)
             raise
-        self.meters.ended(operation, "ok", self.clock.seconds() - began)
+        self._count(operation, "ok", began)
         return response
+
+    def _count(self, operation: str, outcome: Outcome, began: float) -> None:
+        meters, seconds = self.meters, self.clock.seconds() - began
+        meters.requests.values[meters.bucket, operation, outcome] += 1
+        cells = meters.seconds.cells[meters.bucket, operation]
+        cells[bisect_left(meters.seconds.bounds, seconds)] += 1
+        cells[-1] += seconds
 
 
 def _pause(tries: int) -> float:
