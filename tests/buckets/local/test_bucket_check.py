@@ -57,6 +57,9 @@ class CheckTests:
             (shutil.copytree if moved.is_dir() else shutil.copy)(moved, path)
         with pytest.raises(WritesSuspended, match="was replaced" if is_replaced else "was removed"):
             await bucket.check()
+        for size in (1, 1 << 20):
+            with pytest.raises(WritesSuspended):
+                await put(bucket, "a", bytes(size))
         if path.is_dir():
             shutil.rmtree(path)
         moved.rename(path)

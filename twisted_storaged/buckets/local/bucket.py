@@ -178,8 +178,11 @@ class LocalBucket:
         upload = LocalUpload(key, self._directory, self._run)
         try:
             stored = await self._uploader.store(body, upload, BodyDigests(options, self._run))
-        except BaseException:
+        except BaseException as error:
             self._meters.aborted.add(1, self.name)
+            if type(error) is BucketError:
+                # A folder that was removed has no place for files either: no write is accepted, large or small.
+                await self._run(self._writes.check)
             raise
         entry = upload.entry(stored._replace(metadata=options.metadata) if options.metadata else stored)
         try:
