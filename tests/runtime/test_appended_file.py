@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from errno import EACCES, EDQUOT, ENOSPC
 from pathlib import Path
+from threading import Thread
 from typing import Any, cast
 
 import pytest
@@ -124,6 +125,25 @@ class WriteTests:
         lines = "x" * 1000 + "\n"
         log.file.write(lines * 500)
         assert written == [lines.encode() * 500]
+
+    def test_another_process_writes(self, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+        """While one has written a part of its batch, another waits: that part is no line that was cut."""
+        other = AppendedFile(log.path, Clock(), cast(Threads, HeldThreads()))
+        waits = Thread(target=other.write, args=("b\n",))
+        really_write = os.write
+
+        def write(file: int, data: bytes) -> int:
+            count = really_write(file, data[:1])
+            if data == b"aa\n":
+                waits.start()
+                waits.join(0.1)
+            return count
+
+        monkeypatch.setattr(os, "write", write)
+        log.file.write("aa\n")
+        waits.join()
+        other.stop()
+        assert log.lines() == ["aa", "b"]
 
     @pytest.mark.parametrize("begun", [True, False])
     def test_renamed(self, log: Log, begun: bool) -> None:

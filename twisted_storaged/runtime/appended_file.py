@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from errno import EDQUOT, ENOSPC
+from fcntl import LOCK_EX, LOCK_UN, flock
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ _log = Logger()
 class AppendedFile:
     """A file to which a thread of its own appends batches of lines.
 
-    Each batch is one write, so that those of several processes do not mix. Before that, the file is opened anew if its
-    path names no file any more, or another one. What cannot be written is lost, up to a whole line.
+    Each batch is one write, under a lock, so that those of several processes do not mix. Before that, the file is
+    opened anew if its path names no file any more, or another one. What cannot be written is lost, up to a whole line.
 
     Attributes:
         dropped: how many lines were lost.
@@ -80,21 +81,24 @@ class AppendedFile:
         written = 0
         try:
             file = self._follow()
-            while written < len(data):
-                written += os.write(file, data[written:])
+            # While another process writes, its last line looks as if it was cut.
+            flock(file, LOCK_EX)
+            try:
+                _end_cut_line(file)
+                while written < len(data):
+                    written += os.write(file, data[written:])
+            finally:
+                flock(file, LOCK_UN)
         except OSError as error:
             return data.count(b"\n", written), str(error.strerror)
         return 0, ""
 
     def _follow(self) -> int:
-        """Return the file that the path names, and end its last line if that was cut. Raises OSError."""
+        """Return the file that the path names. Raises OSError."""
         if self._file is not None and not self._is_current(self._file):
             self._close()
         if self._file is None:
             self._file = _open(self._path)
-        size = os.fstat(self._file).st_size
-        if size and os.pread(self._file, 1, size - 1) != b"\n":
-            os.write(self._file, b"\n")
         return self._file
 
     def _is_current(self, file: int) -> bool:
@@ -121,6 +125,12 @@ def check_appended(path: Path) -> None:
     except OSError as error:
         if error.errno not in {ENOSPC, EDQUOT}:
             raise StartError(f"{path}: cannot be opened as the access log: {error.strerror}") from error
+
+
+def _end_cut_line(file: int) -> None:
+    size = os.fstat(file).st_size
+    if size and os.pread(file, 1, size - 1) != b"\n":
+        os.write(file, b"\n")
 
 
 def _open(path: Path) -> int:
