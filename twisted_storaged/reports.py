@@ -14,11 +14,12 @@ from typing import Any, Protocol
 
 from msgspec import MsgspecError, Struct
 from msgspec.json import decode, encode
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from twisted_storaged.runtime.concurrency import deferred
-from twisted_storaged.runtime.metering import Meters, Snapshot, merge, without_gauges
+from twisted_storaged.runtime.metering import Meters, Snapshot, merge, only_gauges, without_gauges
 from twisted_storaged.runtime.process_meters import watch_process
 from twisted_storaged.runtime.report_file import ReportWriter, make_report_file, read_report
 from twisted_storaged.status import ProcessStatus
@@ -87,18 +88,29 @@ class Reports:
         self._others = others
         self._wall_clock = wall_clock
         self._writer = None if file is None else ReportWriter(file)
+        #: The last report that no scrape has asked for.
+        self._last: Report | None = None
 
     def own(self) -> Report:
         """Make the report of this process."""
         status = None if self.status is None else self.status()
         return Report(os.getpid(), self._wall_clock(), self.meters.snapshot(), status)
 
-    def write(self) -> Report:
-        """Make the report of this process, and write it to its file, if it has one."""
-        report = self.own()
+    def write(self) -> None:
+        """Write the report of this process to its file, if it has one."""
+        self._last = self.own()
         if self._writer is not None:
-            write_file(self._writer, report)
-        return report
+            write_file(self._writer, self._last)
+
+    def _write_counters(self, report: Report) -> None:
+        """Write what only grows, as it was shown: if this process is killed, that must not go back.
+
+        Prometheus would take it for a restart from 0. Gauges stay as they were last: now they have the scrape itself,
+        which will have ended when another process reads them.
+        """
+        if self._writer is not None and self._last is not None:
+            metrics = [*without_gauges(report.metrics), *only_gauges(self._last.metrics)]
+            write_file(self._writer, replace(self._last, metrics=metrics))
 
     @deferred
     async def all(self) -> list[Report]:
@@ -108,9 +120,9 @@ class Reports:
             SupervisorSilent: the others cannot be collected.
         """
         others = [] if self._others is None else await self._others.collect()
-        # Whatever was shown is in the file: if this process is killed, its counters must not go back. Prometheus would
-        # take that for a restart from 0.
-        return [self.write(), *others]
+        own = self.own()
+        self._write_counters(own)
+        return [own, *others]
 
 
 class SupervisorReports:

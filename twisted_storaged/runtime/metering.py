@@ -190,6 +190,11 @@ def without_gauges(snapshot: Snapshot) -> Snapshot:
     return [one for one in snapshot if one.family.kind != "gauge"]
 
 
+def only_gauges(snapshot: Snapshot) -> Snapshot:
+    """The rest of a snapshot: what may go down again."""
+    return [one for one in snapshot if one.family.kind == "gauge"]
+
+
 def _combined(family: Family, first: Any, second: Any) -> Any:
     if family.kind == "histogram":
         # A process of another version may have other buckets.
