@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from time import process_time
 from typing import Any, cast
 
 import pytest
@@ -664,6 +665,20 @@ class WatchTests:
         name = f"worker {process.pid}"
         assert lines[:2] == [f"{name}: one", f"{name}: two"]
         assert f"{name}: three" in lines
+
+    def test_long_output(self, running: Running) -> None:
+        """A line that comes in many reads is not copied for each: that would keep the supervisor busy for minutes."""
+        running.serve()
+        process, _ = running.processes
+        piece = b"x" * (16 << 10)
+        with logged(LogLevel.info) as lines:
+            began = process_time()
+            for _ in range(2000):
+                process.protocol.childDataReceived(2, piece)
+            process.protocol.childDataReceived(2, b"\nmore\n")
+            assert process_time() - began < 2
+        name = f"worker {process.pid}"
+        assert (len(lines[0]), lines[1]) == (len(f"{name}: ") + 2000 * len(piece), f"{name}: more")
 
 
 class EndTests:

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -135,7 +136,8 @@ class Worker(ProcessProtocol):
         self._asks = asks
         self._reactor = reactor
         self._handed = self._closed = 0
-        self._output: dict[int, bytes] = {}
+        #: The beginnings of lines that it has not ended yet, by the descriptors that it writes to.
+        self._output: defaultdict[int, bytearray] = defaultdict(bytearray)
 
     @property
     def connections(self) -> int:
@@ -233,8 +235,13 @@ class Worker(ProcessProtocol):
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
         """Log what it writes: log events as JSON, and what Python itself says."""
-        *lines, rest = (self._output.get(childFD, b"") + data).split(b"\n")
-        self._output[childFD] = rest
+        begun = self._output[childFD]
+        *lines, rest = data.split(b"\n")
+        if lines:
+            lines[0] = bytes(begun) + lines[0]
+            begun.clear()
+        # In place, as a batch of the access log may come in hundreds of reads.
+        begun += rest
         log_again(lines, f"worker {self.pid}")
 
     def processEnded(self, reason: Failure) -> None:
@@ -243,7 +250,7 @@ class Worker(ProcessProtocol):
         ended: Any = reason.value
         self.signal, self.status = ended.signal, ended.exitCode
         self.slots = self.transfers = 0
-        log_again(self._output.values(), f"worker {self.pid}")
+        log_again(map(bytes, self._output.values()), f"worker {self.pid}")
         self._control.close()
         self._changed(self)
 

@@ -233,6 +233,12 @@ class LostTests:
         assert errors == told
         assert log.lines() == ["b", "c", "d"]
 
+    def test_a_long_batch(self, log: Log) -> None:
+        """A batch that is longer than what may wait is written, and the next one too, as the disk answers."""
+        for _ in range(2):
+            log.file.write("x" * QUEUED + "\n")
+        assert (len(log.lines()), log.file.dropped) == (2, 0)
+
     def test_a_disk_that_hangs(self, log: Log) -> None:
         """What waits is bounded; the rest is lost, and whatever calls goes on. Later, what waited is written."""
         log.threads.hangs = True

@@ -15,7 +15,7 @@ from twisted.internet.address import IPv4Address
 from tests.daemon import ROOT
 from twisted_storaged.model import TraceContext
 from twisted_storaged.runtime.log_format import LogFormat, redacted
-from twisted_storaged.server.ended_requests import LONGEST_FIELD, AccessLog, EndedRequest
+from twisted_storaged.server.ended_requests import LONGEST_FIELD, LONGEST_TARGET, AccessLog, EndedRequest
 
 CLIENT = IPv4Address("TCP", "10.0.0.7", 4711)
 #: A secret that does not look like one.
@@ -68,6 +68,20 @@ class LineTests:
             '"-" - -  id=- operation=none bucket=- key=- received=0 seconds=0.000000 first_byte=- reason=-'
             " trace=- agent=-"
         )
+
+    def test_long_request_line(self) -> None:
+        """A method and a target are bounded: a batch of requests with 16 KiB each would keep the daemon busy."""
+        long: dict[str, Any] = {"method": b"G" * 5000, "uri": b"/" + b"x" * 5000, "version": b"HTTP/1.1"}
+        shown = "G" * LONGEST_FIELD, "/" + "x" * (LONGEST_TARGET - 1), "HTTP/1.1"
+        assert f'"{" ".join(shown)}"' in line(**long)
+        found = json.loads(line("json", **long))
+        assert (found["method"], found["target"], found["version"]) == shown
+
+    def test_long_target_with_a_password(self) -> None:
+        """What is cut off of a target does not hide that the rest is a password."""
+        target = f"/{'x' * (LONGEST_TARGET - 20)}//user:{SECRET}@host"
+        assert SECRET[:3] not in line(uri=target.encode())
+        assert SECRET[:3] not in line("json", uri=target.encode())
 
     def test_long_user_agent(self) -> None:
         """A user agent is bounded."""

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from twisted_storaged.errors import StartError
 from twisted_storaged.runtime.concurrency import Threads
 
-#: Bytes that may wait for the disk; what comes beyond that is lost.
+#: Bytes of batches that may wait for the disk, if they are several; what comes beyond that is lost.
 QUEUED = 8 << 20
 #: Seconds between two events about lines that are lost.
 TELL_INTERVAL = 60.0
@@ -56,7 +56,8 @@ class AppendedFile:
     def write(self, lines: str) -> None:
         """Append lines, each of which ends with a line feed."""
         data = lines.encode("utf-8", "replace")
-        if self._queued + len(data) > QUEUED:
+        # However long it is, one batch is no sign of a disk that hangs.
+        if self._queued and self._queued + len(data) > QUEUED:
             self._lose(data.count(b"\n"), "the disk does not answer")
             return
 

@@ -90,7 +90,7 @@ class RotatedFile:
         self._lock = RLock()
         self._file = self._open()
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         """Write bytes, or some of them; returns how many. Raises OSError."""
         with self._lock:
             if self._rotate_at is not None and os.fstat(self._file).st_size >= self._rotate_at:

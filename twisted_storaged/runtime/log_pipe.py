@@ -39,7 +39,7 @@ KEPT = 1 << 20
 _PIECE = 1 << 16
 
 #: Writes some of the bytes, and returns how many these were. It may raise OSError.
-Write: TypeAlias = Callable[[bytes], int]
+Write: TypeAlias = Callable[[memoryview], int]
 
 _log = Logger()
 
@@ -61,6 +61,8 @@ class LogWriter:
         self._has_priorities = False
         self._told = 0
         self._left: deque[bytes] = deque()
+        #: Bytes of the first piece that were written.
+        self._done = 0
         self._size = 0
         # Other threads log as well; and so may Python within a write, when it collects garbage.
         self._lock = RLock()
@@ -106,12 +108,14 @@ class LogWriter:
 
     def _write_left(self) -> None:
         while self._left:
-            piece = self._left[0]
+            # Not a copy of what is left: a batch of the access log may be written by thousands of writes.
+            piece = memoryview(self._left[0])[self._done :]
             count = self._write(piece)
             self._size -= count
             if count < len(piece):
-                self._left[0] = piece[count:]
+                self._done += count
             else:
+                self._done = 0
                 self._left.popleft()
 
     def _encoded(self, event: LogEvent) -> bytes:
@@ -144,8 +148,8 @@ def open_standard_output(log: LogWriter, environ: Mapping[str, str]) -> LogWrite
     return log.open(_writing_to(descriptor), has_priorities=is_journal)
 
 
-def _replaced_output(data: bytes) -> int:
-    sys.stdout.write(data.decode("utf-8", "replace"))
+def _replaced_output(data: memoryview) -> int:
+    sys.stdout.write(str(data, "utf-8", "replace"))
     return len(data)
 
 
@@ -172,7 +176,7 @@ def _writing_to_pipe(descriptor: int) -> Write:
         ready = select.poll()
         ready.register(descriptor, select.POLLOUT)
 
-        def write(data: bytes) -> int:
+        def write(data: memoryview) -> int:
             if not ready.poll(0):
                 raise BlockingIOError
             return os.write(descriptor, data[: select.PIPE_BUF])

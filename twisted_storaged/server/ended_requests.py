@@ -16,8 +16,9 @@ from twisted.web.http import datetimeToLogString
 from twisted_storaged.model import TraceContext
 from twisted_storaged.runtime.log_format import LogFormat, quoted, redacted, rfc3339
 
-#: Characters of a header field that a line has at most.
+#: Characters of a header field, and of a method, that a line has at most; and of a target.
 LONGEST_FIELD = 256
+LONGEST_TARGET = 2048
 
 _log = Logger(namespace="storaged.access")
 
@@ -61,10 +62,17 @@ class EndedRequest(Struct, gc=False):
     span: Any = None
 
 
-def _shown(data: bytes) -> str:
-    """Bytes of a request line, as a text that is printable and has no quotes."""
+def _first_line(request: EndedRequest) -> str:
+    """The request line, as a text that is printable and has no quotes."""
+    line = b" ".join((request.method, request.uri, request.version))
     # The repr of bytes has no control characters, and its quotes are not ours.
-    return redacted(repr(data)[2:-1].replace('"', "%22"))
+    shown = redacted(repr(line)[2:-1].replace('"', "%22"))
+    if len(shown) > LONGEST_TARGET:
+        # Not before: what is cut off may be what tells that the rest is a password.
+        method, _, rest = shown.partition(" ")
+        target, _, version = rest.rpartition(" ")
+        shown = f"{method[:LONGEST_FIELD]} {target[:LONGEST_TARGET]} {version}"
+    return shown
 
 
 class AccessLog:
@@ -100,7 +108,7 @@ class AccessLog:
         if second != self._second:
             self._second = second
             self._time = datetimeToLogString(second)
-        what = _shown(b" ".join((request.method, request.uri, request.version))) if request.uri else "-"
+        what = _first_line(request) if request.uri else "-"
         status = "-" if request.status is None else request.status
         client = getattr(request.client, "host", "-")
         key = quoted(redacted(request.key)) if request.key else "-"
@@ -121,7 +129,7 @@ class AccessLog:
             self._time = rfc3339(second)[: len("2026-11-30T01:08:00")]
         what, method, target, version = quoted(request.outcome)[1:-1], "null", "null", "null"
         if request.uri:
-            what = quoted(_shown(b" ".join((request.method, request.uri, request.version))))[1:-1]
+            what = quoted(_first_line(request))[1:-1]
             method, _, rest = what.partition(" ")
             target, _, version = rest.rpartition(" ")
             method, target, version = f'"{method}"', f'"{target}"', f'"{version}"'
