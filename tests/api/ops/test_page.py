@@ -160,6 +160,20 @@ class BrowserTests:
         assert "2023-11-14 22:13:20 UTC" in text
         assert ("b/", "/?prefix=b%2F#objects") in page.links
 
+    def test_folders(self, server: PageServer) -> None:
+        """Each folder above has a link, also those without a name; the one that is shown is marked."""
+        page = Html(server.get("/?prefix=a//%3Cb%3E/c").body)
+        crumbs = [
+            ("all keys", "/#objects"),
+            ("a", "/?prefix=a%2F#objects"),
+            ("/", "/?prefix=a%2F%2F#objects"),
+            ("<b>", "/?prefix=a%2F%2F%3Cb%3E%2F#objects"),
+        ]
+        assert [link for link in page.links if link[1].endswith("#objects") and link[1] != "#objects"] == crumbs
+        assert [one for one in page.all("a") if "aria-current" in one] == []
+        (current,) = [one for one in Html(server.get("/?prefix=a/").body).all("a") if "aria-current" in one]
+        assert current["href"] == "/?prefix=a%2F#objects"
+
     def test_pages(self) -> None:
         """A long list has links to its next pages; together they have each key once."""
         server = PageServer(MemoryBucket(page=7))

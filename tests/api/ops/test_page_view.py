@@ -126,6 +126,8 @@ def test_refusals() -> None:
     ]
     (row,) = texts(view(status(refusals=[refusal(status=None, at=NOW + 5)]), ""), "refusals")
     assert (row[2], row[4]) == ("none", "0 s ago")
+    (row,) = texts(view(status(refusals=[refusal(key="", operation="none", status=400)]), ""), "refusals")
+    assert row[:3] == ["no object", "none", "400"]
 
 
 def test_empty() -> None:

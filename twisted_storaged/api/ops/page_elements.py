@@ -6,6 +6,7 @@ twisted.web.template escapes all texts and attributes. https://docs.twisted.org/
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -129,13 +130,15 @@ class PageElement(Element):
     @renderer
     def crumbs(self, _: object, tag: Tag) -> Tag:
         """Add a link for each folder above what is listed."""
+        # The end of a folder is where a slash is.
+        ends = [0, *(at + 1 for at, one in enumerate(self._listing.prefix) if one == "/")]
+        return tag(self._in_slices(self._crumb(start, end) for start, end in pairwise([0, *ends])))
+
+    def _crumb(self, start: int, end: int) -> Tag:
         listing = self._listing
-        parts = listing.folder.split("/")[:-1]
-        for number, name in enumerate(["all keys", *parts]):
-            prefix = "".join(f"{part}/" for part in parts[:number])
-            current = {"aria-current": "page"} if prefix == listing.prefix else {}
-            tag(tags.li(tags.a(shown(name) or "/", href=list_url(listing.bucket, prefix), **current)))
-        return tag
+        name = shown(listing.prefix[start : end - 1]) or "/" if end else "all keys"
+        current = {"aria-current": "page"} if listing.prefix[:end] == listing.prefix else {}
+        return tags.li(tags.a(name, href=list_url(listing.bucket, listing.prefix[:end]), **current))
 
     @renderer
     def entries(self, _: object, tag: Tag) -> Tag:

@@ -159,8 +159,8 @@ def _transfer(one: Transfer) -> Row:
 
 def _refusal(one: Refusal, now: float) -> Row:
     return [
-        Cell(shown(one.key), hint=f"request {one.id}"),
-        Cell(one.operation.upper()),
+        Cell(shown(one.key) or "no object", "" if one.key else "quiet", hint=f"request {one.id}"),
+        Cell("none" if one.operation == "none" else one.operation.upper()),
         Cell("none" if one.status is None else str(one.status), "bad" if (one.status or 500) >= 500 else "warn"),
         Cell(_WORDS.get(one.reason, one.reason), hint=one.reason),
         Cell(f"{duration(max(now - one.at, 0))} ago", hint=moment(one.at)),
