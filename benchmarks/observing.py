@@ -39,8 +39,8 @@ def main() -> None:
     options = _options()
     contestants: Mapping[str, Start] = {
         NOTHING: partial(storaged_embedded, twistd=(sys.executable, str(HERE / "unobserved.py"))),
-        METRICS: partial(_observed, asked=SCRAPES, settings="access_log = false\n"),
-        EVERYTHING: partial(_observed, asked=SCRAPES | STATUS),
+        METRICS: partial(_observed, asked=SCRAPES),
+        EVERYTHING: partial(_observed, asked=SCRAPES | STATUS, access_log='"{folder}/access.log"'),
     }
     results: dict[str, Mapping[str, list[float]]] = {}
     for row in rows(options.seconds):
@@ -74,8 +74,9 @@ def _options() -> Namespace:
 
 
 @contextmanager
-def _observed(place: Place, asked: Mapping[str, float], settings: str = "") -> Iterator[Server]:
+def _observed(place: Place, asked: Mapping[str, float], access_log: str = "false") -> Iterator[Server]:
     """A daemon that is asked for these paths, again and again after so many seconds."""
+    settings = f"access_log = {access_log.format(folder=place.folder)}\n"
     end, failures = Event(), list[Exception]()
 
     def ask(path: str, seconds: float) -> None:
