@@ -123,18 +123,20 @@ class TransferTests:
         assert transfer.waits_for == "client"
 
     def test_rate(self) -> None:
-        """The rate is that of the last second or so, not of the whole age."""
+        """The rate is that of the last five seconds or so, not of the whole age."""
         process = Process()
         client = process.trickle(sent=100)
-        for seconds, sent, rate in [(1, 0, 100.0), (1, 200, 200.0), (2, 100, 50.0), (1, 0, 0.0)]:
+        rates = []
+        for sent in (0, 300, 200, 0, 0, 0, 0, 0, 0, 300, 0):
             client.send(bytes(sent))
-            process.advance(seconds)
+            process.advance(1)
             process.under_way.sample()
             (transfer,) = process.status.transfers
-            assert transfer.rate == rate
-        # Without time, there is no rate.
+            rates.append(transfer.rate)
+        assert rates == [100, 200, 200, 150, 120, 100, 40, 0, 0, 60, 60]
+        # Without time, there is none.
         process.under_way.sample()
-        assert process.status.transfers[0].rate == 0.0
+        assert process.status.transfers[0].rate == 60
 
     def test_no_samples_are_kept(self) -> None:
         """Nothing is kept of requests that have ended."""

@@ -46,6 +46,9 @@ from twisted_storaged.status import (
 
 #: Seconds between two measurements.
 SAMPLE_INTERVAL = 1.0
+#: The rate of a transfer is that of this many of them, as the kernel takes the bytes of a GET in batches of some MiB,
+#: which a slow client may read for seconds.
+RATE_INTERVALS = 5
 
 #: What a transfer waits for, by the kind of its bucket.
 _BUCKETS = {"s3": "S3", "local": "disk"}
@@ -101,11 +104,10 @@ class PastRequests:
 
 
 class _Sample(NamedTuple):
-    """What was measured of a transfer: when, by the reactor's clock, its bytes, and its bytes per second."""
+    """What was measured of a transfer: when, by the reactor's clock, and its bytes."""
 
     at: float
     done: int
-    rate: float
 
 
 class UnderWay:
@@ -130,7 +132,7 @@ class UnderWay:
         self._started = wall_clock()
         self._sampling = LoopingCall(self.sample)
         self._sampling.clock = reactor
-        self._samples: WeakKeyDictionary[StreamingRequest, _Sample] = WeakKeyDictionary()
+        self._samples: WeakKeyDictionary[StreamingRequest, deque[_Sample]] = WeakKeyDictionary()
         #: The bytes that were received and sent until the last measurement.
         self._received = self._sent = 0
         self._intervals: deque[Interval] = deque()
@@ -156,17 +158,19 @@ class UnderWay:
                     sent += request.sentLength
                 # Small requests end sooner.
                 if request.dispatched and now - request.began >= SAMPLE_INTERVAL:
-                    self._samples[request] = self._sample_of(request, now)
+                    self._sample(request, now)
         interval = self._interval()
         # A request that has ended may not have been counted yet: the next time makes up for it.
         interval.received += max(0, received - self._received)
         interval.sent += max(0, sent - self._sent)
         self._received, self._sent = max(received, self._received), max(sent, self._sent)
 
-    def _sample_of(self, request: StreamingRequest, now: float) -> _Sample:
-        before = self._samples.get(request) or _Sample(request.began, 0, 0.0)
-        done = _done(request)
-        return _Sample(now, done, (done - before.done) / (now - before.at)) if now > before.at else before
+    def _sample(self, request: StreamingRequest, now: float) -> None:
+        samples = self._samples.get(request)
+        if samples is None:
+            samples = self._samples[request] = deque([_Sample(request.began, 0)], maxlen=RATE_INTERVALS + 1)
+        if now > samples[-1].at:
+            samples.append(_Sample(now, _done(request)))
 
     def _interval(self) -> Interval:
         """The interval of this moment."""
@@ -203,9 +207,12 @@ class UnderWay:
     def _transfer(self, request: StreamingRequest, holds_slot: bool) -> Transfer:
         done = _done(request)
         age = self._reactor.seconds() - request.began
-        sample = self._samples.get(request)
-        # Until it is measured for the first time.
-        rate = sample.rate if sample is not None else done / age if age > 0 else 0.0
+        samples = self._samples.get(request)
+        if samples is not None and len(samples) > 1:
+            rate = (samples[-1].done - samples[0].done) / (samples[-1].at - samples[0].at)
+        else:
+            # Until it is measured for the first time.
+            rate = done / age if age > 0 else 0.0
         return Transfer(
             request.id,
             _address(request.client),
