@@ -95,10 +95,17 @@ def _folder() -> Iterator[Path]:
 
 
 def _local_orphans(data: Path, sizes: Sizes) -> int:
-    """Count superfluous files and rows. Raises RuntimeError if SQLite finds the index damaged."""
+    """Count superfluous files and rows. Raises RuntimeError if the index is damaged, or its totals are wrong."""
     with closing(sqlite3.connect(f"file:{data / 'index.sqlite'}?mode=ro", uri=True)) as index:
         (verdict,) = index.execute("PRAGMA integrity_check").fetchone()
         rows: int = index.execute("SELECT count(*) FROM contents").fetchone()[0]
+        # In one statement, so that no commit comes in between.
+        kept, counted = index.execute(
+            "SELECT totals.objects || ' of ' || bytes,"
+            " (SELECT count(*) || ' of ' || coalesce(sum(size), 0) FROM objects) FROM totals"
+        ).fetchone()
+    if kept != counted:
+        raise RuntimeError(f"the totals are {kept} bytes, but there are {counted}")
     if verdict != "ok":
         raise RuntimeError(f"the index is damaged: {verdict}")
     # Every object has a file or a row. A kill must not leave files that the next start does not recognize.
