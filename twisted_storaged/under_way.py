@@ -46,8 +46,8 @@ from twisted_storaged.status import (
 
 #: Seconds between two measurements.
 SAMPLE_INTERVAL = 1.0
-#: The rate of a transfer is that of this many of them, as the kernel takes the bytes of a GET in batches of some MiB,
-#: which a slow client may read for seconds.
+#: The rate of a transfer is an average over this many of these intervals: the kernel takes the bytes of a GET in
+#: batches of some MiB, and a slow client may take seconds to read one of them.
 RATE_INTERVALS = 5
 
 #: What a transfer waits for, by the kind of its bucket.
@@ -158,14 +158,14 @@ class UnderWay:
                     sent += request.sentLength
                 # Small requests end sooner.
                 if request.dispatched and now - request.began >= SAMPLE_INTERVAL:
-                    self._sample(request, now)
+                    self._measure(request, now)
         interval = self._interval()
         # A request that has ended may not have been counted yet: the next time makes up for it.
         interval.received += max(0, received - self._received)
         interval.sent += max(0, sent - self._sent)
         self._received, self._sent = max(received, self._received), max(sent, self._sent)
 
-    def _sample(self, request: StreamingRequest, now: float) -> None:
+    def _measure(self, request: StreamingRequest, now: float) -> None:
         samples = self._samples.get(request)
         if samples is None:
             samples = self._samples[request] = deque([_Sample(request.began, 0)], maxlen=RATE_INTERVALS + 1)
@@ -208,7 +208,7 @@ class UnderWay:
         done = _done(request)
         age = self._reactor.seconds() - request.began
         samples = self._samples.get(request)
-        if samples is not None and len(samples) > 1:
+        if samples is not None:
             rate = (samples[-1].done - samples[0].done) / (samples[-1].at - samples[0].at)
         else:
             # Until it is measured for the first time.
