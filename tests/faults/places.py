@@ -16,6 +16,7 @@ from tests import engines
 from tests.daemon import Daemon
 from tests.engines import Engine
 from twisted_storaged.buckets.local.files import is_name
+from twisted_storaged.buckets.local.index_reads import IndexReader
 
 #: Seconds that the removal of replaced objects and of interrupted uploads may take.
 REMOVAL_SECONDS = 30.0
@@ -99,15 +100,11 @@ def _local_orphans(data: Path, sizes: Sizes) -> int:
     with closing(sqlite3.connect(f"file:{data / 'index.sqlite'}?mode=ro", uri=True)) as index:
         (verdict,) = index.execute("PRAGMA integrity_check").fetchone()
         rows: int = index.execute("SELECT count(*) FROM contents").fetchone()[0]
-        # In one statement, so that no commit comes in between.
-        kept, counted = index.execute(
-            "SELECT totals.objects || ' of ' || bytes,"
-            " (SELECT count(*) || ' of ' || coalesce(sum(size), 0) FROM objects) FROM totals"
-        ).fetchone()
-    if kept != counted:
-        raise RuntimeError(f"the totals are {kept} bytes, but there are {counted}")
+        totals = IndexReader(index).compare_totals()
     if verdict != "ok":
         raise RuntimeError(f"the index is damaged: {verdict}")
+    if totals is None or totals[0] != totals[1]:
+        raise RuntimeError(f"the index keeps other totals than it has: {totals}")
     # Every object has a file or a row. A kill must not leave files that the next start does not recognize.
     lost = sum(1 for _ in (data / "lost").iterdir())
     # While nobody writes, nothing is pending.
