@@ -14,7 +14,6 @@ import threading
 import time
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
 from PIL import Image
 
@@ -48,6 +47,15 @@ class _Load:
         connection.getresponse().read()
         connection.close()
 
+    def _begin_put(self, key: str, size: int, name: str) -> http.client.HTTPConnection:
+        """Send the head of a PUT."""
+        connection = self._connect()
+        connection.putrequest("PUT", f"/objects/{key}")
+        connection.putheader("Content-Length", str(size))
+        connection.putheader("User-Agent", f"{name}/1.4")
+        connection.endheaders()
+        return connection
+
     def _mix(self) -> None:
         """PUTs and GETs of all sizes, more and fewer of them in the course of minutes, and a few mistakes."""
         begun = time.monotonic()
@@ -61,18 +69,14 @@ class _Load:
                 self._ask("GET", f"/objects/{self._random.choice(keys)}", "query")
             if self._random.random() < 0.02:
                 self._ask("GET", "/objects/results/not-there", "query")
-                self._ask("PUT", "/storage/put/" + quote("a/../b"), "ingest", b"x")
+                self._ask("PUT", "/storage/put/a/../b", "ingest", b"x")
             self.ended.wait(0.8 + 0.7 * math.sin((time.monotonic() - begun) / 70))
 
     def _trickle(self) -> None:
         """A large PUT that comes slowly, again and again."""
         while not self.ended.is_set():
             size = self._random.randrange(96, 192) * _MIB
-            connection = self._connect()
-            connection.putrequest("PUT", f"/objects/_vectors/segment-{self._random.randrange(10**6):06}.bin")
-            connection.putheader("Content-Length", str(size))
-            connection.putheader("User-Agent", "index/1.4")
-            connection.endheaders()
+            connection = self._begin_put(f"_vectors/segment-{self._random.randrange(10**6):06}.bin", size, "index")
             for _ in range(size // _MIB):
                 connection.send(bytes(_MIB))
                 self.ended.wait(self._random.uniform(0.5, 1.0))
@@ -93,15 +97,10 @@ class _Load:
             connection.close()
 
     def refuse(self) -> None:
-        """Let some PUTs be refused, as all slots are taken."""
+        """Begin more PUTs than there are slots, so that some are refused."""
         held = []
         for number in range(6):
-            connection = self._connect()
-            connection.putrequest("PUT", f"/objects/raw/2026/late-{number}.parquet")
-            connection.putheader("Content-Length", str(_MIB))
-            connection.putheader("User-Agent", "ingest/1.4")
-            connection.endheaders(bytes(1000))
-            held.append(connection)
+            held.append(self._begin_put(f"raw/2026/late-{number}.parquet", _MIB, "ingest"))
             time.sleep(0.2)
         for connection in held:
             connection.close()
@@ -112,6 +111,7 @@ def _take(browser: Browser, url: str, path: Path, width: int, dark: bool) -> Non
     browser.show(width, dark)
     browser.open(url)
     eventually(lambda: len(browser.texts("main tr")) > 5)
+    # So that the events of the page have come, too.
     time.sleep(3)
     browser.picture(path)
     Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
