@@ -53,7 +53,8 @@ class WatchProcessTests:
 
     def test_memory(self) -> None:
         """Memory that is written to is resident."""
-        assert self.growth(lambda: b"x" * (64 << 20), "storaged_resident_memory_bytes") > 60 << 20
+        # Only half of it, as the kernel may reclaim cold pages of this process meanwhile.
+        assert self.growth(lambda: b"x" * (128 << 20), "storaged_resident_memory_bytes") > 64 << 20
 
     def test_open_files(self) -> None:
         """Each descriptor counts, and the limit is that of the process."""
